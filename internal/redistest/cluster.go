@@ -106,7 +106,7 @@ func join(nodes []*process) error {
 	const slots = 16384
 	ctx := context.Background()
 	for i, p := range nodes {
-		client := redis.NewClient(&redis.Options{Addr: p.addr(), Password: p.password})
+		client := p.client()
 		defer client.Close()
 		host, port, err := net.SplitHostPort(nodes[0].addr())
 		if err != nil {
@@ -124,7 +124,7 @@ func join(nodes []*process) error {
 		}
 	}
 	for _, p := range nodes {
-		client := redis.NewClient(&redis.Options{Addr: p.addr(), Password: p.password})
+		client := p.client()
 		defer client.Close()
 		err := await(func() error {
 			info, err := client.ClusterInfo(ctx).Result()

@@ -30,9 +30,11 @@ end() { [ -z "$pid" ] || { kill -9 "$pid"; wait "$pid"; pid=; }; }
 while read -r order; do
 	case $order in
 	start) "$@" </dev/null >>"$dir/log" 2>&1 & pid=$!; echo "$pid" ;;
-	kill)  end; echo done ;;
-	*)     kill -s "$order" "$pid"; echo done ;;
+	jobs)  jobs ;;
+	kill)  end ;;
+	*)     kill -s "$order" "$pid" ;;
 	esac
+	echo .
 done
 end
 rm -rf "$dir"
@@ -135,38 +137,66 @@ func (p *process) order(order string) (string, error) {
 	if _, err := io.WriteString(p.orders, order+"\n"); err != nil {
 		return "", fmt.Errorf("redistest: guard of %s: %w", p.addr(), err)
 	}
-	ack, err := p.acks.ReadString('\n')
-	if err != nil {
-		return "", fmt.Errorf("redistest: guard of %s: %w", p.addr(), err)
+	var answer strings.Builder
+	for {
+		line, err := p.acks.ReadString('\n')
+		if err != nil {
+			return "", fmt.Errorf("redistest: guard of %s: %w", p.addr(), err)
+		}
+		if line == ".\n" {
+			return strings.TrimSpace(answer.String()), nil
+		}
+		answer.WriteString(line)
 	}
-	return strings.TrimSpace(ack), nil
 }
 
 // start runs the server and waits until it, and not another one on the same port, answers.
 func (p *process) start() error {
-	ack, err := p.order("start")
+	answer, err := p.order("start")
 	if err != nil {
 		return err
 	}
-	if p.pid, err = strconv.Atoi(ack); err != nil {
+	if p.pid, err = strconv.Atoi(answer); err != nil {
 		return err
 	}
-	client := redis.NewClient(&redis.Options{Addr: p.addr(), Password: p.password, MaxRetries: -1, PoolSize: 1})
+	client := p.client()
 	defer client.Close()
-	own := fmt.Sprintf("\r\nprocess_id:%d\r\n", p.pid)
-	var info string
+	var (
+		info string
+		died bool
+	)
 	err = await(func() error {
-		info, err = client.Info(context.Background(), "server").Result()
+		// Not by the client: after a refused connection it waits a second before the next.
+		conn, err := net.Dial("tcp", p.addr())
+		if err == nil {
+			conn.Close()
+			info, err = client.Info(context.Background(), "server").Result()
+		}
+		if err == nil {
+			return nil
+		}
+		jobs, _ := p.order("jobs")
+		if died = !strings.Contains(jobs, "Running"); died {
+			return nil
+		}
 		return err
 	})
+	own := fmt.Sprintf("\r\nprocess_id:%d\r\n", p.pid)
 	switch log := p.log(); {
-	case err == nil && strings.Contains(info, own):
+	case strings.Contains(info, own):
 		return nil
-	case err == nil, strings.Contains(log, "Address already in use"):
+	case info != "", strings.Contains(log, "Address already in use"):
 		return errPort
+	case died:
+		return fmt.Errorf("redistest: redis-server exited:\n%s", log)
 	default:
 		return fmt.Errorf("redistest: redis-server on %s does not answer: %w\n%s", p.addr(), err, log)
 	}
+}
+
+// client returns a client for the housekeeping of this package, which has its own patience: await.
+func (p *process) client() *redis.Client {
+	return redis.NewClient(&redis.Options{Addr: p.addr(), Password: p.password, PoolSize: 1, MaxRetries: -1})
 }
 
 func (p *process) log() string {

@@ -71,7 +71,7 @@ func (s *Server) Client(set ...func(*redis.Options)) *redis.Client {
 // Flush deletes every key. Loaded scripts stay.
 func (s *Server) Flush() {
 	s.t.Helper()
-	c := redis.NewClient(&redis.Options{Addr: s.p.addr(), Password: s.p.password})
+	c := s.p.client()
 	defer c.Close()
 	if err := c.FlushAll(context.Background()).Err(); err != nil {
 		s.t.Fatalf("redistest: flush %s: %v", s.Addr(), err)
