@@ -18,7 +18,8 @@ type Script struct {
 	SHA1   string // lower-case hex, as EVALSHA takes it
 }
 
-func load(source string) *Script {
+// New returns the script of a source.
+func New(source string) *Script {
 	sum := sha1.Sum([]byte(source))
 	return &Script{Source: source, SHA1: hex.EncodeToString(sum[:])}
 }
