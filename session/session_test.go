@@ -1,0 +1,229 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/redistest"
+)
+
+func TestMain(m *testing.M) { redistest.Main(m) }
+
+var secret = []byte("0123456789abcdef0123456789abcdef")
+
+// browser sends requests with the cookie it holds.
+type browser struct {
+	t      testing.TB
+	m      *Manager
+	cookie string
+}
+
+// request runs a request and takes its cookie, as a browser would.
+func (b *browser) request(handler func(ctx context.Context)) Outcome {
+	b.t.Helper()
+	ctx := load(b.t, b.m, b.cookie)
+	handler(ctx)
+	o := commit(b.t, b.m, ctx)
+	switch o.Action {
+	case CookieSet:
+		b.cookie = o.Value
+	case CookieDelete:
+		b.cookie = ""
+	}
+	return o
+}
+
+func load(t testing.TB, m *Manager, cookie string) context.Context {
+	t.Helper()
+	ctx, err := m.Load(context.Background(), cookie)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ctx
+}
+
+func commit(t testing.TB, m *Manager, ctx context.Context) Outcome {
+	t.Helper()
+	o, err := m.Commit(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func manager(t testing.TB, b redistest.Backend, cfg Config) *Manager {
+	t.Helper()
+	m, err := New(b.Client, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// each runs a test on every kind of Redis, plain and sealed.
+func each(t *testing.T, cfg Config, f func(t *testing.T, b redistest.Backend, m *Manager)) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		for _, secrets := range [][][]byte{nil, {secret}} {
+			t.Run(fmt.Sprintf("secrets=%d", len(secrets)), func(t *testing.T) {
+				cfg := cfg
+				cfg.Secrets = secrets
+				f(t, b, manager(t, b, cfg))
+				redistest.AssertAllTTL(t, b.Client)
+			})
+		}
+	})
+}
+
+func TestLifeCycle(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		b := &browser{t, m, ""}
+		if o := b.request(func(ctx context.Context) {}); o != (Outcome{}) {
+			t.Fatalf("a visitor who changes nothing: %+v", o)
+		}
+		b.request(func(ctx context.Context) { m.Put(ctx, "cart", "book") })
+		anonymous := b.cookie
+		if anonymous == "" {
+			t.Fatal("no cookie after a Put")
+		}
+		b.request(func(ctx context.Context) {
+			if got := m.GetString(ctx, "cart"); got != "book" {
+				t.Fatalf("cart %q", got)
+			}
+			if err := m.Login(ctx, "ann"); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if b.cookie == anonymous {
+			t.Fatal("login kept the ID")
+		}
+		old := &browser{t, m, anonymous}
+		if o := old.request(func(ctx context.Context) {
+			if m.UserID(ctx) != "" || m.GetString(ctx, "cart") != "" {
+				t.Fatal("the old ID shows the new session")
+			}
+			m.Put(ctx, "x", 1)
+		}); o != (Outcome{}) {
+			t.Fatalf("the old ID sets a cookie: %+v", o)
+		}
+		beforeRotate := b.cookie
+		b.request(func(ctx context.Context) {
+			if m.UserID(ctx) != "ann" || m.GetString(ctx, "cart") != "book" {
+				t.Fatalf("after login: user %q cart %q", m.UserID(ctx), m.GetString(ctx, "cart"))
+			}
+			if err := m.Rotate(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if b.cookie == beforeRotate {
+			t.Fatal("rotate kept the ID")
+		}
+		slow := &browser{t, m, beforeRotate}
+		slow.request(func(ctx context.Context) { m.Put(ctx, "slow", true) })
+		if b.request(func(ctx context.Context) {
+			if !m.GetBool(ctx, "slow") || m.UserID(ctx) != "ann" {
+				t.Fatal("a write with the rotated ID is lost")
+			}
+		}) != (Outcome{}) {
+			t.Fatal("a read sets a cookie")
+		}
+		b.request(func(ctx context.Context) {
+			if err := m.Login(ctx, "bob"); err != nil {
+				t.Fatal(err)
+			}
+			if len(m.Keys(ctx)) != 0 {
+				t.Fatalf("bob sees ann's %v", m.Keys(ctx))
+			}
+		})
+		last := b.cookie
+		if o := b.request(func(ctx context.Context) {
+			if err := m.Logout(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}); o.Action != CookieDelete {
+			t.Fatalf("logout: %+v", o)
+		}
+		for _, c := range []string{anonymous, beforeRotate, last} {
+			if ctx := load(t, m, c); m.UserID(ctx) != "" || len(m.Keys(ctx)) != 0 {
+				t.Fatal("a session came back after logout")
+			}
+		}
+	})
+}
+
+func TestParallelWritersLoseNothing(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		b := &browser{t, m, ""}
+		b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
+		var wg sync.WaitGroup
+		const n = 200
+		for i := range n {
+			wg.Go(func() {
+				(&browser{t, m, b.cookie}).request(func(ctx context.Context) { m.Put(ctx, fmt.Sprint(i), i) })
+			})
+		}
+		wg.Wait()
+		if ctx := load(t, m, b.cookie); len(m.Keys(ctx)) != n {
+			t.Errorf("%d of %d keys", len(m.Keys(ctx)), n)
+		}
+		t.Logf("%+v", m.Stats())
+	})
+}
+
+func TestLogoutIsFinal(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		for i := range 100 {
+			b := &browser{t, m, ""}
+			b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
+			var wg sync.WaitGroup
+			seen := make(chan string, 10)
+			for j := range 5 {
+				wg.Go(func() {
+					w := &browser{t, m, b.cookie}
+					w.request(func(ctx context.Context) {
+						switch (i + j) % 3 {
+						case 0:
+							m.Put(ctx, "k", j)
+						case 1:
+							_ = m.Rotate(ctx)
+						}
+					})
+					seen <- w.cookie
+				})
+			}
+			wg.Go(func() { (&browser{t, m, b.cookie}).request(func(ctx context.Context) { _ = m.Logout(ctx) }) })
+			wg.Wait()
+			close(seen)
+			for c := range seen {
+				if ctx := load(t, m, c); m.UserID(ctx) != "" {
+					t.Fatal("a session came back after logout")
+				}
+			}
+		}
+	})
+}
+
+func TestIdleAndAbsolute(t *testing.T) {
+	now := time.Now()
+	each(t, Config{Lifetime: 3 * time.Hour, IdleTimeout: time.Hour, now: func() time.Time { return now }}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		now = time.Now()
+		b := &browser{t, m, ""}
+		b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
+		for range 3 {
+			now = now.Add(59 * time.Minute)
+			b.request(func(ctx context.Context) {
+				if m.UserID(ctx) != "ann" {
+					t.Fatal("idle too early")
+				}
+			})
+		}
+		now = now.Add(4 * time.Minute)
+		b.request(func(ctx context.Context) {
+			if m.UserID(ctx) != "" {
+				t.Fatal("outlives its lifetime")
+			}
+		})
+	})
+}

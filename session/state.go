@@ -1,0 +1,64 @@
+package session
+
+import (
+	"context"
+	"sync"
+)
+
+// state is what one request knows of its session beyond the values: it is put
+// into the context before scs loads the session, and so carries what was found
+// from there to the commit. The mutex is never held across a network call.
+type state struct {
+	mu      sync.Mutex
+	base    *record // as it stands in Redis, as far as this request knows; nil: no session yet
+	meta    meta    // as it should be saved
+	intent  intent
+	clean   bool           // another user logs in: nothing of the old session is carried over
+	dead    bool           // the ID leads nowhere any more: what the request does is not saved
+	reseal  bool           // the record or the cookie was made with an old secret
+	resend  bool           // the next outcome must carry the cookie
+	expire  bool           // Logout was called: the next outcome deletes the cookie, if no new session came
+	adopted map[string]any // after a merge: the values as saved, which the request has not seen
+}
+
+// intent is what the request wants to become of the session's ID.
+type intent uint8
+
+const (
+	intentKeep intent = iota
+	intentRotate
+	intentLogin
+)
+
+type stateKey struct{ store *Store }
+
+func (s *Store) state(ctx context.Context) *state {
+	st, _ := ctx.Value(stateKey{s}).(*state)
+	return st
+}
+
+// snapshot is a copy of what a commit needs to know.
+func (st *state) snapshot() (base *record, m meta, i intent, clean, dead, reseal bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.base, st.meta, st.intent, st.clean, st.dead, st.reseal
+}
+
+// saved notes that r is what stands in Redis now.
+func (st *state) saved(r *record, resend bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.base, st.meta = r, r.meta
+	st.intent, st.clean, st.dead, st.reseal = intentKeep, false, false, false
+	st.resend = st.resend || resend
+	st.expire = false
+}
+
+// lost notes that the session ended while the request ran.
+func (st *state) lost() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.base, st.dead, st.resend = nil, true, false
+	st.intent, st.clean, st.reseal = intentKeep, false, false
+	st.meta.user, st.meta.authenticated = "", 0
+}

@@ -1,0 +1,69 @@
+package session
+
+import (
+	"context"
+	"time"
+)
+
+// Values reads and writes the data of the current session. It is the part of
+// *scs.SessionManager that does so, and is implemented by it. Changes are kept
+// in memory until Commit. The methods panic if ctx was not made by
+// [Manager.Load].
+//
+// What a Get method returns is the session's own: a slice or map that is
+// changed in place must be Put again to be saved.
+type Values interface {
+	Put(ctx context.Context, key string, val any)
+	Get(ctx context.Context, key string) any
+	Pop(ctx context.Context, key string) any
+	Remove(ctx context.Context, key string)
+	Clear(ctx context.Context) error
+	Exists(ctx context.Context, key string) bool
+	Keys(ctx context.Context) []string
+
+	GetString(ctx context.Context, key string) string
+	GetBool(ctx context.Context, key string) bool
+	GetInt(ctx context.Context, key string) int
+	GetInt64(ctx context.Context, key string) int64
+	GetInt32(ctx context.Context, key string) int32
+	GetFloat(ctx context.Context, key string) float64
+	GetBytes(ctx context.Context, key string) []byte
+	GetTime(ctx context.Context, key string) time.Time
+
+	PopString(ctx context.Context, key string) string
+	PopBool(ctx context.Context, key string) bool
+	PopInt(ctx context.Context, key string) int
+	PopFloat(ctx context.Context, key string) float64
+	PopBytes(ctx context.Context, key string) []byte
+	PopTime(ctx context.Context, key string) time.Time
+}
+
+// Key is the name of a session value of type T:
+//
+//	const theme session.Key[string] = "theme"
+//	theme.Put(ctx, sessions, "dark")
+type Key[T any] string
+
+// Get returns the value, or the zero T if there is none or it is of another type.
+func (k Key[T]) Get(ctx context.Context, v Values) T {
+	t, _ := k.Lookup(ctx, v)
+	return t
+}
+
+// Lookup is Get that tells whether there is a value of type T.
+func (k Key[T]) Lookup(ctx context.Context, v Values) (T, bool) {
+	t, ok := v.Get(ctx, string(k)).(T)
+	return t, ok
+}
+
+// Put sets the value.
+func (k Key[T]) Put(ctx context.Context, v Values, val T) { v.Put(ctx, string(k), val) }
+
+// Pop returns the value as Get does, and removes it.
+func (k Key[T]) Pop(ctx context.Context, v Values) T {
+	t, _ := v.Pop(ctx, string(k)).(T)
+	return t
+}
+
+// Remove removes the value.
+func (k Key[T]) Remove(ctx context.Context, v Values) { v.Remove(ctx, string(k)) }
