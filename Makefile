@@ -30,7 +30,11 @@ lint: ## Check formatting, go vet, staticcheck, and that go.mod and go.sum are t
 	@unformatted=$$(gofmt -l .) || exit 1; [ -z "$$unformatted" ] || { echo "gofmt -w these:" >&2; echo "$$unformatted" >&2; exit 1; }
 	@failed=; for m in $(MODULES); do \
 		echo "== lint $$m"; \
-		(cd $$m && go mod tidy -diff && go vet ./... && go run $(STATICCHECK) ./...) || failed="$$failed $$m"; \
+		(cd $$m && rc=0; \
+			go mod tidy -diff || rc=1; \
+			go vet ./... || rc=1; \
+			go run $(STATICCHECK) ./... || rc=1; \
+			exit $$rc) || failed="$$failed $$m"; \
 	done; [ -z "$$failed" ] || { echo "FAILED:$$failed" >&2; exit 1; }
 
 .PHONY: fuzz
