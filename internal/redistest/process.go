@@ -61,13 +61,13 @@ type process struct {
 // launch starts a server on a free port and returns when it answers. command makes the command
 // line from the port and the server's own, empty directory.
 func launch(password string, command func(port int, dir string) ([]string, error)) (*process, error) {
-	for {
+	for attempt := 1; ; attempt++ {
 		port, err := freePort()
 		if err != nil {
 			return nil, err
 		}
 		p, err := launchOn(port, password, command)
-		if errors.Is(err, errPort) {
+		if errors.Is(err, errPort) && attempt < 20 {
 			continue
 		}
 		return p, err

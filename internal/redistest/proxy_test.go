@@ -38,7 +38,7 @@ func TestProxy(t *testing.T) {
 			ctx := context.Background()
 			m := miniredis.RunT(t)
 			p := NewProxy(t, m.Addr())
-			c := redis.NewClient(&redis.Options{Addr: p.Addr(), MaxRetries: -1, ReadTimeout: 150 * time.Millisecond})
+			c := redis.NewClient(&redis.Options{Addr: p.Addr(), MaxRetries: -1, ReadTimeout: 500 * time.Millisecond})
 			defer c.Close()
 			if err := c.Set(ctx, "n", 0, 0).Err(); err != nil {
 				t.Fatal(err)
@@ -70,12 +70,9 @@ func TestProxy(t *testing.T) {
 			}
 
 			p.Heal()
-			if err := c.Ping(ctx).Err(); err != nil {
-				// A connection that was idle in the pool when it was closed fails once.
-				err = c.Ping(ctx).Err()
-				if err != nil {
-					t.Errorf("healed: %v", err)
-				}
+			// A connection that was idle in the pool when it was closed fails once.
+			if err := await(func() error { return c.Ping(ctx).Err() }); err != nil {
+				t.Errorf("healed: %v", err)
 			}
 		})
 	}

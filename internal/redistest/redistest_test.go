@@ -92,7 +92,7 @@ func TestAssertAllTTL(t *testing.T) {
 func TestServer(t *testing.T) {
 	ctx := context.Background()
 	s := Start(t, "--maxmemory", "3mb", "--requirepass", "open sesame")
-	c := s.Client(func(o *redis.Options) { o.MaxRetries, o.ReadTimeout = -1, 200*time.Millisecond })
+	c := s.Client(func(o *redis.Options) { o.MaxRetries, o.ReadTimeout = -1, 500*time.Millisecond })
 
 	want := map[string]string{"maxmemory": "3145728", "save": "", "appendonly": "no", "bind": "127.0.0.1"}
 	for name, value := range want {
