@@ -1,0 +1,95 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/sony/gobreaker/v2"
+)
+
+// breakerPeriod is for how long a Redis that did not answer is not asked.
+const breakerPeriod = time.Second
+
+// Breaker keeps limiters from waiting for a Redis that does not answer. The first
+// call without an answer opens it: calls are refused at once for one second, then
+// one of them is let through to try. It has no use of its own: see
+// [Config.Breaker]. A Breaker must be made by [NewBreaker].
+//
+// Only silence counts: a timeout, a broken or refused connection. An error that
+// Redis answers with (OOM, READONLY, LOADING, WRONGTYPE, CLUSTERDOWN) cost nobody
+// a wait, and may concern one key or one slot only. Nor does a caller count who
+// gave up.
+type Breaker struct {
+	circuit *gobreaker.TwoStepCircuitBreaker[struct{}]
+	// open spares the common case gobreaker's lock. While the circuit is closed,
+	// only failures concern it.
+	open atomic.Bool
+}
+
+// NewBreaker returns a Breaker that logs to logger, if that is not nil, when it
+// opens and when it closes again.
+func NewBreaker(logger *slog.Logger) *Breaker { return newBreaker("", logger) }
+
+func newBreaker(name string, logger *slog.Logger) *Breaker {
+	b := new(Breaker)
+	b.circuit = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:         name,
+		Timeout:      breakerPeriod,
+		ReadyToTrip:  func(gobreaker.Counts) bool { return true },
+		IsSuccessful: func(err error) bool { return !unanswered(err) },
+		IsExcluded:   func(err error) bool { return errors.Is(err, errGaveUp) },
+		OnStateChange: func(name string, from, to gobreaker.State) {
+			b.open.Store(to != gobreaker.StateClosed)
+			if logger == nil {
+				return
+			}
+			attrs := []any{"retry_after", breakerPeriod}
+			if name != "" {
+				attrs = append(attrs, "limiter", name)
+			}
+			switch {
+			case from == gobreaker.StateClosed:
+				logger.Warn("ratelimit: Redis does not answer, limits are not decided there", attrs...)
+			case to == gobreaker.StateClosed:
+				logger.Info("ratelimit: Redis answers again", attrs[2:]...)
+			}
+		},
+	})
+	return b
+}
+
+// errGaveUp is what the breaker is told of a call whose caller gave up.
+var errGaveUp = errors.New("the caller gave up")
+
+// allow reports whether Redis may be asked. The outcome of an allowed call must
+// be given to done, with the permission that allow returned.
+func (b *Breaker) allow() (permission func(error), err error) {
+	if !b.open.Load() {
+		return nil, nil
+	}
+	return b.circuit.Allow()
+}
+
+func (b *Breaker) done(permission func(error), ctx context.Context, err error) {
+	if err != nil && ctx.Err() != nil {
+		err = errGaveUp
+	}
+	switch {
+	case permission != nil:
+		permission(err)
+	case unanswered(err):
+		if report, e := b.circuit.Allow(); e == nil {
+			report(err)
+		}
+	}
+}
+
+// unanswered reports whether err means that Redis did not answer at all.
+func unanswered(err error) bool {
+	var answer redis.Error
+	return err != nil && !errors.Is(err, errGaveUp) && !errors.As(err, &answer)
+}

@@ -1,0 +1,123 @@
+package ratelimit
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// Config holds what is optional about a limiter. The zero value is a good
+// default, field by field.
+type Config struct {
+	// Prefix begins every Redis key: <Prefix>rl:<name>:{<subject>}.
+	// Default "gatehouse:".
+	Prefix string
+
+	// Timeout bounds the wait for Redis in one Take. Default 250ms. It should be
+	// longer than Redis's worst hiccup: a Take that times out is decided elsewhere.
+	Timeout time.Duration
+
+	// Breaker refuses to wait for a Redis that did not answer. Default: one of the
+	// limiter's own. Limiters over one client share what they learn about it if
+	// they share a Breaker.
+	Breaker *Breaker
+
+	// Servers is how many servers share the limit. TakeLocally allows each of them
+	// that part of it, at least one request. Default 1: each allows all of it.
+	Servers int
+
+	// MaxKeys bounds how many keys are kept in process: denials that are remembered,
+	// and buckets of TakeLocally or Local. One costs about 200 bytes, in a sliding
+	// window 8 more per permit. When more are needed, those whose quota is back
+	// soonest are forgotten first, or nearly so. Default 65,536.
+	MaxKeys int
+
+	// Logger is told when the limiter's own Breaker opens and closes, not of
+	// requests. nil: silent.
+	Logger *slog.Logger
+
+	// OnDecision is called at the end of every Take, on its goroutine. nil: nothing.
+	OnDecision func(Decision)
+}
+
+// Decision is what Config.OnDecision is told.
+type Decision struct {
+	Key    string // as given to Take
+	Cost   int    // as given to Take
+	Result Result
+	Err    error         // as returned by Take; then Result is the zero value
+	Took   time.Duration // the whole of Take
+}
+
+func (c Config) withDefaults() Config {
+	if c.Prefix == "" {
+		c.Prefix = "gatehouse:"
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 250 * time.Millisecond
+	}
+	if c.Servers == 0 {
+		c.Servers = 1
+	}
+	if c.MaxKeys == 0 {
+		c.MaxKeys = 1 << 16
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	var errs []error
+	if len(c.Prefix) > 64 || !keyText(c.Prefix) {
+		errs = append(errs, fmt.Errorf("invalid Prefix %q: at most 64 bytes of printable ASCII without braces", c.Prefix))
+	}
+	if c.Timeout < 0 {
+		errs = append(errs, fmt.Errorf("negative Timeout %v", c.Timeout))
+	}
+	if c.Servers < 0 {
+		errs = append(errs, fmt.Errorf("negative Servers %d", c.Servers))
+	}
+	if c.MaxKeys < 0 {
+		errs = append(errs, fmt.Errorf("negative MaxKeys %d", c.MaxKeys))
+	}
+	return errors.Join(errs...)
+}
+
+func validateName(name string) error {
+	if name == "" || len(name) > 64 || !keyText(name) || strings.Contains(name, ":") {
+		return fmt.Errorf("invalid name %q: 1 to 64 bytes of printable ASCII without braces and colons", name)
+	}
+	return nil
+}
+
+func (l Limit) validate(maxRequests int) error {
+	var errs []error
+	if l.Requests < 1 || l.Requests > maxRequests {
+		errs = append(errs, fmt.Errorf("invalid Limit.Requests %d: 1 to %d", l.Requests, maxRequests))
+	}
+	if l.Window < MinWindow || l.Window > MaxWindow {
+		errs = append(errs, fmt.Errorf("invalid Limit.Window %v: %v to %v", l.Window, MinWindow, MaxWindow))
+	} else if l.Window%time.Microsecond != 0 {
+		errs = append(errs, fmt.Errorf("invalid Limit.Window %v: not in whole microseconds", l.Window))
+	}
+	return errors.Join(errs...)
+}
+
+// invalid joins the errors that are not nil under the name of the limiter.
+func invalid(what string, errs ...error) error {
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("ratelimit: %s: %w", what, err)
+	}
+	return nil
+}
+
+// keyText reports whether s can stand in a Redis key outside the braces.
+func keyText(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] < ' ' || s[i] > '~' || s[i] == '{' || s[i] == '}' {
+			return false
+		}
+	}
+	return true
+}

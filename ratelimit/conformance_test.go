@@ -1,0 +1,111 @@
+package ratelimit_test
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/redistest"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/ratelimit/ratelimittest"
+)
+
+func TestMain(m *testing.M) { redistest.Main(m) }
+
+// constructors are the limiters over Redis.
+var constructors = []struct {
+	name string
+	make func(redis.UniversalClient, string, ratelimit.Limit, ratelimit.Config) (ratelimit.Limiter, error)
+}{
+	{"sliding window", func(c redis.UniversalClient, name string, l ratelimit.Limit, cfg ratelimit.Config) (ratelimit.Limiter, error) {
+		return ratelimit.NewSlidingWindow(c, name, l, cfg)
+	}},
+	{"fixed window", func(c redis.UniversalClient, name string, l ratelimit.Limit, cfg ratelimit.Config) (ratelimit.Limiter, error) {
+		return ratelimit.NewFixedWindow(c, name, l, cfg)
+	}},
+	{"token bucket", func(c redis.UniversalClient, name string, l ratelimit.Limit, cfg ratelimit.Config) (ratelimit.Limiter, error) {
+		return ratelimit.NewTokenBucket(c, name, l, cfg)
+	}},
+}
+
+// testClock is an explicit now. It begins a day ahead of the server's, so that
+// keys do not expire under a test whose clock stands still.
+type testClock struct{ us atomic.Int64 }
+
+func newTestClock() *testClock {
+	c := new(testClock)
+	c.us.Store(time.Now().Add(24 * time.Hour).UnixMicro())
+	return c
+}
+
+func (c *testClock) now() int64              { return c.us.Load() }
+func (c *testClock) advance(d time.Duration) { c.us.Add(d.Microseconds()) }
+
+// slow is a timeout for tests that are not about it, on a busy machine.
+var slow = ratelimit.Config{Timeout: 10 * time.Second}
+
+// freeze keeps miniredis from expiring keys by a clock that is not the test's.
+func freeze(b redistest.Backend) {
+	if b.Mini != nil {
+		b.Mini.SetTime(time.Now())
+	}
+}
+
+func TestConformance(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		freeze(b)
+		for _, c := range constructors {
+			t.Run(c.name, func(t *testing.T) {
+				clock := newTestClock()
+				ratelimittest.Run(t, ratelimittest.Subject{
+					New: func(t testing.TB, limit ratelimit.Limit) ratelimit.Limiter {
+						l, err := c.make(b.Client, t.Name()[max(0, len(t.Name())-60):], limit, slow)
+						if err != nil {
+							t.Fatal(err)
+						}
+						ratelimit.SetClock(l, clock.now)
+						return l
+					},
+					Advance: clock.advance,
+				})
+			})
+		}
+		redistest.AssertAllTTL(t, b.Client)
+	})
+	t.Run("local", func(t *testing.T) {
+		clock := newTestClock()
+		ratelimittest.Run(t, ratelimittest.Subject{
+			New: func(t testing.TB, limit ratelimit.Limit) ratelimit.Limiter {
+				l, err := ratelimit.NewLocal("local", limit, ratelimit.Config{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ratelimit.SetClock(l, clock.now)
+				return l
+			},
+			Advance: clock.advance,
+		})
+	})
+}
+
+// The same suite by Redis's own clock, as far as it can do without moving it.
+func TestConformanceOnTheServersClock(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		for _, c := range constructors {
+			t.Run(c.name, func(t *testing.T) {
+				ratelimittest.Run(t, ratelimittest.Subject{
+					New: func(t testing.TB, limit ratelimit.Limit) ratelimit.Limiter {
+						l, err := c.make(b.Client, t.Name()[max(0, len(t.Name())-60):], limit, slow)
+						if err != nil {
+							t.Fatal(err)
+						}
+						return l
+					},
+				})
+			})
+		}
+		redistest.AssertAllTTL(t, b.Client)
+	})
+}

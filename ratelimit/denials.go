@@ -1,0 +1,107 @@
+package ratelimit
+
+import "time"
+
+// maxRemembered is how long a denial may be remembered: a key that another
+// server frees is free everywhere after it.
+const maxRemembered = time.Second
+
+// denials are the denials that a limiter remembers, so that a client which
+// hammers costs Redis one command per second and server.
+type denials struct {
+	keys  *bounded[denial]
+	start time.Time
+	clock func() int64 // tests only: µs
+}
+
+// denial is the answer to a Take of some cost. Times are since denials.start.
+type denial struct {
+	cost     int
+	answered time.Duration // what res tells counts from here
+	expires  time.Duration // it denies until here
+	res      Result
+}
+
+func (d denial) forgettableAt() int64 { return int64(d.expires) }
+
+func newDenials(maxKeys int) *denials {
+	return &denials{keys: newBounded[denial](maxKeys), start: time.Now()}
+}
+
+// now is the time since start.
+func (d *denials) now() time.Duration {
+	if d.clock != nil {
+		return time.Duration(d.clock()) * time.Microsecond
+	}
+	return time.Since(d.start)
+}
+
+// remember stores a denial that was asked for at the time sent. The denial is
+// over RetryAfter after Redis decided; from sent on, that is never too late.
+func (d *denials) remember(subject string, cost int, res Result, sent time.Duration) {
+	now := d.now()
+	entry := denial{
+		cost:     max(cost, 1),
+		answered: now,
+		expires:  sent + min(res.RetryAfter, maxRemembered),
+		res:      res,
+	}
+	if entry.expires <= now {
+		return
+	}
+	s := d.keys.lock(subject)
+	d.keys.put(s, subject, entry)
+	s.mu.Unlock()
+}
+
+// recall answers a Take from a remembered denial: of the same limit, and of no
+// greater cost, for where there is no room for 3, there is none for 5. When there
+// will be room for 5 is not known then; when the whole quota is back, there is.
+func (d *denials) recall(subject string, limit Limit, cost int) (Result, bool) {
+	if d.keys.count.Load() == 0 {
+		return Result{}, false
+	}
+	s := d.keys.lock(subject)
+	entry, ok := s.m[subject]
+	if !ok {
+		s.mu.Unlock()
+		return Result{}, false
+	}
+	now := d.now()
+	if now >= entry.expires {
+		d.keys.drop(s, subject)
+		s.mu.Unlock()
+		return Result{}, false
+	}
+	s.mu.Unlock()
+	if entry.res.Limit != limit || max(cost, 1) < entry.cost {
+		return Result{}, false
+	}
+	res := entry.res
+	res.Source = FromCache
+	passed := now - entry.answered
+	res.at += passed.Microseconds()
+	passed = passed.Truncate(time.Microsecond)
+	switch {
+	case cost > limit.Requests:
+		res.RetryAfter = Never
+	case max(cost, 1) > entry.cost:
+		res.RetryAfter = res.ResetAfter - passed
+	default:
+		res.RetryAfter -= passed
+	}
+	// A cost above the limit is denied for longer than until the reset.
+	res.ResetAfter = max(0, res.ResetAfter-passed)
+	return res, true
+}
+
+// forget makes room for what is true now: the key was freed, or permits that
+// were too few for the remembered cost have been spent on another.
+func (d *denials) forget(subject string) {
+	if d.keys.count.Load() == 0 {
+		return
+	}
+	s := d.keys.lock(subject)
+	d.keys.drop(s, subject)
+	s.mu.Unlock()
+}

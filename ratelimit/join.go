@@ -1,0 +1,174 @@
+package ratelimit
+
+import (
+	"context"
+	"hash/maphash"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
+)
+
+// joiner makes one call of the Takes of one key that arrive while another is
+// under way: it asks for n grants, and Redis gives k of them. So a key that many
+// ask for at once costs one script per round trip, not one per request. A Take
+// that is alone goes its way on its own goroutine, and pays two locks.
+type joiner struct {
+	seed   maphash.Seed
+	shards [64]struct {
+		mu sync.Mutex
+		m  map[flightKey]*flight
+		_  [40]byte // a cache line each
+	}
+}
+
+// flightKey is what must be equal for Takes to be one call.
+type flightKey struct {
+	key  string
+	cost int
+	rule rule
+}
+
+// flight is a call under way.
+type flight struct{ waiting []*waiter }
+
+// waiter is a Take that waits for the next call.
+type waiter struct {
+	ctx   context.Context
+	state atomic.Uint32 // waiterWaits, waiterDone or waiterGone
+	done  chan struct{} // buffered: one token when out is set
+	timer *time.Timer
+	out   outcome
+}
+
+const (
+	waiterWaits uint32 = iota
+	waiterDone
+	waiterGone
+)
+
+// outcome is what came of a call, for the i-th of its requests.
+type outcome struct {
+	verdict verdict
+	i       int64
+	sent    time.Duration // as denials.now
+	err     error
+}
+
+var (
+	flights = sync.Pool{New: func() any { return new(flight) }}
+	waiters = sync.Pool{New: func() any {
+		t := time.NewTimer(time.Hour)
+		t.Stop()
+		return &waiter{done: make(chan struct{}, 1), timer: t}
+	}}
+)
+
+func newJoiner() *joiner {
+	j := &joiner{seed: maphash.MakeSeed()}
+	for i := range j.shards {
+		j.shards[i].m = make(map[flightKey]*flight)
+	}
+	return j
+}
+
+// caller asks Redis about n equal requests, and tells when it did.
+type caller interface {
+	call(ctx context.Context, k flightKey, n int64) (verdict, time.Duration, error)
+}
+
+// do has c decide about one request, alone or together with others. A call must
+// return within timeout, and so does do. A joined call is nobody's: it does not
+// end with the context of any of those who wait for it.
+func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c caller) outcome {
+	s := &j.shards[maphash.String(j.seed, k.key)%uint64(len(j.shards))]
+	s.mu.Lock()
+	f := s.m[k]
+	if f == nil {
+		f = flights.Get().(*flight)
+		s.m[k] = f
+		s.mu.Unlock()
+		var out outcome
+		out.verdict, out.sent, out.err = c.call(ctx, k, 1)
+		s.mu.Lock()
+		if len(f.waiting) == 0 {
+			delete(s.m, k)
+			s.mu.Unlock()
+			flights.Put(f)
+			return out
+		}
+		s.mu.Unlock()
+		go func() {
+			for {
+				s.mu.Lock()
+				group := f.waiting
+				f.waiting = nil
+				if len(group) == 0 {
+					delete(s.m, k)
+					s.mu.Unlock()
+					flights.Put(f)
+					return
+				}
+				s.mu.Unlock()
+				decideAll(group, k, c)
+			}
+		}()
+		return out
+	}
+	w := waiters.Get().(*waiter)
+	w.ctx = ctx
+	w.state.Store(waiterWaits)
+	w.timer.Reset(timeout)
+	f.waiting = append(f.waiting, w)
+	s.mu.Unlock()
+
+	var err error
+	select {
+	case <-w.done:
+		return w.collect()
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-w.timer.C:
+		err = &roundtrip.TimeoutError{After: timeout}
+	}
+	if w.state.CompareAndSwap(waiterWaits, waiterGone) {
+		// Not pooled: a call may still have it in hand.
+		w.timer.Stop()
+		return outcome{err: err}
+	}
+	<-w.done // the outcome came at the same moment
+	return w.collect()
+}
+
+// collect returns the outcome of a waiter that is done and gives it back.
+func (w *waiter) collect() outcome {
+	out := w.out
+	w.timer.Stop()
+	w.ctx, w.out = nil, outcome{}
+	waiters.Put(w)
+	return out
+}
+
+// decideAll makes one call for those of group who have not given up. Of its k
+// grants, the first k who still wait then get one: a grant is lost only if more
+// than the others gave up meanwhile, and none is given twice.
+func decideAll(group []*waiter, k flightKey, c caller) {
+	group = slices.DeleteFunc(group, func(w *waiter) bool {
+		return w.state.Load() != waiterWaits || w.ctx.Err() != nil
+	})
+	if len(group) == 0 {
+		return
+	}
+	var out outcome
+	// Only values, such as a trace span, are taken from the first one's context.
+	out.verdict, out.sent, out.err = c.call(context.WithoutCancel(group[0].ctx), k, int64(len(group)))
+	for _, w := range group {
+		w.out = out
+		if w.state.CompareAndSwap(waiterWaits, waiterDone) {
+			w.done <- struct{}{}
+			out.i++
+		}
+	}
+}

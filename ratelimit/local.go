@@ -1,0 +1,130 @@
+package ratelimit
+
+import (
+	"context"
+	"time"
+)
+
+// Local decides in process, by the sliding window. It is for development, for
+// tests, and for what one server alone can decide; it is also what TakeLocally
+// of the other limiters decides by, with their algorithm. It remembers at most
+// [Config.MaxKeys] keys; an entry that has to make room is one whose quota is
+// back sooner than that of others, but it is forgotten all the same.
+//
+// Local goes by the monotonic clock: setting the system's clock changes no
+// decision. It works inside testing/synctest if it was made there. Of Config it
+// uses MaxKeys and OnDecision. The zero value is not usable; see [NewLocal].
+type Local struct {
+	policy    string
+	limit     Limit
+	algorithm algorithm
+	onDecision
+	buckets *bounded[*localBucket]
+	start   time.Time
+	clock   func() int64 // tests only
+}
+
+var (
+	_ Limiter    = (*Local)(nil)
+	_ LocalTaker = (*Local)(nil)
+)
+
+// NewLocal returns a Local. name is the Policy of its results.
+func NewLocal(name string, limit Limit, cfg Config) (*Local, error) {
+	if err := invalid("local", validateName(name), limit.validate(MaxRequests), cfg.validate()); err != nil {
+		return nil, err
+	}
+	return newLocal(sliding, name, limit, cfg), nil
+}
+
+func newLocal(a algorithm, name string, limit Limit, cfg Config) *Local {
+	cfg = cfg.withDefaults()
+	return &Local{
+		policy: name, limit: limit, algorithm: a,
+		onDecision: cfg.OnDecision,
+		buckets:    newBounded[*localBucket](cfg.MaxKeys),
+		start:      time.Now(),
+	}
+}
+
+// Take decides. ctx is only asked whether it is done already.
+func (l *Local) Take(ctx context.Context, key string, cost int) (Result, error) {
+	started := l.onDecision.start()
+	var (
+		res Result
+		err = ctx.Err()
+	)
+	if err == nil {
+		res, err = l.take(l.limit, key, cost)
+	}
+	l.onDecision.end(started, key, cost, res, err)
+	return res, err
+}
+
+// TakeLocally is Take without a context.
+func (l *Local) TakeLocally(key string, cost int) (Result, error) {
+	return l.Take(context.Background(), key, cost)
+}
+
+func (l *Local) take(limit Limit, key string, cost int) (Result, error) {
+	if err := checkTake(key, cost); err != nil {
+		return Result{}, err
+	}
+	d := demand{cost: int64(cost), n: 1, now: l.now()}
+	subject := escapeSubject(key)
+	s := l.buckets.lock(subject)
+	b := s.m[subject]
+	known := b != nil
+	if !known {
+		b = &localBucket{state: l.algorithm.newState()}
+	}
+	v := b.decide(limit.rule(), d)
+	b.full = d.now + v.reset
+	if !known && v.granted*d.cost > 0 {
+		l.buckets.put(s, subject, b)
+	}
+	s.mu.Unlock()
+	return v.result(0, d, limit, l.policy, FromLocal), nil
+}
+
+// Reset frees key.
+func (l *Local) Reset(ctx context.Context, key string) error {
+	if key == "" {
+		return ErrEmptyKey
+	}
+	subject := escapeSubject(key)
+	s := l.buckets.lock(subject)
+	l.buckets.drop(s, subject)
+	s.mu.Unlock()
+	return ctx.Err()
+}
+
+func (l *Local) now() int64 {
+	if l.clock != nil {
+		return l.clock()
+	}
+	return l.start.UnixMicro() + time.Since(l.start).Microseconds()
+}
+
+type localBucket struct {
+	state
+	full int64 // µs: when nothing is used any more
+}
+
+func (b *localBucket) forgettableAt() int64 { return b.full }
+
+// onDecision is Config.OnDecision, cheap if nil.
+type onDecision func(Decision)
+
+func (f onDecision) start() time.Time {
+	if f == nil {
+		return time.Time{}
+	}
+	return time.Now()
+}
+
+func (f onDecision) end(started time.Time, key string, cost int, res Result, err error) {
+	if f != nil {
+		f(Decision{Key: key, Cost: cost, Result: res, Err: err, Took: time.Since(started)})
+	}
+}

@@ -1,0 +1,221 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
+	"github.com/gatehouse-go/gatehouse/scripts"
+)
+
+// remote is what the limiters over Redis are made of: one of the algorithms, and
+// a limit. It is small, and shares its engine with those that With returns.
+type remote struct {
+	*engine
+	limit Limit
+	// Arguments of the scripts, made once.
+	requests, window any
+}
+
+// engine is one named limiter.
+type engine struct {
+	name      string
+	algorithm algorithm
+	script    *scripts.Script
+	prefix    string // of keys, brace included
+	timeout   time.Duration
+	sender    *roundtrip.Sender
+	breaker   *Breaker
+	joiner    *joiner
+	denials   *denials
+	local     *Local // takes over in TakeLocally
+	servers   int
+	onDecision
+	// widest is the widest window in µs that a limit of this engine has had. A key
+	// of the sliding window lives by it: limits of several windows may share it.
+	widest atomic.Int64
+
+	clock func() int64 // tests only: explicit now
+}
+
+func newRemote(a algorithm, script *scripts.Script, client redis.UniversalClient, name string, limit Limit, cfg Config) (remote, error) {
+	var noClient error
+	if client == nil {
+		noClient = errors.New("nil client")
+	}
+	err := invalid(a.String(), noClient, validateName(name), limit.validate(a.maxRequests()), cfg.validate())
+	if err != nil {
+		return remote{}, err
+	}
+	cfg = cfg.withDefaults()
+	e := &engine{
+		name: name, algorithm: a, script: script,
+		prefix:  cfg.Prefix + "rl:" + name + ":{",
+		timeout: cfg.Timeout,
+		sender:  roundtrip.New(client, cfg.Timeout),
+		breaker: cfg.Breaker,
+		joiner:  newJoiner(),
+		denials: newDenials(cfg.MaxKeys),
+		local:   newLocal(a, name, limit, Config{MaxKeys: cfg.MaxKeys}),
+		servers: cfg.Servers, onDecision: cfg.OnDecision,
+	}
+	if e.breaker == nil {
+		e.breaker = newBreaker(name, cfg.Logger)
+	}
+	return e.with(limit), nil
+}
+
+// maxRequests bounds a limit. An entry of a sliding window takes about 120 bytes,
+// and Redis serves nobody else while a script adds them.
+func (a algorithm) maxRequests() int {
+	if a == sliding {
+		return 1_000_000
+	}
+	return MaxRequests
+}
+
+func (e *engine) with(limit Limit) remote {
+	for us := limit.Window.Microseconds(); ; {
+		old := e.widest.Load()
+		if us <= old || e.widest.CompareAndSwap(old, us) {
+			break
+		}
+	}
+	return remote{
+		engine: e, limit: limit,
+		requests: strconv.Itoa(limit.Requests),
+		window:   strconv.FormatInt(limit.Window.Microseconds(), 10),
+	}
+}
+
+// Name returns the name that the limiter was made with, the Policy of its results.
+func (l *remote) Name() string { return l.name }
+
+// Limit returns the limit.
+func (l *remote) Limit() Limit { return l.limit }
+
+// Take decides in Redis, in one round trip; or by a denial remembered in process,
+// in none. It waits at most [Config.Timeout]. An [ErrUnavailable] wraps its cause.
+// The request may have been counted then: it is never sent a second time.
+func (l *remote) Take(ctx context.Context, key string, cost int) (Result, error) {
+	started := l.onDecision.start()
+	res, err := l.take(ctx, key, cost)
+	l.onDecision.end(started, key, cost, res, err)
+	return res, err
+}
+
+func (l *remote) take(ctx context.Context, key string, cost int) (Result, error) {
+	if err := checkTake(key, cost); err != nil {
+		return Result{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Result{}, err
+	}
+	subject := escapeSubject(key)
+	if res, ok := l.denials.recall(subject, l.limit, cost); ok {
+		return res, nil
+	}
+	k := flightKey{subject, cost, l.limit.rule()}
+	out := l.joiner.do(ctx, l.timeout, k, l)
+	if out.err != nil {
+		return Result{}, failure(ctx, out.err)
+	}
+	res := out.verdict.result(out.i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
+	switch {
+	case !res.Allowed:
+		l.denials.remember(subject, cost, res, out.sent)
+	case cost > 0:
+		l.denials.forget(subject)
+	}
+	return res, nil
+}
+
+// call runs the script. Its rule is that of l.
+func (l *remote) call(ctx context.Context, k flightKey, n int64) (verdict, time.Duration, error) {
+	sent := l.denials.now()
+	permission, err := l.breaker.allow()
+	if err != nil {
+		return verdict{}, sent, err
+	}
+	var reply []int64
+	if l.clock == nil {
+		reply, err = l.sender.Ints(ctx, l.script, l.redisKey(k.key), l.requests, l.window, l.ttl(k.rule), k.cost, n)
+	} else {
+		reply, err = l.sender.Ints(ctx, l.script, l.redisKey(k.key), l.requests, l.window, l.ttl(k.rule), k.cost, n, l.clock())
+	}
+	l.breaker.done(permission, ctx, err)
+	if err == nil && len(reply) != 7 {
+		err = fmt.Errorf("a reply of %d integers", len(reply))
+	}
+	if err != nil {
+		return verdict{}, sent, err
+	}
+	return verdict{
+		granted: reply[0], remaining: reply[1], retry: reply[2], reset: reply[3], now: reply[4],
+		mark: reply[5], part: reply[6],
+	}, sent, nil
+}
+
+func (e *engine) redisKey(subject string) string { return e.prefix + subject + "}" }
+
+// ttl is for how many milliseconds what a script writes is kept.
+func (e *engine) ttl(r rule) int64 {
+	switch {
+	case e.algorithm == fixed:
+		return fixedTTL(r.window)
+	case e.clock != nil:
+		// The clock of a test may stand still while Redis's goes on.
+		return time.Hour.Milliseconds()
+	case e.algorithm == sliding:
+		return 2*e.widest.Load()/1000 + 1
+	default:
+		return r.window/1000 + 2
+	}
+}
+
+// failure is the error of a Take that got no decision.
+func failure(ctx context.Context, err error) error {
+	if e := ctx.Err(); e != nil && errors.Is(err, e) {
+		return e
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// TakeLocally decides in process, without Redis and without what Redis knows.
+func (l *remote) TakeLocally(key string, cost int) (Result, error) {
+	share := l.limit
+	share.Requests = max(1, share.Requests/l.servers)
+	if cost <= l.limit.Requests {
+		// What the limit allows must not be impossible because the share is small.
+		cost = min(cost, share.Requests)
+	}
+	return l.local.take(share, key, cost)
+}
+
+// Reset frees key: here at once, on servers that remember a denial of it within
+// a second.
+func (l *remote) Reset(ctx context.Context, key string) error {
+	if key == "" {
+		return ErrEmptyKey
+	}
+	subject := escapeSubject(key)
+	if err := l.local.Reset(ctx, key); err != nil {
+		return err
+	}
+	permission, err := l.breaker.allow()
+	if err == nil {
+		_, err = l.sender.Ints(ctx, scripts.LimitReset, l.redisKey(subject))
+		l.breaker.done(permission, ctx, err)
+	}
+	l.denials.forget(subject)
+	if err != nil {
+		return failure(ctx, err)
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+package scripts
+
+import _ "embed"
+
+// The limiters' scripts. Each algorithm is a Lua function in a file of its own,
+// so that the scripts which decide by one of them and by several have it in common.
+var (
+	SlidingWindow = New(limitPrelude + limitClaim + limitSliding + "local decide = sliding\n" + limitTake)
+	FixedWindow   = New(limitPrelude + limitFixed + "local decide = fixed\n" + limitTake)
+	TokenBucket   = New(limitPrelude + limitBucket + "local decide = bucket\n" + limitTake)
+
+	LimitReset = New(limitReset) // limit_reset.lua
+)
+
+// limitPrelude stands before every limiter script. A local is found faster than
+// redis.call, and the clock is read only by those that need it.
+const limitPrelude = `local call = redis.call
+local function clock()
+  local time = call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+`
+
+var (
+	//go:embed limit_sliding.lua
+	limitSliding string
+	//go:embed limit_claim.lua
+	limitClaim string
+	//go:embed limit_fixed.lua
+	limitFixed string
+	//go:embed limit_bucket.lua
+	limitBucket string
+	//go:embed limit_take.lua
+	limitTake string
+	//go:embed limit_reset.lua
+	limitReset string
+)
