@@ -22,11 +22,12 @@ require (
 	github.com/alexedwards/scs/redisstore v0.0.0-20250417082927-ab20b3feb5e9
 	// Tests and examples only: Redis in process, for speed.
 	github.com/alicebob/miniredis/v2 v2.40.0
+	// Tests only: the client of scs/redisstore.
+	github.com/gomodule/redigo v1.8.0
 )
 
 require (
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
-	github.com/gomodule/redigo v1.8.0 // indirect
 	github.com/yuin/gopher-lua v1.1.1 // indirect
 	go.uber.org/atomic v1.12.0 // indirect
 	golang.org/x/sys v0.48.0 // indirect

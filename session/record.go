@@ -17,9 +17,10 @@ import (
 // Integers are big-endian. The scripts read the format and the revision, and
 // write the time of the last touch: these are not sealed, all else is.
 const (
-	formatLive  = 1 // a session
-	formatMoved = 2 // the ID was rotated; the successor stands in the record
-	formatEnded = 3 // somebody logged in or out with this ID; it leads nowhere
+	formatLive      = 1 // a session
+	formatMoved     = 2 // the ID was rotated; the successor stands in the record
+	formatEnded     = 3 // somebody logged in with this ID; it leads nowhere
+	formatLoggedOut = 4 // logged out; left only where a legacy session might be moved to
 )
 
 const (

@@ -20,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"strings"
 	"time"
 
@@ -67,8 +66,14 @@ type Config struct {
 	Codec scs.Codec
 	// Legacy is a store of gob-encoded scs sessions under their plain tokens,
 	// such as scs/redisstore or scs/goredisstore. A session that is not found
-	// is looked up there once and moved.
+	// is looked up there and moved at its first use; it ends at its own deadline or
+	// after Lifetime, whichever is earlier. With it, Grace must be at least twice
+	// Timeout.
 	Legacy scs.Store
+	// LegacyUser tells by the values of a legacy session who is logged in, "" for
+	// nobody. Such a session gets a new ID when it is moved, and its time of
+	// authentication is unknown: zero. With nil no moved session has a user.
+	LegacyUser func(values map[string]any) string
 	// Timeout bounds each operation in Redis; default 500 milliseconds.
 	Timeout time.Duration
 	// Logger gets what an operator should know; nil: silent. It never gets
@@ -113,8 +118,11 @@ func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
 	}, nil
 }
 
-// NewStore returns the store alone, for use with a stock scs.SessionManager.
+// NewStore returns the store alone, for use with a stock scs.SessionManager,
+// whose own lifetimes then hold: Lifetime, IdleTimeout and RotateEvery of cfg do
+// nothing.
 func NewStore(client redis.UniversalClient, cfg Config) (*Store, error) {
+	cfg.IdleTimeout = -1
 	s, _, err := newStore(client, cfg)
 	return s, err
 }
@@ -158,6 +166,14 @@ func newStore(client redis.UniversalClient, cfg Config) (*Store, Config, error) 
 	case cfg.IdleTimeout < touchShare*time.Millisecond:
 		bad("IdleTimeout %v is below %v", cfg.IdleTimeout, touchShare*time.Millisecond)
 	}
+	if cfg.Legacy != nil && cfg.Grace < 2*cfg.Timeout {
+		// A logout leaves a marker for Grace against a request that has read the
+		// legacy session, but not moved it yet.
+		bad("Grace %v is below twice the Timeout %v, with Legacy", cfg.Grace, cfg.Timeout)
+	}
+	if cfg.LegacyUser != nil && cfg.Legacy == nil {
+		bad("LegacyUser is set, but not Legacy")
+	}
 	ring, err := newKeyring(cfg.Secrets, cfg.Sealer)
 	if err != nil {
 		errs = append(errs, err)
@@ -176,7 +192,8 @@ func newStore(client redis.UniversalClient, cfg Config) (*Store, Config, error) 
 	}
 	return &Store{
 		prefix: cfg.Prefix, idleTimeout: cfg.IdleTimeout, grace: cfg.Grace,
-		ring: ring, codec: valuesCodec{cfg.Codec}, legacy: cfg.Legacy, timeout: cfg.Timeout,
+		ring: ring, codec: valuesCodec{cfg.Codec}, timeout: cfg.Timeout,
+		legacy: cfg.Legacy, legacyUser: cfg.LegacyUser, lifetime: cfg.Lifetime,
 		log: cfg.Logger, redis: roundtrip.New(client, cfg.Timeout), now: cfg.now,
 	}, cfg, nil
 }
@@ -240,7 +257,7 @@ func (m *Manager) find(ctx context.Context, st *state, value string, old bool) e
 	switch {
 	case err != nil:
 		return err
-	case v == over:
+	case v == over || v == gone:
 		st.dead = true
 	case v == found:
 		st.base, st.meta = r, r.meta
@@ -268,6 +285,8 @@ func (m *Manager) Login(ctx context.Context, userID string) error {
 	if userID == "" {
 		return ErrNoUser
 	}
+	st.cycle.Lock()
+	defer st.cycle.Unlock()
 	other := m.UserID(ctx) != "" && m.UserID(ctx) != userID
 	if other {
 		if err := m.scs.Clear(ctx); err != nil {
@@ -292,13 +311,15 @@ func (m *Manager) Login(ctx context.Context, userID string) error {
 // next Commit deletes the cookie, unless the handler began a new session by
 // changing something. It is not affected by ctx being cancelled.
 //
-// The error is [ErrUnavailable] (then the session may still be there, and
-// stays loaded) or [ErrNoSession].
+// The error is [ErrUnavailable] or [ErrConflict] (then the session may still be
+// there, and stays loaded), or [ErrNoSession].
 func (m *Manager) Logout(ctx context.Context) error {
 	st := m.store.state(ctx)
 	if st == nil {
 		return ErrNoSession
 	}
+	st.cycle.Lock()
+	defer st.cycle.Unlock()
 	st.mu.Lock()
 	base := st.base
 	st.mu.Unlock()
@@ -326,6 +347,12 @@ func (m *Manager) Rotate(ctx context.Context) error {
 	if st == nil {
 		return ErrNoSession
 	}
+	st.cycle.Lock()
+	defer st.cycle.Unlock()
+	return m.rotate(ctx, st)
+}
+
+func (m *Manager) rotate(ctx context.Context, st *state) error {
 	st.mu.Lock()
 	nothing := st.base == nil || st.intent != intentKeep
 	st.mu.Unlock()
@@ -350,9 +377,11 @@ func (m *Manager) UserID(ctx context.Context) string { return m.Info(ctx).UserID
 // the session's Lifetime. A new session is not persistent.
 func (m *Manager) Remember(ctx context.Context, on bool) {
 	if st := m.store.state(ctx); st != nil {
+		st.cycle.Lock()
+		defer st.cycle.Unlock()
 		st.mu.Lock()
+		defer st.mu.Unlock()
 		st.meta.persistent = on
-		st.mu.Unlock()
 	}
 }
 
@@ -422,8 +451,8 @@ type Outcome struct {
 // Commit saves the session if it was changed, and tells what to do with the
 // cookie. It may be called again after further changes.
 //
-// A session that was ended meanwhile is not written, which is no error. When
-// another request changed it, both changes are merged key by key; for the same
+// A session that was ended meanwhile is not written, which is no error; ctx then
+// holds an empty one that cannot be saved, except by Login. When another request changed it, both changes are merged key by key; for the same
 // key the last commit wins. What this request reads afterwards includes the
 // others' changes.
 //
@@ -436,26 +465,33 @@ func (m *Manager) Commit(ctx context.Context) (Outcome, error) {
 	if st == nil {
 		return Outcome{}, ErrNoSession
 	}
+	st.cycle.Lock()
+	defer st.cycle.Unlock()
 	if m.rotationDue(st) {
-		if err := m.Rotate(ctx); err != nil {
+		if err := m.rotate(ctx, st); err != nil {
 			return Outcome{}, err
 		}
 	}
-	base, meta, intent, _, dead, reseal := st.snapshot()
+	base, meta, intent, _, _, reseal := st.snapshot()
 	changed := m.scs.Status(ctx) == scs.Modified
-	switch {
-	case intent != intentKeep || changed && dead:
-	case base == nil:
+	if base == nil {
 		changed = changed && len(m.scs.Keys(ctx)) > 0
-	default:
+	} else {
 		changed = changed || reseal || meta != base.meta
 	}
 	switch {
 	case changed || intent != intentKeep:
 		if _, _, err := m.scs.Commit(ctx); err != nil {
+			if base == nil || intent != intentKeep {
+				// It may have been saved under the new ID all the same. A second
+				// attempt takes another one, which surely is not taken.
+				_ = m.scs.RenewToken(ctx)
+			}
 			return Outcome{}, err
 		}
-		m.adopt(ctx, st)
+		if err := m.adopt(ctx, st); err != nil {
+			return Outcome{}, err
+		}
 	case base != nil && m.store.touchDue(base):
 		touched := m.store.touch(ctx, base)
 		st.mu.Lock()
@@ -470,27 +506,44 @@ func (m *Manager) Commit(ctx context.Context) (Outcome, error) {
 func (m *Manager) rotationDue(st *state) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return m.rotateEvery > 0 && st.base != nil && !st.dead && st.intent == intentKeep &&
-		millis(m.store.now())-st.base.meta.issued >= m.rotateEvery.Milliseconds()
+	if st.base == nil || st.intent != intentKeep {
+		return false
+	}
+	if st.base.meta.user != "" && st.base.id.tag == "" {
+		return true // moved from the legacy store, whose keys show its IDs
+	}
+	return m.rotateEvery > 0 && millis(m.store.now())-st.base.meta.issued >= m.rotateEvery.Milliseconds()
 }
 
-// adopt takes what other requests had saved into the values of this one.
-func (m *Manager) adopt(ctx context.Context, st *state) {
+// adopt takes what other requests had saved into the values of this one, except
+// where another goroutine of this one has put something else since the commit.
+func (m *Manager) adopt(ctx context.Context, st *state) error {
 	st.mu.Lock()
-	adopted := st.adopted
+	a, dead := st.adopted, st.dead
 	st.adopted = nil
 	st.mu.Unlock()
-	if adopted == nil {
-		return
+	if dead {
+		// What the session held must not get into that of who logs in next.
+		return m.scs.Clear(ctx)
 	}
-	for _, k := range m.scs.Keys(ctx) {
-		if _, ok := adopted[k]; !ok {
+	if a == nil {
+		return nil
+	}
+	untouched := func(k string) bool {
+		was, had := a.mine[k]
+		return had == m.scs.Exists(ctx, k) && m.store.same(was, m.scs.Get(ctx, k))
+	}
+	for k := range a.mine {
+		if _, ok := a.saved[k]; !ok && untouched(k) {
 			m.scs.Remove(ctx, k)
 		}
 	}
-	for k, v := range maps.All(adopted) {
-		m.scs.Put(ctx, k, v)
+	for k, v := range a.saved {
+		if was, had := a.mine[k]; (!had || !m.store.same(was, v)) && untouched(k) {
+			m.scs.Put(ctx, k, v)
+		}
 	}
+	return nil
 }
 
 func (m *Manager) outcome(st *state) (Outcome, error) {

@@ -7,19 +7,26 @@ import (
 
 // state is what one request knows of its session beyond the values: it is put
 // into the context before scs loads the session, and so carries what was found
-// from there to the commit. The mutex is never held across a network call.
+// from there to the commit.
 type state struct {
-	mu      sync.Mutex
-	base    *record // as it stands in Redis, as far as this request knows; nil: no session yet
-	meta    meta    // as it should be saved
+	// cycle is held by the methods of the life cycle, network calls included, as
+	// scs holds a lock of its own over a commit. It comes first, then scs's, then mu.
+	cycle sync.Mutex
+
+	mu      sync.Mutex // never held across a network call
+	base    *record    // as it stands in Redis, as far as this request knows; nil: no session yet
+	meta    meta       // as it should be saved
 	intent  intent
-	clean   bool           // another user logs in: nothing of the old session is carried over
-	dead    bool           // the ID leads nowhere any more: what the request does is not saved
-	reseal  bool           // the record or the cookie was made with an old secret
-	resend  bool           // the next outcome must carry the cookie
-	expire  bool           // Logout was called: the next outcome deletes the cookie, if no new session came
-	adopted map[string]any // after a merge: the values as saved, which the request has not seen
+	clean   bool     // another user logs in: nothing of the old session is carried over
+	dead    bool     // the ID leads nowhere any more: what the request does is not saved
+	reseal  bool     // the record was made with an old secret
+	resend  bool     // the next outcome must carry the cookie
+	expire  bool     // Logout was called: the next outcome deletes the cookie, if no new session came
+	adopted *adopted // after a merge: what the request has not seen
 }
+
+// adopted is what a commit was given and what it saved after a merge.
+type adopted struct{ mine, saved map[string]any }
 
 // intent is what the request wants to become of the session's ID.
 type intent uint8

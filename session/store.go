@@ -27,6 +27,8 @@ var (
 	ErrConflict = errors.New("session: too many concurrent changes")
 )
 
+var errLegacyTimeout = errors.New("no answer from the legacy store in time")
+
 const (
 	maxHops     = 16  // successors followed from a rotated ID
 	maxAttempts = 128 // conditional commits of one request
@@ -42,6 +44,8 @@ type Store struct {
 	ring        *keyring
 	codec       valuesCodec
 	legacy      scs.Store
+	legacyUser  func(map[string]any) string // may be nil
+	lifetime    time.Duration               // of legacy sessions; others have it in their meta
 	timeout     time.Duration
 	log         *slog.Logger
 	redis       *roundtrip.Sender
@@ -74,7 +78,8 @@ type verdict uint8
 const (
 	absent verdict = iota
 	found
-	over // ended, or a successor that is gone: the ID is known and leads nowhere
+	over // somebody logged in with the ID: it leads nowhere
+	gone // logged out, or the successor is gone: it leads nowhere
 )
 
 // find loads the session that an ID leads to, through the successors of
@@ -95,7 +100,7 @@ func (s *Store) get(ctx context.Context, at id) (string, error) {
 		return raw, nil
 	case errors.Is(err, redis.Nil):
 		return "", nil
-	case strings.HasPrefix(err.Error(), "WRONGTYPE"):
+	case wrongType(err):
 		s.reportUnreadable(ctx, "not a string")
 		return "", nil
 	}
@@ -123,17 +128,19 @@ func (s *Store) resolve(ctx context.Context, at id, raw string) (*record, verdic
 				return nil, absent, nil
 			}
 			if hop == maxHops {
-				return nil, over, nil
+				return nil, gone, nil
 			}
 			at = next
 			if raw, err = s.get(ctx, at); err != nil {
 				return nil, absent, err
 			}
 			if raw == "" {
-				return nil, over, nil
+				return nil, gone, nil
 			}
 		case formatEnded:
 			return nil, over, nil
+		case formatLoggedOut:
+			return nil, gone, nil
 		default:
 			s.reportUnreadable(ctx, "unknown format")
 			return nil, absent, nil
@@ -253,6 +260,10 @@ func (s *Store) put(ctx context.Context, r *record, head string) (instead string
 
 func (s *Store) swap(ctx context.Context, at id, head string, b []byte, life time.Duration) (instead string, ok bool, err error) {
 	reply, err := s.redis.Reply(ctx, scripts.SessionCommit, at.key, head, b, ttl(life))
+	if wrongType(err) {
+		s.reportUnreadable(ctx, "not a string")
+		return "", false, nil
+	}
 	if err != nil {
 		return "", false, unavailable(ctx, err)
 	}
@@ -274,13 +285,17 @@ func (s *Store) end(ctx context.Context, at id) error {
 	if s.legacy != nil {
 		// A first request may be about to move the legacy session here. The
 		// marker keeps its place taken.
-		marker = []byte{formatEnded}
+		marker = []byte{formatLoggedOut}
 		if err := s.legacyDelete(ctx, at.token); err != nil {
 			return unavailable(ctx, err)
 		}
 	}
-	for range maxHops {
+	for range maxAttempts {
 		reply, err := s.redis.Reply(ctx, scripts.SessionEnd, at.key, marker, ttl(s.grace))
+		if wrongType(err) {
+			s.reportUnreadable(ctx, "not a string")
+			return nil
+		}
 		if err != nil {
 			return unavailable(ctx, err)
 		}
@@ -293,8 +308,12 @@ func (s *Store) end(ctx context.Context, at id) error {
 			return nil
 		}
 	}
-	return nil
+	return ErrConflict // rotated as fast as we followed
 }
+
+// wrongType tells whether somebody else uses the key, for something that is no
+// string. To fail because of that would be to fail until he stops.
+func wrongType(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "WRONGTYPE") }
 
 // commit saves values (the codec's bytes) as st wants them saved. token is a
 // fresh one for a session that has none yet or changes its ID.
@@ -383,9 +402,13 @@ func (s *Store) adopt(st *state, saved, base, mine *record) {
 	if bytes.Equal(mine.values, saved.values) {
 		return
 	}
-	if _, values, err := s.codec.Decode(saved.values); err == nil {
+	_, before, err := s.codec.Decode(mine.values)
+	if err != nil {
+		return
+	}
+	if _, after, err := s.codec.Decode(saved.values); err == nil {
 		st.mu.Lock()
-		st.adopted = values
+		st.adopted = &adopted{before, after}
 		st.mu.Unlock()
 	}
 }
@@ -401,7 +424,7 @@ func (s *Store) merge(base, mine, current *record) (*record, error) {
 	}
 	merged := *mine
 	var err error
-	if merged.values, err = s.codec.Encode(time.Time{}, merge(maps[0], maps[1], maps[2])); err != nil {
+	if merged.values, err = s.codec.Encode(time.Time{}, s.mergeValues(maps[0], maps[1], maps[2])); err != nil {
 		return nil, err
 	}
 	if mine.meta.user == base.meta.user && mine.meta.authenticated == base.meta.authenticated {
@@ -426,6 +449,13 @@ func (s *Store) merge(base, mine, current *record) (*record, error) {
 // it leads nowhere, and its place stays taken so that requests that were under
 // way with it can neither save nor set a cookie.
 func (s *Store) replace(ctx context.Context, st *state, base, mine *record, in intent, clean bool) error {
+	if s.legacy != nil && base.id.tag == "" {
+		// Should the deletion have failed when this session was moved, the old ID
+		// would lead to it again after the grace.
+		if err := s.legacyDelete(ctx, base.id.token); err != nil {
+			return unavailable(ctx, err)
+		}
+	}
 	if _, ok, err := s.put(ctx, mine, ""); err != nil || !ok {
 		return err
 	}
@@ -469,10 +499,23 @@ func (s *Store) replace(ctx context.Context, st *state, base, mine *record, in i
 		case ok:
 			s.adopt(st, next, base, mine)
 			return nil
-		case instead == "" && in == intentRotate:
+		}
+		theirs, v := (*record)(nil), gone
+		if instead != "" {
+			s.conflicts.Add(1)
+			if theirs, v, err = s.resolve(ctx, old.id, instead); err != nil {
+				return err
+			}
+		}
+		switch {
+		case v != found && in == intentRotate:
 			s.drop(st)
 			return abandon()
-		case instead == "":
+		case v == over:
+			// Another login of the same visitor was first. Both stand.
+			s.adopt(st, next, base, mine)
+			return nil
+		case v != found:
 			// Logged out meanwhile: only what this request itself put is kept.
 			empty := *base
 			if empty.values, err = s.codec.Encode(time.Time{}, nil); err != nil {
@@ -481,19 +524,6 @@ func (s *Store) replace(ctx context.Context, st *state, base, mine *record, in i
 			if err := carry(&empty); err != nil {
 				return err
 			}
-			s.adopt(st, next, base, mine)
-			return nil
-		}
-		s.conflicts.Add(1)
-		theirs, v, err := s.resolve(ctx, old.id, instead)
-		switch {
-		case err != nil:
-			return err
-		case v != found && in == intentRotate:
-			s.drop(st)
-			return abandon()
-		case v != found:
-			// Another login of the same visitor was first. Both stand.
 			s.adopt(st, next, base, mine)
 			return nil
 		case theirs.id != old.id && in == intentRotate:
@@ -569,9 +599,7 @@ func (s *Store) CommitCtx(ctx context.Context, token string, b []byte, expiry ti
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	if err := s.redis.Client().Set(ctx, r.id.key, sealed, time.Duration(ttl(life))*time.Millisecond).Err(); err != nil {
+	if err := s.redis.Set(ctx, r.id.key, sealed, ttl(life)); err != nil {
 		return unavailable(ctx, err)
 	}
 	return nil

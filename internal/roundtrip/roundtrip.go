@@ -11,6 +11,7 @@ package roundtrip
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,26 +78,44 @@ func (s *Sender) Get(ctx context.Context, key string) (string, error) {
 	return cmd.Val(), nil
 }
 
+// Set sets the string at key, whatever is there, for ttl milliseconds.
+func (s *Sender) Set(ctx context.Context, key string, value []byte, ttl int64) error {
+	return s.do(ctx, once{redis.NewCmd(ctx, "set", key, value, "px", ttl)})
+}
+
 // Ints runs a script whose reply is an array of integers.
 func (s *Sender) Ints(ctx context.Context, script *scripts.Script, key string, args ...any) ([]int64, error) {
-	return run(ctx, s, script, key, args, func(args []any) (redis.Cmder, func() ([]int64, error)) {
+	return run(ctx, s, script, "1", key, args, ints(ctx))
+}
+
+// IntsOver is Ints over several keys, which must be of one slot.
+func (s *Sender) IntsOver(ctx context.Context, script *scripts.Script, keys []string, args ...any) ([]int64, error) {
+	all := make([]any, 0, len(keys)+len(args))
+	for _, k := range keys[1:] {
+		all = append(all, k)
+	}
+	return run(ctx, s, script, strconv.Itoa(len(keys)), keys[0], append(all, args...), ints(ctx))
+}
+
+func ints(ctx context.Context) func([]any) (redis.Cmder, func() ([]int64, error)) {
+	return func(args []any) (redis.Cmder, func() ([]int64, error)) {
 		cmd := redis.NewIntSliceCmd(ctx, args...)
 		return onceInts{cmd}, cmd.Result
-	})
+	}
 }
 
 // Reply runs a script with a reply of any kind.
 func (s *Sender) Reply(ctx context.Context, script *scripts.Script, key string, args ...any) (any, error) {
-	return run(ctx, s, script, key, args, func(args []any) (redis.Cmder, func() (any, error)) {
+	return run(ctx, s, script, "1", key, args, func(args []any) (redis.Cmder, func() (any, error)) {
 		cmd := redis.NewCmd(ctx, args...)
-		return onceAny{cmd}, cmd.Result
+		return once{cmd}, cmd.Result
 	})
 }
 
-func run[T any](ctx context.Context, s *Sender, script *scripts.Script, key string, args []any,
+func run[T any](ctx context.Context, s *Sender, script *scripts.Script, numKeys, key string, args []any,
 	command func([]any) (redis.Cmder, func() (T, error))) (T, error) {
 	full := make([]any, 0, 4+len(args))
-	full = append(append(full, "evalsha", script.SHA1, "1", key), args...)
+	full = append(append(full, "evalsha", script.SHA1, numKeys, key), args...)
 	cmd, result := command(full)
 	err := s.do(ctx, cmd)
 	if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
@@ -113,15 +132,15 @@ func run[T any](ctx context.Context, s *Sender, script *scripts.Script, key stri
 	return result()
 }
 
-// onceInts and onceAny are scripts: go-redis must not repeat them, because a
-// reply that got lost does not mean that the script did not run.
+// onceInts and once are writes: go-redis must not repeat them, because a
+// reply that got lost does not mean that the command did not run.
 type onceInts struct{ *redis.IntSliceCmd }
 
 func (onceInts) NoRetry() bool { return true }
 
-type onceAny struct{ *redis.Cmd }
+type once struct{ *redis.Cmd }
 
-func (onceAny) NoRetry() bool { return true }
+func (once) NoRetry() bool { return true }
 
 // call is one command on its way. Its caller may give up at any time; then the
 // command is left to the batch, and dropped if it has not been sent.

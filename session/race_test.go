@@ -1,0 +1,498 @@
+package session
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/redistest"
+)
+
+var races = flag.Int("session.races", 10_000, "races of logout, and parallel writes, against one Redis")
+
+// A race has its requests under way before it starts: half of them have loaded
+// their session already, in another process, and only have to commit.
+
+// job is what a process is told to do with a number of sessions.
+type job struct {
+	Sessions []string // cookies
+	Tasks    []task
+	Seed     uint64
+}
+
+// task is one request.
+type task struct {
+	Session int
+	Do      string // "save", "touch", "rotate", "logout", "put" or "remove"
+	Key     string
+}
+
+// done is what came of a job: the cookies that were set, by session.
+type done struct {
+	Cookies map[int][]string
+	Errors  []string
+}
+
+const (
+	raceWorkers  = 16
+	raceChildren = 3
+)
+
+// perform does a job. Between loading and the rest it waits for start.
+func perform(s site, j job, start func()) done {
+	rnd := rand.New(rand.NewPCG(j.Seed, 1))
+	rnd.Shuffle(len(j.Tasks), func(a, b int) { j.Tasks[a], j.Tasks[b] = j.Tasks[b], j.Tasks[a] })
+	var mu sync.Mutex
+	result := done{Cookies: make(map[int][]string)}
+	fail := func(t task, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		result.Errors = append(result.Errors, t.Do+": "+err.Error())
+	}
+	under := make([]context.Context, len(j.Tasks)) // way
+	inParallel(len(j.Tasks), func(i int) {
+		if i%2 == 0 {
+			ctx, err := s.load(j.Sessions[j.Tasks[i].Session])
+			if err != nil {
+				fail(j.Tasks[i], err)
+			}
+			under[i] = ctx
+		}
+	})
+	start()
+	inParallel(len(j.Tasks), func(i int) {
+		t := j.Tasks[i]
+		ctx := under[i]
+		if ctx == nil {
+			var err error
+			if ctx, err = s.load(j.Sessions[t.Session]); err != nil {
+				fail(t, err)
+				return
+			}
+		}
+		var err error
+		switch t.Do {
+		case "save":
+			if s.user(ctx) != "" {
+				s.put(ctx, "saved", i)
+			}
+		case "put":
+			s.put(ctx, t.Key, t.Key)
+			s.put(ctx, "shared", strings.Repeat(t.Key+";", 20))
+		case "remove":
+			s.remove(ctx, t.Key)
+		case "rotate":
+			if s.user(ctx) != "" {
+				err = s.rotate(ctx)
+			}
+		case "logout":
+			err = s.logout(ctx)
+		}
+		cookie, cerr := s.commit(ctx)
+		if err = errors.Join(err, cerr); err != nil {
+			fail(t, err)
+		}
+		if cookie != "" {
+			mu.Lock()
+			result.Cookies[t.Session] = append(result.Cookies[t.Session], cookie)
+			mu.Unlock()
+		}
+	})
+	return result
+}
+
+func inParallel(n int, f func(i int)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range raceWorkers {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestRaceChild is the body of the further processes; it does nothing in an
+// ordinary run.
+func TestRaceChild(t *testing.T) {
+	name := os.Getenv("SESSION_RACE_SITE")
+	if name == "" {
+		return
+	}
+	s, err := newSite(name, os.Getenv("SESSION_RACE_REDIS"), 10*time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(os.Stdin)
+	say := func(v any) {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Printf("\n@%s\n", b)
+	}
+	for {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var j job
+		if err := json.Unmarshal(line, &j); err != nil {
+			t.Fatal(err)
+		}
+		say(perform(s, j, func() {
+			say("ready")
+			if _, err := in.ReadBytes('\n'); err != nil {
+				os.Exit(1)
+			}
+		}))
+	}
+}
+
+// fleet is this process and its children, which serve one site.
+type fleet struct {
+	t        *testing.T
+	here     site
+	children []*child
+}
+
+type child struct {
+	t   *testing.T
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func newFleet(t *testing.T, name, addr string) *fleet {
+	here, err := newSite(name, addr, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fleet{t: t, here: here}
+	for range raceChildren {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestRaceChild$", "-test.timeout=10m")
+		cmd.Env = append(os.Environ(), "SESSION_RACE_SITE="+name, "SESSION_RACE_REDIS="+addr)
+		cmd.Stderr = os.Stderr
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		c := &child{t: t, in: in, out: bufio.NewReaderSize(out, 1<<20)}
+		f.children = append(f.children, c)
+		t.Cleanup(func() {
+			in.Close()
+			_, _ = io.Copy(io.Discard, out)
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("child: %v", err)
+			}
+		})
+	}
+	return f
+}
+
+func (c *child) tell(v any) {
+	b, err := json.Marshal(v)
+	if err == nil {
+		_, err = c.in.Write(append(b, '\n'))
+	}
+	if err != nil {
+		c.t.Error(err)
+	}
+}
+
+func (c *child) hear(v any) {
+	for {
+		line, err := c.out.ReadBytes('\n')
+		if err != nil {
+			c.t.Errorf("child: %v", err)
+			return
+		}
+		if answer, ok := bytes.CutPrefix(line, []byte("@")); ok {
+			if err := json.Unmarshal(answer, v); err != nil {
+				c.t.Error(err)
+			}
+			return
+		}
+	}
+}
+
+// run gives each process its job, jobs[0] being this one's, and starts them at
+// the same time when all have loaded what they have to. It returns every cookie
+// that was set, by session.
+func (f *fleet) run(jobs []job) map[int][]string {
+	f.t.Helper()
+	var ready, finished sync.WaitGroup
+	start := make(chan struct{})
+	results := make([]done, len(jobs))
+	for i, c := range f.children {
+		c.tell(jobs[i+1])
+		ready.Go(func() { c.hear(new(string)) })
+		finished.Go(func() {
+			<-start
+			c.tell("go")
+			c.hear(&results[i+1])
+		})
+	}
+	results[0] = perform(f.here, jobs[0], func() { ready.Wait(); close(start) })
+	finished.Wait()
+	all := make(map[int][]string)
+	for i, r := range results {
+		for n, cookies := range r.Cookies {
+			all[n] = append(all[n], cookies...)
+		}
+		if len(r.Errors) > 0 {
+			f.t.Errorf("process %d: %d errors, the first %q", i, len(r.Errors), r.Errors[0])
+		}
+	}
+	return all
+}
+
+// begin makes n sessions of logged-in users and returns their cookies.
+func (f *fleet) begin(n int, values map[string]any) []string {
+	f.t.Helper()
+	cookies := make([]string, n)
+	inParallel(n, func(i int) {
+		ctx, err := f.here.load("")
+		if err == nil {
+			err = f.here.login(ctx, fmt.Sprint("user", i))
+		}
+		if err != nil {
+			f.t.Error(err)
+			return
+		}
+		for k, v := range values {
+			f.here.put(ctx, k, v)
+		}
+		if cookies[i], err = f.here.commit(ctx); err != nil {
+			f.t.Error(err)
+		}
+	})
+	return cookies
+}
+
+// logoutRaces runs n races of a logout against a request that saves, one that
+// touches and one that rotates, each in a process of its own. It returns in how
+// many the session was there afterwards.
+func (f *fleet) logoutRaces(n int, client *redis.Client) (revived int) {
+	const batch = 500
+	rnd := newRand(f.t)
+	for n > 0 {
+		size := min(n, batch)
+		n -= size
+		cookies := f.begin(size, map[string]any{"cart": "book"})
+		jobs := make([]job, 1+len(f.children))
+		for p := range jobs {
+			jobs[p] = job{Sessions: cookies, Seed: rnd.Uint64()}
+			for i := range size {
+				do := "logout"
+				if p > 0 {
+					do = [...]string{"save", "touch", "rotate"}[(i+p)%3]
+				}
+				jobs[p].Tasks = append(jobs[p].Tasks, task{Session: i, Do: do})
+			}
+		}
+		set := f.run(jobs)
+		var alive atomic.Int64
+		inParallel(size, func(i int) {
+			for _, cookie := range append(set[i], cookies[i]) {
+				ctx, err := f.here.load(cookie)
+				if err != nil {
+					f.t.Error(err)
+					return
+				}
+				if f.here.user(ctx) != "" {
+					alive.Add(1)
+					return
+				}
+			}
+		})
+		revived += int(alive.Load())
+		if left := liveRecords(f.t, client); alive.Load() == 0 && left > 0 {
+			f.t.Errorf("%d sessions are left in Redis, under IDs that nobody was told", left)
+		}
+	}
+	return revived
+}
+
+// liveRecords counts the live records of the kit.
+func liveRecords(t testing.TB, client *redis.Client) (n int) {
+	t.Helper()
+	ctx := context.Background()
+	for it := client.Scan(ctx, 0, "gatehouse:*", 1000).Iterator(); it.Next(ctx); {
+		format, err := client.GetRange(ctx, it.Val(), 0, 0).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if format == string(rune(formatLive)) {
+			n++
+		}
+	}
+	return n
+}
+
+// writeRaces runs n parallel writes: each puts a key of its own and one that all
+// share, while others remove a key or rotate the ID. It returns how many
+// were lost, and what else is wrong with the result.
+func (f *fleet) writeRaces(n int) (lost int, wrong []string) {
+	const perSession = 100
+	rnd := newRand(f.t)
+	sessions := max(1, n/perSession)
+	cookies := f.begin(sessions, map[string]any{"kept": "k", "removed": "r"})
+	jobs := make([]job, 1+len(f.children))
+	for p := range jobs {
+		jobs[p] = job{Sessions: cookies, Seed: rnd.Uint64()}
+	}
+	for i := range sessions {
+		for k := range perSession {
+			j := &jobs[k%len(jobs)]
+			j.Tasks = append(j.Tasks, task{i, "put", fmt.Sprint("own", k)})
+		}
+		for p, do := range []string{"remove", "rotate", "touch"} {
+			jobs[1+p].Tasks = append(jobs[1+p].Tasks, task{i, do, "removed"})
+		}
+	}
+	set := f.run(jobs)
+	for i := range sessions {
+		// The last cookie leads to the session, and so do all others.
+		cookie := cookies[i]
+		if c := set[i]; len(c) > 0 {
+			cookie = c[len(c)-1]
+		}
+		ctx, err := f.here.load(cookie)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		got := f.here.values(ctx)
+		for k := range perSession {
+			if key := fmt.Sprint("own", k); got[key] != key {
+				lost++
+			}
+		}
+		if _, ok := got["removed"]; ok {
+			wrong = append(wrong, "a removed key is back")
+		}
+		if got["kept"] != "k" {
+			wrong = append(wrong, "a key that nobody touched is lost")
+		}
+		shared, _ := got["shared"].(string)
+		if first, _, _ := strings.Cut(shared, ";"); shared != strings.Repeat(first+";", 20) || first == "" {
+			wrong = append(wrong, fmt.Sprintf("the shared key is %q", shared))
+		}
+		if user := f.here.user(ctx); user != fmt.Sprint("user", i) {
+			wrong = append(wrong, fmt.Sprintf("the user is %q", user))
+		}
+	}
+	return lost, wrong
+}
+
+func newRand(t testing.TB) *rand.Rand {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// watchTTL scans for keys that never expire until the test is over.
+func watchTTL(t *testing.T, client *redis.Client) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			redistest.AssertAllTTL(t, client)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	})
+	t.Cleanup(func() { cancel(); wg.Wait(); redistest.AssertAllTTL(t, client) })
+}
+
+func TestLogoutRacesAcrossProcesses(t *testing.T) {
+	server := redistest.Shared(t)
+	for _, tc := range []struct {
+		site   string
+		races  int
+		revive bool
+	}{
+		{siteKit, *races / 2, false},
+		{siteSealed, *races / 2, false},
+		{siteUnconditional, min(*races, 500), true},
+		{siteStock, min(*races, 500), true},
+	} {
+		t.Run(tc.site, func(t *testing.T) {
+			server.Flush()
+			client := server.Client()
+			watchTTL(t, client)
+			f := newFleet(t, tc.site, server.Addr())
+			revived := f.logoutRaces(tc.races, client)
+			report(t, "%d of %d sessions came back after logout", revived, tc.races)
+			if tc.revive != (revived > 0) {
+				t.Errorf("%d of %d sessions came back after logout, expected some: %v", revived, tc.races, tc.revive)
+			}
+		})
+	}
+}
+
+func TestWriteRacesAcrossProcesses(t *testing.T) {
+	server := redistest.Shared(t)
+	for _, tc := range []struct {
+		site   string
+		writes int
+		lose   bool
+	}{
+		{siteKit, *races / 2, false},
+		{siteSealed, *races / 2, false},
+		{siteUnconditional, min(*races, 1000), true},
+		{siteStock, min(*races, 1000), true},
+	} {
+		t.Run(tc.site, func(t *testing.T) {
+			server.Flush()
+			watchTTL(t, server.Client())
+			f := newFleet(t, tc.site, server.Addr())
+			lost, wrong := f.writeRaces(tc.writes)
+			report(t, "%d of %d writes lost; %d other faults", lost, tc.writes, len(wrong))
+			if tc.lose != (lost > 0) {
+				t.Errorf("%d of %d writes lost, expected some: %v", lost, tc.writes, tc.lose)
+			}
+			if !tc.lose && len(wrong) > 0 {
+				t.Errorf("%d faults, the first: %s", len(wrong), wrong[0])
+			}
+			if s, ok := f.here.(kitSite); ok {
+				t.Logf("%+v", s.m.Stats())
+			}
+		})
+	}
+}
+
+// report tells a figure even when the test passes, if one asks for more races
+// than usual.
+func report(t *testing.T, format string, args ...any) {
+	t.Logf(format, args...)
+	if flag.Lookup("session.races").DefValue != fmt.Sprint(*races) {
+		fmt.Printf("%s: "+format+"\n", append([]any{cmp.Or(t.Name(), "?")}, args...)...)
+	}
+}
