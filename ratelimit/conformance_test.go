@@ -46,7 +46,8 @@ func (c *testClock) advance(d time.Duration) { c.us.Add(d.Microseconds()) }
 // slow is a timeout for tests that are not about it, on a busy machine.
 var slow = ratelimit.Config{Timeout: 10 * time.Second}
 
-// freeze keeps miniredis from expiring keys by a clock that is not the test's.
+// freeze stops miniredis's clock: while that goes on, a TTL does not (see its
+// ClockTTL), and every EXPIRETIME is later than the one before.
 func freeze(b redistest.Backend) {
 	if b.Mini != nil {
 		b.Mini.SetTime(time.Now())
@@ -93,6 +94,7 @@ func TestConformance(t *testing.T) {
 // The same suite by Redis's own clock, as far as it can do without moving it.
 func TestConformanceOnTheServersClock(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		freeze(b)
 		for _, c := range constructors {
 			t.Run(c.name, func(t *testing.T) {
 				ratelimittest.Run(t, ratelimittest.Subject{

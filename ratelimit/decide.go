@@ -36,9 +36,11 @@ type verdict struct {
 	part      int64 // second mark
 }
 
-// state is what one key has used. decide changes it by what it grants.
+// state is what one key has used. decide changes it by what it grants, settle by
+// delta permits: spent besides (> 0) or of what the receipt is for (< 0).
 type state interface {
 	decide(r rule, d demand) verdict
+	settle(r rule, rc *receipt, delta, now int64)
 }
 
 // algorithm is one way to count.
@@ -114,6 +116,21 @@ func (s *slidingState) decide(r rule, d demand) verdict {
 	return v
 }
 
+func (s *slidingState) settle(r rule, rc *receipt, delta, now int64) {
+	for ; delta > 0; delta-- {
+		s.entries = append(s.entries, now)
+	}
+	slices.Sort(s.entries)
+	for ; delta < 0; delta++ {
+		// The entries of one microsecond are all alike.
+		i, ok := slices.BinarySearch(s.entries, rc.mark)
+		if !ok {
+			return
+		}
+		s.entries = slices.Delete(s.entries, i, i+1)
+	}
+}
+
 // fixedState is a counter and the end of its window.
 type fixedState struct {
 	used int64
@@ -123,21 +140,23 @@ type fixedState struct {
 func (s *fixedState) decide(r rule, d demand) verdict {
 	// Redis expires keys by the millisecond, after the millisecond of the expiry.
 	ttl := fixedTTL(r.window)
-	if (s.last+1)*1000 <= d.now {
-		*s = fixedState{}
+	used, last := s.used, s.last
+	if (last+1)*1000 <= d.now {
+		used, last = 0, 0
+	} else if last > d.now/1000+ttl {
+		last = d.now/1000 + ttl
+		s.last = last
 	}
-	if s.last > d.now/1000+ttl {
-		s.last = d.now/1000 + ttl
-	}
-	v := verdict{granted: d.grant(r.requests - s.used), now: d.now}
+	v := verdict{granted: d.grant(r.requests - used), now: d.now}
 	if spent := v.granted * d.cost; spent > 0 {
-		s.used += spent
-		if s.last == 0 {
-			s.last = d.now/1000 + ttl
+		used += spent
+		if last == 0 {
+			last = d.now/1000 + ttl
 		}
+		s.used, s.last = used, last
 	}
-	if s.last != 0 {
-		v.reset = (s.last+1)*1000 - d.now
+	if last != 0 {
+		v.reset = (last+1)*1000 - d.now
 	}
 	if v.granted < d.n {
 		v.retry = v.reset
@@ -145,9 +164,21 @@ func (s *fixedState) decide(r rule, d demand) verdict {
 			v.retry = -1
 		}
 	}
-	v.mark = s.last
-	v.remaining = max(0, r.requests-s.used)
+	v.mark = last
+	v.remaining = max(0, r.requests-used)
 	return v
+}
+
+func (s *fixedState) settle(r rule, rc *receipt, delta, now int64) {
+	open := (s.last+1)*1000 > now
+	switch {
+	case delta > 0 && open:
+		s.used += delta
+	case delta > 0:
+		*s = fixedState{used: delta, last: now/1000 + fixedTTL(r.window)}
+	case open && s.last == rc.mark:
+		s.used = max(0, s.used+delta)
+	}
 }
 
 // fixedTTL is how many milliseconds after its first hit a window of µs ends,
@@ -159,21 +190,15 @@ type bucketState struct{ whole, part int64 }
 
 func (s *bucketState) decide(r rule, d demand) verdict {
 	edge := d.now + r.window
-	whole, part := s.whole, s.part
-	if part >= r.requests {
-		whole, part = whole+1, 0
-	}
-	if whole < d.now {
-		whole, part = d.now, 0
-	}
+	whole, part := s.level(r, d.now)
 	if whole > edge || whole == edge && part > 0 {
 		whole, part = edge, 0
 		s.whole, s.part = whole, part
 	}
-	step, rest := r.window/r.requests, r.window%r.requests
 	after := func(permits int64) (int64, int64) {
-		p := part + permits*rest
-		return whole + permits*step + p/r.requests, p % r.requests
+		by, byPart := r.spread(permits)
+		p := part + byPart
+		return whole + by + p/r.requests, p % r.requests
 	}
 	// The most permits for which whole+part/requests + permits*window/requests ≤ edge.
 	left := bucketLeft(r, edge-whole, part)
@@ -194,6 +219,63 @@ func (s *bucketState) decide(r rule, d demand) verdict {
 	v.remaining = left
 	v.mark, v.part = whole, part
 	return v
+}
+
+// level is the time at which the bucket is full again, now if that is later.
+func (s *bucketState) level(r rule, now int64) (whole, part int64) {
+	whole, part = s.whole, s.part
+	if part >= r.requests { // left by another limit
+		whole, part = whole+1, 0
+	}
+	if whole < now {
+		return now, 0
+	}
+	return whole, part
+}
+
+// spread is the time in which a bucket is refilled with permits.
+func (r rule) spread(permits int64) (whole, part int64) {
+	part = permits * (r.window % r.requests)
+	return permits*(r.window/r.requests) + part/r.requests, part % r.requests
+}
+
+// without is the level whole+part/requests before permits were spent.
+func (r rule) without(whole, part, permits int64) (int64, int64) {
+	by, byPart := r.spread(permits)
+	whole, part = whole-by, part-byPart
+	if part < 0 {
+		whole, part = whole-1, part+r.requests
+	}
+	return whole, part
+}
+
+func (s *bucketState) settle(r rule, rc *receipt, delta, now int64) {
+	whole, part := s.level(r, now)
+	if delta > 0 {
+		by, byPart := r.spread(delta)
+		part += byPart
+		whole, part = whole+by+part/r.requests, part%r.requests
+		if whole >= now+r.window {
+			whole, part = now+r.window, 0
+		}
+	} else {
+		// What the bucket has been refilled with since is not given back again.
+		by, byPart := r.spread(-delta)
+		if rest := rc.mark - now; rest < by || rest == by && rc.part < byPart {
+			by, byPart = rest, rc.part
+		}
+		if by < 0 {
+			return
+		}
+		whole, part = whole-by, part-byPart
+		if part < 0 {
+			whole, part = whole-1, part+r.requests
+		}
+		if whole < now {
+			whole, part = now, 0
+		}
+	}
+	s.whole, s.part = whole, part
 }
 
 // bucketLeft is the greatest m with part/requests + m*window/requests ≤ room.

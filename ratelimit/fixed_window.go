@@ -19,6 +19,7 @@ type FixedWindow struct{ remote }
 var (
 	_ Limiter    = (*FixedWindow)(nil)
 	_ LocalTaker = (*FixedWindow)(nil)
+	_ Settler    = (*FixedWindow)(nil)
 )
 
 // NewFixedWindow returns a limiter over Redis. Limiters of one name and prefix

@@ -27,6 +27,7 @@ type Local struct {
 var (
 	_ Limiter    = (*Local)(nil)
 	_ LocalTaker = (*Local)(nil)
+	_ Settler    = (*Local)(nil)
 )
 
 // NewLocal returns a Local. name is the Policy of its results.
@@ -84,7 +85,11 @@ func (l *Local) take(limit Limit, key string, cost int) (Result, error) {
 		l.buckets.put(s, subject, b)
 	}
 	s.mu.Unlock()
-	return v.result(0, d, limit, l.policy, FromLocal), nil
+	res := v.result(0, d, limit, l.policy, FromLocal)
+	if res.Allowed && cost > 0 {
+		res.receipt = newReceipt(l, l.algorithm, subject, limit.rule(), d.cost, v, 0)
+	}
+	return res, nil
 }
 
 // Reset frees key.

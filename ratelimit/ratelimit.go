@@ -78,7 +78,8 @@ type Result struct {
 	ResetAfter time.Duration // until the full quota is back
 	Source     Source        // who decided
 
-	at int64 // of the decision, µs since 1970 on the clock of who decided; 0: unknown
+	at      int64    // of the decision, µs since 1970 on the clock of who decided; 0: unknown
+	receipt *receipt // for what was spent; nil if nothing was
 }
 
 // ResetAt is the time at which the full quota is back, on the clock of whoever
@@ -110,11 +111,30 @@ type LocalTaker interface {
 	TakeLocally(key string, cost int) (Result, error)
 }
 
+// Settler is a Limiter that can change afterwards what a Take has spent: because
+// the cost is known only now (bytes sent, rows read), or because the request is
+// not to be counted after all (only failed logins are).
+//
+// Settle makes cost the permits that the Take of key which returned r has spent.
+// More are spent without asking: up to a limit's worth, Remaining is never below
+// 0, and what follows is denied. Fewer: the difference is given back, as far as it
+// still counts against key; never to another window, and never twice: a Result is
+// settled once, further calls do nothing. Nor do those with the Result of a
+// denial. Refund is Settle with a cost of 0. A negative cost is [ErrCost], a
+// result of another limiter or key is [ErrResult].
+type Settler interface {
+	Settle(ctx context.Context, key string, r Result, cost int) error
+	Refund(ctx context.Context, key string, r Result) error
+}
+
 var (
 	// ErrEmptyKey is returned for an empty key: it would be a bucket that all share.
 	ErrEmptyKey = errors.New("ratelimit: empty key")
 	// ErrCost is returned for a negative cost.
 	ErrCost = errors.New("ratelimit: negative cost")
+	// ErrResult is returned for the settling of a Result that another limiter or key
+	// has given.
+	ErrResult = errors.New("ratelimit: result of another limiter or key")
 	// ErrUnavailable is returned when Redis could not decide: it did not answer in
 	// time, could not be reached, or answered with an error, which is wrapped too.
 	ErrUnavailable = errors.New("ratelimit: no decision")

@@ -131,6 +131,7 @@ func (l *remote) take(ctx context.Context, key string, cost int) (Result, error)
 	case !res.Allowed:
 		l.denials.remember(subject, cost, res, out.sent)
 	case cost > 0:
+		res.receipt = newReceipt(l.engine, l.algorithm, subject, k.rule, int64(cost), out.verdict, out.i)
 		l.denials.forget(subject)
 	}
 	return res, nil

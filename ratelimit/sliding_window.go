@@ -19,6 +19,7 @@ type SlidingWindow struct{ remote }
 var (
 	_ Limiter    = (*SlidingWindow)(nil)
 	_ LocalTaker = (*SlidingWindow)(nil)
+	_ Settler    = (*SlidingWindow)(nil)
 )
 
 // NewSlidingWindow returns a limiter over Redis. Limiters of one name and prefix

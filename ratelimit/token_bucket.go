@@ -19,6 +19,7 @@ type TokenBucket struct{ remote }
 var (
 	_ Limiter    = (*TokenBucket)(nil)
 	_ LocalTaker = (*TokenBucket)(nil)
+	_ Settler    = (*TokenBucket)(nil)
 )
 
 // NewTokenBucket returns a limiter over Redis. Limiters of one name and prefix

@@ -7,7 +7,15 @@ import _ "embed"
 var (
 	SlidingWindow = New(limitPrelude + limitClaim + limitSliding + "local decide = sliding\n" + limitTake)
 	FixedWindow   = New(limitPrelude + limitFixed + "local decide = fixed\n" + limitTake)
-	TokenBucket   = New(limitPrelude + limitBucket + "local decide = bucket\n" + limitTake)
+	TokenBucket   = New(limitPrelude + limitLevel + limitBucket + "local decide = bucket\n" + limitTake)
+
+	// LimitAll decides by several of them: limit_all.lua.
+	LimitAll = New(limitPrelude + limitClaim + limitSliding + limitFixed + limitLevel + limitBucket + limitAll)
+
+	// They change what a Take has spent: limit_settle_sliding.lua and so on.
+	SettleSliding = New(limitPrelude + limitClaim + limitSettleSliding)
+	SettleFixed   = New(limitPrelude + limitSettleFixed)
+	SettleBucket  = New(limitPrelude + limitLevel + limitSettleBucket)
 
 	LimitReset = New(limitReset) // limit_reset.lua
 )
@@ -28,10 +36,20 @@ var (
 	limitClaim string
 	//go:embed limit_fixed.lua
 	limitFixed string
+	//go:embed limit_level.lua
+	limitLevel string
 	//go:embed limit_bucket.lua
 	limitBucket string
 	//go:embed limit_take.lua
 	limitTake string
+	//go:embed limit_all.lua
+	limitAll string
+	//go:embed limit_settle_sliding.lua
+	limitSettleSliding string
+	//go:embed limit_settle_fixed.lua
+	limitSettleFixed string
+	//go:embed limit_settle_bucket.lua
+	limitSettleBucket string
 	//go:embed limit_reset.lua
 	limitReset string
 )

@@ -53,6 +53,8 @@ func Run(t *testing.T, s Subject) {
 		{"reset frees", false, testReset},
 		{"another limit", true, testWith},
 		{"taking locally", false, testLocally},
+		{"refund", true, testRefund},
+		{"settle", false, testSettle},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.clock && s.Advance == nil {
@@ -515,4 +517,88 @@ func testLocally(t *testing.T, s Subject) {
 	if _, err := local.TakeLocally(k, -1); !errors.Is(err, ratelimit.ErrCost) {
 		t.Errorf("negative cost: %v", err)
 	}
+}
+
+func settler(t *testing.T, l ratelimit.Limiter) ratelimit.Settler {
+	s, ok := l.(ratelimit.Settler)
+	if !ok {
+		t.Skip("no Settler")
+	}
+	return s
+}
+
+func testRefund(t *testing.T, s Subject) {
+	ctx := context.Background()
+	l, k := s.New(t, ratelimit.Limit{Requests: 5, Window: 10 * time.Second}), key()
+	refund := func(k string, r ratelimit.Result) {
+		t.Helper()
+		if err := settler(t, l).Refund(ctx, k, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second := allowed(t, l, k, 2, 3), allowed(t, l, k, 3, 0)
+	refund(k, denied(t, l, k, 1, 0)) // nothing was spent
+	refund(k, first)
+	allowed(t, l, k, 0, 2)
+	refund(k, first) // once
+	allowed(t, l, k, 0, 2)
+	refund(k, second)
+	if res := allowed(t, l, k, 0, 5); res.ResetAfter > 10*time.Second {
+		t.Errorf("%+v", res)
+	}
+	refund(k, second) // never below nothing used
+	allowed(t, l, k, 0, 5)
+
+	// Permits that came back by themselves are not given back again: not to
+	// another window, nor to those who took them after.
+	old := allowed(t, l, k, 5, 0)
+	s.Advance(old.ResetAfter)
+	allowed(t, l, k, 3, 2)
+	refund(k, old)
+	allowed(t, l, k, 0, 2)
+
+	for _, bad := range []struct {
+		name, key string
+		cost      int
+		want      error
+	}{
+		{"empty key", "", 0, ratelimit.ErrEmptyKey},
+		{"negative cost", k, -1, ratelimit.ErrCost},
+		{"another key", key(), 0, ratelimit.ErrResult},
+	} {
+		if err := settler(t, l).Settle(ctx, bad.key, allowed(t, l, k, 1, 1), bad.cost); !errors.Is(err, bad.want) {
+			t.Errorf("%s: %v, want %v", bad.name, err, bad.want)
+		}
+		if r, ok := l.(interface {
+			Reset(ctx context.Context, key string) error
+		}); ok {
+			_ = r.Reset(ctx, k)
+			allowed(t, l, k, 3, 2)
+		}
+	}
+}
+
+func testSettle(t *testing.T, s Subject) {
+	ctx := context.Background()
+	l := s.New(t, ratelimit.PerHour(5000))
+	settle := func(k string, r ratelimit.Result, cost int) {
+		t.Helper()
+		if err := settler(t, l).Settle(ctx, k, r, cost); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := key()
+	settle(k, allowed(t, l, k, 10, 4990), 10)
+	allowed(t, l, k, 0, 4990)
+	settle(k, allowed(t, l, k, 10, 4980), 3)
+	allowed(t, l, k, 0, 4987)
+	settle(k, allowed(t, l, k, 10, 4977), 20)
+	allowed(t, l, k, 0, 4967)
+	settle(k, allowed(t, l, k, 0, 4967), 67) // looked first, costs known now
+	allowed(t, l, k, 0, 4900)
+	settle(k, allowed(t, l, k, 4000, 900), 1)
+	allowed(t, l, k, 0, 4899)
+	// Beyond the limit: what follows is denied, and figures stay sane.
+	settle(k, allowed(t, l, k, 1, 4898), 1<<40)
+	denied(t, l, k, 1, 0)
 }

@@ -1,0 +1,28 @@
+-- Decides by several policies, and spends in all of them or in none.
+--
+-- KEYS     one per policy, all of one slot
+-- ARGV[1]  cost    permits; 0: decide as for 1, spend nothing
+-- ARGV[2]  now     in microseconds; tests only, otherwise empty: TIME
+-- then four for each policy: algorithm ('sliding', 'fixed' or 'bucket'), limit,
+-- window and ttl as in limit_take.lua
+--
+-- Reply: the seven integers of limit_take.lua for each policy, in the order of
+-- KEYS. If not all of them grant, these are of a policy that was only asked.
+local algorithms = {sliding = sliding, fixed = fixed, bucket = bucket}
+local cost, now = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = now or clock()
+local reply, granted = {}, 0
+
+local function decide(dry)
+  for i = 1, #KEYS do
+    local a, algorithm = 4 * i - 1, ARGV[4 * i - 1]
+    local verdict = {algorithms[algorithm](KEYS[i], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]),
+      ARGV[a + 3], cost, 1, algorithm == 'fixed' and now or time, dry)}
+    for j = 1, 7 do reply[7 * (i - 1) + j] = verdict[j] end
+    if dry then granted = granted + verdict[1] end
+  end
+end
+
+decide(true)
+if granted == #KEYS and cost > 0 then decide(false) end
+return reply

@@ -1,0 +1,30 @@
+-- Changes what a Take of a fixed window has spent.
+--
+-- KEYS[1]  the key
+-- ARGV[1]  limit   not used
+-- ARGV[2]  ttl     in milliseconds, as limit_fixed.lua takes it
+-- ARGV[3]  delta   permits to spend besides (> 0) or to give back (< 0)
+-- ARGV[4]  mark    of the Take: the last millisecond of its window
+-- ARGV[5]  first   not used
+-- ARGV[6]  window  not used
+-- ARGV[7]  now     in microseconds; tests only, default TIME
+--
+-- Reply: {permits given back or spent}. Spending is not denied, and counts in the
+-- window of now. Giving back counts in the window of the Take or not at all.
+local key, delta, now = KEYS[1], tonumber(ARGV[3]), tonumber(ARGV[7])
+local ends = call('PEXPIRETIME', key)
+local open = ends >= 0 and not (now and (ends + 1) * 1000 <= now)
+if delta > 0 then
+  if open then
+    call('INCRBY', key, delta)
+  elseif now then
+    call('SET', key, delta, 'PXAT', math.floor(now / 1000) + ARGV[2])
+  else
+    call('SET', key, delta, 'PX', ARGV[2])
+  end
+  return {delta}
+end
+if not open or ends ~= tonumber(ARGV[4]) then return {0} end
+local back = math.min(-delta, tonumber(call('GET', key)))
+call('INCRBY', key, -back)
+return {back}
