@@ -9,8 +9,6 @@ require (
 	github.com/dunglas/httpsfv v1.1.2
 	// Signs the session cookie; optional sealer of records.
 	github.com/gorilla/securecookie v1.1.2
-	// Bounded concurrent cache: remembered denials, in-process buckets.
-	github.com/maypok86/otter/v2 v2.4.0
 	// The Redis client: standalone, Sentinel, Cluster.
 	github.com/redis/go-redis/v9 v9.23.0
 	// Circuit breaker: a dead Redis costs one timeout per period.

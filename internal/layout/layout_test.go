@@ -35,7 +35,6 @@ var used = []string{
 	"github.com/alexedwards/scs/v2",
 	"github.com/dunglas/httpsfv",
 	"github.com/gorilla/securecookie",
-	"github.com/maypok86/otter/v2",
 	"github.com/redis/go-redis/v9",
 	"github.com/sony/gobreaker/v2",
 

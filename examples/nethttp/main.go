@@ -1,0 +1,70 @@
+// Command nethttp is the smallest honest service with net/http alone: sessions,
+// one limit per route, a stricter one on login, and one by user.
+package main
+
+import (
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/middleware"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+func main() {
+	options, err := redis.ParseURL(os.Getenv("REDIS_URL"))
+	if err != nil {
+		log.Fatal("set REDIS_URL, for example to redis://localhost:6379/0")
+	}
+	handler, err := newHandler(redis.NewClient(options))
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Fatal(http.ListenAndServe("localhost:8080", handler))
+}
+
+func newHandler(client redis.UniversalClient) (http.Handler, error) {
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		return nil, err
+	}
+	logins, err := ratelimit.NewSlidingWindow(client, "login", ratelimit.PerMinute(5), ratelimit.Config{})
+	if err != nil {
+		return nil, err
+	}
+	search, err := ratelimit.NewTokenBucket(client, "search", ratelimit.PerSecond(20), ratelimit.Config{})
+	if err != nil {
+		return nil, err
+	}
+	orders, err := ratelimit.NewFixedWindow(client, "orders", ratelimit.PerHour(100), ratelimit.Config{})
+	if err != nil {
+		return nil, err
+	}
+	byIP := middleware.ByIP(middleware.PeerIP)
+	byUser := middleware.ByUser(sessions)
+
+	login := func(w http.ResponseWriter, r *http.Request) {
+		// Check the password here.
+		if err := sessions.Login(r.Context(), r.FormValue("user")); err != nil {
+			http.Error(w, "user is missing", http.StatusBadRequest)
+			return
+		}
+		fmt.Fprintln(w, "welcome")
+	}
+	hello := func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "hello, %s\n", sessions.UserID(r.Context()))
+	}
+
+	mux := http.NewServeMux()
+	mux.Handle("POST /login", middleware.RateLimit{Limiter: logins, Key: byIP}.Handler(http.HandlerFunc(login)))
+	mux.Handle("GET /search", middleware.RateLimit{Limiter: search, Key: byIP}.Handler(http.HandlerFunc(hello)))
+	mux.Handle("POST /orders", middleware.RequireUser{Manager: sessions}.Handler(
+		middleware.RateLimit{Limiter: orders, Key: byUser}.Handler(http.HandlerFunc(hello))))
+
+	// DangerouslyAllowHTTP is for localhost: leave it out behind HTTPS.
+	return middleware.Sessions{Manager: sessions, DangerouslyAllowHTTP: true}.Handler(mux), nil
+}
