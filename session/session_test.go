@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
 	"github.com/gatehouse-go/gatehouse/internal/redistest"
 )
 
@@ -195,4 +198,28 @@ func TestParallelWritersLoseNothing(t *testing.T) {
 		}
 		t.Logf("%+v", m.Stats())
 	})
+}
+
+// mini is a Redis in process.
+func mini(t testing.TB) redistest.Backend {
+	t.Helper()
+	s := miniredis.RunT(t)
+	c := redis.NewClient(&redis.Options{Addr: s.Addr()})
+	t.Cleanup(func() { c.Close() })
+	return redistest.Backend{Name: "miniredis", Client: c, Addrs: []string{s.Addr()}, Mini: s}
+}
+
+// begin returns a browser with a session of user, and a value "k".
+func begin(t testing.TB, m *Manager, user string) *browser {
+	t.Helper()
+	b := &browser{t, m, ""}
+	b.request(func(ctx context.Context) {
+		m.Put(ctx, "k", "v")
+		if user != "" {
+			if err := m.Login(ctx, user); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	return b
 }

@@ -45,6 +45,10 @@ type Sender struct {
 	timeout time.Duration
 	reader  redis.UniversalClient // set if the client caches reads in process
 
+	// Each Sender has its own calls: a timer or channel that was made in a
+	// bubble of testing/synctest must not get out of it.
+	calls sync.Pool
+
 	mu      sync.Mutex
 	queue   []*call
 	current *batch // under way; nil: the next call starts one
@@ -52,7 +56,7 @@ type Sender struct {
 
 // New returns a Sender whose calls take at most timeout each.
 func New(client redis.UniversalClient, timeout time.Duration) *Sender {
-	s := &Sender{client: client, timeout: timeout}
+	s := &Sender{client: client, timeout: timeout, calls: sync.Pool{New: newCall}}
 	if c, ok := client.(*redis.Client); ok {
 		if o := c.Options(); o.ClientSideCacheConfig != nil || o.ClientSideCache != nil {
 			s.reader = c.WithTimeout(timeout)
@@ -159,11 +163,11 @@ const (
 	callAbandoned
 )
 
-var calls = sync.Pool{New: func() any {
+func newCall() any {
 	t := time.NewTimer(time.Hour)
 	t.Stop()
 	return &call{done: make(chan struct{}, 1), timer: t}
-}}
+}
 
 // batch is one pipeline under way.
 type batch struct {
@@ -176,7 +180,7 @@ func (s *Sender) do(ctx context.Context, cmd redis.Cmder) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	c := calls.Get().(*call)
+	c := s.calls.Get().(*call)
 	c.ctx, c.cmd = ctx, cmd
 	c.state.Store(callQueued)
 	c.timer.Reset(s.timeout)
@@ -192,7 +196,7 @@ func (s *Sender) do(ctx context.Context, cmd redis.Cmder) error {
 	case <-c.done:
 		c.timer.Stop()
 		c.ctx, c.cmd, c.batch = nil, nil, nil
-		calls.Put(c)
+		s.calls.Put(c)
 		return cmd.Err()
 	case <-ctx.Done():
 		c.timer.Stop()
