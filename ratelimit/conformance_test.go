@@ -1,6 +1,7 @@
 package ratelimit_test
 
 import (
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -27,6 +28,24 @@ var constructors = []struct {
 	}},
 	{"token bucket", func(c redis.UniversalClient, name string, l ratelimit.Limit, cfg ratelimit.Config) (ratelimit.Limiter, error) {
 		return ratelimit.NewTokenBucket(c, name, l, cfg)
+	}},
+	{"all of one subject", func(c redis.UniversalClient, name string, l ratelimit.Limit, cfg ratelimit.Config) (ratelimit.Limiter, error) {
+		wide := ratelimit.Limit{Requests: 1 << 24, Window: l.Window}
+		a, err1 := ratelimit.NewFixedWindow(c, name+" wide", wide, cfg)
+		b, err2 := ratelimit.NewSlidingWindow(c, name, l, cfg)
+		d, err3 := ratelimit.NewTokenBucket(c, name+" bucket", wide, cfg)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return nil, err
+		}
+		return ratelimit.All(a, b, d)
+	}},
+	{"all of several subjects", func(c redis.UniversalClient, name string, l ratelimit.Limit, cfg ratelimit.Config) (ratelimit.Limiter, error) {
+		everybody, err1 := ratelimit.NewFixedWindow(c, name+" wide", ratelimit.Limit{Requests: 1 << 24, Window: ratelimit.MaxWindow}, cfg)
+		each, err2 := ratelimit.NewTokenBucket(c, name, l, cfg)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, err
+		}
+		return ratelimit.All(ratelimit.Keyed(everybody, func(string) string { return "everybody" }), each)
 	}},
 }
 
@@ -62,7 +81,7 @@ func TestConformance(t *testing.T) {
 				clock := newTestClock()
 				ratelimittest.Run(t, ratelimittest.Subject{
 					New: func(t testing.TB, limit ratelimit.Limit) ratelimit.Limiter {
-						l, err := c.make(b.Client, t.Name()[max(0, len(t.Name())-60):], limit, slow)
+						l, err := c.make(b.Client, t.Name()[max(0, len(t.Name())-50):], limit, slow)
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -99,7 +118,7 @@ func TestConformanceOnTheServersClock(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) {
 				ratelimittest.Run(t, ratelimittest.Subject{
 					New: func(t testing.TB, limit ratelimit.Limit) ratelimit.Limiter {
-						l, err := c.make(b.Client, t.Name()[max(0, len(t.Name())-60):], limit, slow)
+						l, err := c.make(b.Client, t.Name()[max(0, len(t.Name())-50):], limit, slow)
 						if err != nil {
 							t.Fatal(err)
 						}

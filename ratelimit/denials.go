@@ -54,6 +54,11 @@ func (d *denials) remember(subject string, cost int, res Result, sent time.Durat
 	s.mu.Unlock()
 }
 
+// rememberFrom is remember with a time sent that another's clock has told.
+func (d *denials) rememberFrom(o *denials, subject string, cost int, res Result, sent time.Duration) {
+	d.remember(subject, cost, res, d.now()-(o.now()-sent))
+}
+
 // recall answers a Take from a remembered denial: of the same limit, and of no
 // greater cost, for where there is no room for 3, there is none for 5. When there
 // will be room for 5 is not known then; when the whole quota is back, there is.

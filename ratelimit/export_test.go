@@ -9,8 +9,17 @@ import (
 // SetClock makes l decide by now, in µs since 1970, which must not be behind
 // Redis's clock.
 func SetClock(l Limiter, now func() int64) {
-	if l, ok := l.(*Local); ok {
+	switch l := l.(type) {
+	case *Local:
 		l.clock = now
+		return
+	case *allOf:
+		for _, m := range l.limiters {
+			SetClock(m, now)
+		}
+		return
+	case *keyed:
+		SetClock(l.limiter, now)
 		return
 	}
 	e := engineOf(l)

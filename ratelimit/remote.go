@@ -157,10 +157,15 @@ func (l *remote) call(ctx context.Context, k flightKey, n int64) (verdict, time.
 	if err != nil {
 		return verdict{}, sent, err
 	}
+	return verdictOf(reply), sent, nil
+}
+
+// verdictOf is the verdict in the first seven integers of a script's reply.
+func verdictOf(reply []int64) verdict {
 	return verdict{
 		granted: reply[0], remaining: reply[1], retry: reply[2], reset: reply[3], now: reply[4],
 		mark: reply[5], part: reply[6],
-	}, sent, nil
+	}
 }
 
 func (e *engine) redisKey(subject string) string { return e.prefix + subject + "}" }

@@ -242,8 +242,8 @@ func testCostAboveLimit(t *testing.T, s Subject) {
 		}
 	}
 	allowed(t, l, k, 5, 0)
-	if res := denied(t, l, k, 1<<40, 0); res.RetryAfter != ratelimit.Never {
-		t.Fatalf("RetryAfter = %v, want Never", res.RetryAfter)
+	if res := take(t, l, k, 1<<40); res.Allowed || res.RetryAfter != ratelimit.Never {
+		t.Fatalf("%+v, want it denied for ever", res)
 	}
 }
 
