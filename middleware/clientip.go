@@ -1,0 +1,153 @@
+package middleware
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// An IPStrategy tells the address of the client that sent a request.
+//
+// An address it returns is never zoned and never an IPv4 address mapped into
+// IPv6. If it cannot tell, it returns an error that wraps [ErrNoKey]; it does
+// not guess. Strategies are safe for concurrent use.
+type IPStrategy func(*http.Request) (netip.Addr, error)
+
+// PeerIP is the address that opened the connection. It is right when no proxy
+// stands in front of the service; behind one, all clients have the address of
+// the proxy.
+func PeerIP(r *http.Request) (netip.Addr, error) {
+	if ip, ok := parseIP(r.RemoteAddr); ok {
+		return ip, nil
+	}
+	return netip.Addr{}, fmt.Errorf("%w: no IP address in the peer address %s", ErrNoKey, excerpt(r.RemoteAddr))
+}
+
+// ForwardedFor reads X-Forwarded-For behind proxies whose addresses lie in
+// trusted and each of which appends the address of its own peer.
+//
+// The walk starts at the peer and goes through the entries from the right, over
+// all header lines, as long as it meets trusted addresses; the first address
+// that is not trusted is the client. What stands to the left of it is the
+// client's own claim and is never looked at. A peer that is not trusted is
+// itself the client, so with nothing trusted this is [PeerIP].
+//
+// It cannot tell, and returns an error, if it meets an entry that is no
+// address, or if every address is trusted: a request that a trusted host makes
+// for itself, such as a health check, has no client.
+//
+// A number of hops instead of prefixes was rejected: it is wrong as soon as one
+// request takes a shorter way.
+func ForwardedFor(trusted ...netip.Prefix) IPStrategy {
+	proxies := newPrefixes(trusted)
+	return func(r *http.Request) (netip.Addr, error) {
+		peer, err := PeerIP(r)
+		if err != nil || !proxies.contain(peer) {
+			return peer, err
+		}
+		for _, line := range slices.Backward(r.Header["X-Forwarded-For"]) {
+			for more := true; more; {
+				var entry string
+				if comma := strings.LastIndexByte(line, ','); comma >= 0 {
+					line, entry = line[:comma], line[comma+1:]
+				} else {
+					entry, more = line, false
+				}
+				entry = strings.Trim(entry, " \t")
+				if entry == "" { // RFC 9110, section 5.6.1.2: empty elements do not count
+					continue
+				}
+				ip, ok := parseIP(entry)
+				if !ok {
+					return netip.Addr{}, fmt.Errorf("%w: no IP address in the X-Forwarded-For entry %s", ErrNoKey, excerpt(entry))
+				}
+				if !proxies.contain(ip) {
+					return ip, nil
+				}
+			}
+		}
+		return netip.Addr{}, fmt.Errorf("%w: X-Forwarded-For names nobody but trusted proxies", ErrNoKey)
+	}
+}
+
+// SingleHeader reads the client's address from the header called name (such as
+// X-Real-IP or CF-Connecting-IP) when the peer lies in trusted. Those peers
+// must overwrite the header, whatever the client sent. A peer that is not
+// trusted is itself the client, so with nothing trusted this is [PeerIP].
+//
+// It cannot tell, and returns an error, if the header is missing, is no
+// address, or comes more than once: then some proxy adds to it where it should
+// overwrite it.
+func SingleHeader(name string, trusted ...netip.Prefix) IPStrategy {
+	name = http.CanonicalHeaderKey(name)
+	proxies := newPrefixes(trusted)
+	return func(r *http.Request) (netip.Addr, error) {
+		peer, err := PeerIP(r)
+		if err != nil || !proxies.contain(peer) {
+			return peer, err
+		}
+		values := r.Header[name]
+		if len(values) != 1 {
+			return netip.Addr{}, fmt.Errorf("%w: %d header lines %s, want 1", ErrNoKey, len(values), name)
+		}
+		ip, ok := parseIP(strings.Trim(values[0], " \t"))
+		if !ok {
+			return netip.Addr{}, fmt.Errorf("%w: no IP address in %s: %s", ErrNoKey, name, excerpt(values[0]))
+		}
+		return ip, nil
+	}
+}
+
+// prefixes are address ranges in the form that parseIP gives addresses.
+type prefixes []netip.Prefix
+
+func newPrefixes(list []netip.Prefix) prefixes {
+	p := slices.Clone(list)
+	for i, prefix := range p {
+		// ::ffff:10.0.0.0/104 means 10.0.0.0/8, and would contain no address
+		// once those are unmapped.
+		if ip := prefix.Addr(); ip.Is4In6() && prefix.Bits() >= 96 {
+			p[i] = netip.PrefixFrom(ip.Unmap(), prefix.Bits()-96)
+		}
+	}
+	return p
+}
+
+func (p prefixes) contain(ip netip.Addr) bool {
+	for _, prefix := range p {
+		if prefix.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// parseIP reads an address with or without a port: 192.0.2.1, 192.0.2.1:80,
+// 2001:db8::1, [2001:db8::1], [2001:db8::1]:80. Some load balancers write the
+// port into X-Forwarded-For.
+//
+// It unmaps and drops the zone, since a prefix contains neither a mapped nor a
+// zoned address: either would let a client step out of a range it is in.
+func parseIP(s string) (netip.Addr, bool) {
+	if ap, err := netip.ParseAddrPort(s); err == nil {
+		return ap.Addr().Unmap().WithZone(""), true
+	}
+	if rest, ok := strings.CutPrefix(s, "["); ok {
+		if s, ok = strings.CutSuffix(rest, "]"); !ok || !strings.Contains(s, ":") {
+			return netip.Addr{}, false
+		}
+	}
+	ip, err := netip.ParseAddr(s)
+	return ip.Unmap().WithZone(""), err == nil
+}
+
+// excerpt quotes outside text for an error, which may end up in a log.
+func excerpt(s string) string {
+	const most = 64
+	if len(s) > most {
+		return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
+	}
+	return fmt.Sprintf("%q", s)
+}

@@ -1,0 +1,132 @@
+package middleware
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/dunglas/httpsfv"
+
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+)
+
+// Header fields that describe a limit, in canonical form.
+const (
+	fieldLimit     = "X-Ratelimit-Limit"
+	fieldRemaining = "X-Ratelimit-Remaining"
+	fieldReset     = "X-Ratelimit-Reset"
+	fieldPolicy    = "Ratelimit-Policy"
+	fieldRateLimit = "Ratelimit"
+	fieldExpose    = "Access-Control-Expose-Headers"
+
+	exposed     = "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After"
+	exposedIETF = exposed + ", RateLimit-Policy, RateLimit"
+)
+
+// describe writes what res says into the header fields of a response.
+//
+// Of several limiters on one request the tightest one's figures stand: those of
+// a denial, or else those with the fewest permits left, and of equals those
+// that take longest to come back. The figures of the others are in the header
+// already, so that is where they are compared; a value in the request's context
+// would copy the request once for each limiter.
+func (l RateLimit) describe(h http.Header, res ratelimit.Result) {
+	reset := epochSeconds(res)
+	if !res.Allowed || tighter(h, res.Remaining, reset) {
+		values := []string{
+			strconv.Itoa(res.Limit.Requests),
+			strconv.Itoa(res.Remaining),
+			strconv.FormatInt(reset, 10),
+		}
+		h[fieldLimit] = values[0:1:1]
+		h[fieldRemaining] = values[1:2:2]
+		h[fieldReset] = values[2:3:3]
+		if l.IETFDraft11 {
+			l.describeIETF(h, res)
+		} else {
+			// Those of a looser limit would contradict.
+			delete(h, fieldPolicy)
+			delete(h, fieldRateLimit)
+		}
+	}
+	if !res.Allowed && res.RetryAfter != ratelimit.Never {
+		h["Retry-After"] = []string{strconv.FormatInt(retrySeconds(res), 10)}
+	}
+	if l.ExposeHeaders {
+		names := exposed
+		if l.IETFDraft11 {
+			names = exposedIETF
+		}
+		if !slices.Contains(h[fieldExpose], names) {
+			h.Add(fieldExpose, names)
+		}
+	}
+}
+
+// describeIETF writes the fields of draft-ietf-httpapi-ratelimit-headers, which
+// speak of whole seconds only: a window is rounded up, so that a client that
+// keeps to it is never refused. The figures are those of one policy; the draft
+// has lists, but nothing that says which member a Retry-After belongs to.
+func (l RateLimit) describeIETF(h http.Header, res ratelimit.Result) {
+	within := ceilSeconds(res.ResetAfter)
+	if !res.Allowed && res.RetryAfter != ratelimit.Never {
+		within = retrySeconds(res) // section 6: Retry-After is not before the end of the effective window
+	}
+	policy := httpsfv.NewItem(res.Policy)
+	policy.Params.Add("q", min(int64(res.Limit.Requests), maxInteger))
+	policy.Params.Add("w", max(1, ceilSeconds(res.Limit.Window)))
+	left := httpsfv.NewItem(res.Policy)
+	left.Params.Add("r", min(int64(res.Remaining), maxInteger))
+	left.Params.Add("t", within)
+
+	policyField, err1 := httpsfv.Marshal(httpsfv.List{policy})
+	leftField, err2 := httpsfv.Marshal(httpsfv.List{left})
+	if err1 != nil || err2 != nil { // the name is not ASCII: there is no field for it
+		delete(h, fieldPolicy)
+		delete(h, fieldRateLimit)
+		return
+	}
+	h[fieldPolicy] = []string{policyField}
+	h[fieldRateLimit] = []string{leftField}
+}
+
+// maxInteger is the largest Integer of RFC 9651.
+const maxInteger = 999_999_999_999_999
+
+// tighter reports whether figures of a request that passed are tighter than
+// those in h, or h has none.
+func tighter(h http.Header, remaining int, reset int64) bool {
+	figure := h.Get(fieldRemaining)
+	if figure == "" {
+		return true
+	}
+	before, err := strconv.Atoi(figure)
+	if err != nil || remaining != before {
+		return err != nil || remaining < before
+	}
+	resetBefore, err := strconv.ParseInt(h.Get(fieldReset), 10, 64)
+	return err != nil || reset > resetBefore
+}
+
+// epochSeconds is when the full quota is back, rounded up to a second of Unix
+// time. ResetAt is on the clock that decided: ours would make it wobble.
+func epochSeconds(res ratelimit.Result) int64 {
+	at := res.ResetAt()
+	s := at.Unix()
+	if at.Nanosecond() > 0 {
+		s++
+	}
+	return s
+}
+
+// retrySeconds is the Retry-After of a denial: whole seconds, never earlier than
+// a permit is free, and at least 1, because 0 invites the same request at once.
+func retrySeconds(res ratelimit.Result) int64 { return max(1, ceilSeconds(res.RetryAfter)) }
+
+func ceilSeconds(d time.Duration) int64 {
+	if d <= 0 {
+		return 0
+	}
+	return int64((d-1)/time.Second) + 1
+}

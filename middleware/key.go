@@ -1,0 +1,149 @@
+package middleware
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+// A KeyFunc tells whom a limit counts: requests with the same key share it.
+//
+// An error means that there is no key; it wraps [ErrNoKey] if that is because
+// of what the request says, or does not say, about its sender. There is never a
+// key that all such requests share. Each function here begins its keys with a
+// word of its own, so that no user can be called like another client's address.
+type KeyFunc func(*http.Request) (string, error)
+
+// ErrNoKey is wrapped by the errors of a [KeyFunc] and of an [IPStrategy] that
+// find nothing in the request to tell its client by. [RateLimit] answers it
+// with 400 and [FirstOf] goes on to the next function.
+var ErrNoKey = errors.New("middleware: the request does not tell who sent it")
+
+// ByIP counts by client address, as strategy tells it: an IPv4 address alone,
+// IPv6 addresses by their /64, which is what one customer gets, and from which
+// he can choose 2⁶⁴ addresses.
+func ByIP(strategy IPStrategy) KeyFunc {
+	return func(r *http.Request) (string, error) {
+		ip, err := strategy(r)
+		if err != nil {
+			return "", err
+		}
+		return IPKey(ip), nil
+	}
+}
+
+// IPKey is the key of [ByIP] for a client address, such as ip:192.0.2.1 or
+// ip:2001:db8::/64, to look at its limit or reset it.
+func IPKey(ip netip.Addr) string {
+	ip = ip.Unmap().WithZone("")
+	b := append(make([]byte, 0, len("ip:0000:0000:0000:0000::/64")), "ip:"...)
+	if ip.Is6() {
+		subnet, _ := ip.Prefix(64) // an IPv6 address has one
+		return string(subnet.AppendTo(b))
+	}
+	return string(ip.AppendTo(b))
+}
+
+// ByUser counts by the user who is logged in with manager. For visitors there
+// is no key ([ErrNoKey]); [FirstOf] names what counts them. It must run behind
+// [Sessions] with that manager, or its error is [session.ErrNoSession].
+func ByUser(manager *session.Manager) KeyFunc {
+	return func(r *http.Request) (string, error) {
+		info := manager.Info(r.Context())
+		switch {
+		case info.Created.IsZero():
+			return "", session.ErrNoSession
+		case info.UserID == "":
+			return "", fmt.Errorf("%w: nobody is logged in", ErrNoKey)
+		}
+		return UserKey(info.UserID), nil
+	}
+}
+
+// UserKey is the key of [ByUser] for a user, to look at her limit or reset it.
+func UserKey(userID string) string { return "user:" + userID }
+
+// BySession counts by session. A visitor whose session is not stored yet has no
+// key ([ErrNoKey]); [FirstOf] names what counts him. A client gets a new key
+// with each new session, and so does a session whose ID changes: this keeps
+// visitors apart, it does not hold off one who drops his cookies. It must run
+// behind [Sessions] with that manager, or its error is [session.ErrNoSession].
+func BySession(manager *session.Manager) KeyFunc {
+	return func(r *http.Request) (string, error) {
+		info := manager.Info(r.Context())
+		switch {
+		case info.Created.IsZero():
+			return "", session.ErrNoSession
+		case info.Fingerprint == "":
+			return "", fmt.Errorf("%w: no session is stored", ErrNoKey)
+		}
+		return "session:" + info.Fingerprint, nil
+	}
+}
+
+// ByHeader counts by the value of a header, such as that of an API key. Use it
+// behind what has checked the value; otherwise a client gets a new limit with
+// each value it makes up. A header that is missing, empty or sent more than
+// once is no key ([ErrNoKey]).
+func ByHeader(name string) KeyFunc {
+	name = http.CanonicalHeaderKey(name)
+	return func(r *http.Request) (string, error) {
+		// Of several, what checked the header may have read another one.
+		if values := r.Header[name]; len(values) == 1 && values[0] != "" {
+			return "header:" + values[0], nil
+		}
+		return "", fmt.Errorf("%w: no single value of header %s", ErrNoKey, name)
+	}
+}
+
+// ErrNoRoute is the error of [ByRoute] for a request that no router has matched
+// with a pattern. It is a mistake in how the middleware is mounted.
+var ErrNoRoute = errors.New("middleware: no route pattern; mount ByRoute on a route")
+
+// ByRoute counts by the pattern that matched, not by the path: /users/1 and
+// /users/2 share the limit of /users/{id}. It reads [http.Request.Pattern], so
+// it must run behind the router: mounted on a route of an [http.ServeMux], with
+// chi's With or Group, through the gin adapter, or in [Routes]. The pattern is
+// all of the key: it contains the method only if the pattern does.
+func ByRoute(r *http.Request) (string, error) {
+	if r.Pattern == "" {
+		return "", ErrNoRoute
+	}
+	return "route:" + r.Pattern, nil
+}
+
+// Join counts by all of keys together: Join(ByRoute, ByUser(m)) gives each user
+// a limit of her own for each route. No two lists of parts make the same key.
+// It has a key only if all of them have.
+func Join(keys ...KeyFunc) KeyFunc {
+	return func(r *http.Request) (string, error) {
+		parts := make([]string, len(keys))
+		for i, key := range keys {
+			var err error
+			if parts[i], err = key(r); err != nil {
+				return "", err
+			}
+		}
+		return ratelimit.JoinKey(parts...), nil
+	}
+}
+
+// FirstOf counts by the first of keys that the request has: FirstOf(ByUser(m),
+// ByIP(PeerIP)) counts users by name and visitors by address. It goes on only
+// after [ErrNoKey]; any other error is its result.
+func FirstOf(keys ...KeyFunc) KeyFunc {
+	return func(r *http.Request) (string, error) {
+		err := ErrNoKey
+		for _, key := range keys {
+			var k string
+			if k, err = key(r); !errors.Is(err, ErrNoKey) {
+				return k, err
+			}
+		}
+		return "", err
+	}
+}

@@ -1,0 +1,122 @@
+package middleware
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// problem is a response that stands in for the handler's: problem details
+// (RFC 9457) or text, as the client prefers. Its members are fixed texts and
+// names from the configuration. What a request or an error says is not sent.
+type problem struct {
+	Type             string   `json:"type"`
+	Title            string   `json:"title"`
+	Status           int      `json:"status"`
+	Detail           string   `json:"detail"`
+	ViolatedPolicies []string `json:"violated-policies,omitempty"`
+
+	body string // the members above as JSON; made by ready
+}
+
+// ready returns p with its body. Problems that stand ready cost a denial no
+// allocation.
+func (p problem) ready() problem {
+	if p.Type == "" {
+		p.Type = "about:blank" // then the title is that of the status
+		p.Title = http.StatusText(p.Status)
+	}
+	body, err := json.Marshal(p)
+	if err != nil { // strings and numbers always encode
+		panic(err)
+	}
+	p.body = string(body) + "\n"
+	return p
+}
+
+// Values of header fields for which every response has a slice of its own.
+const (
+	noStore    = "no-store"
+	typeJSON   = "application/problem+json"
+	typeText   = "text/plain; charset=utf-8"
+	noSniffing = "nosniff"
+)
+
+// ServeHTTP writes the response. It may not be stored: it belongs to one client
+// and one moment.
+func (p problem) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	values := []string{noStore, typeJSON, noSniffing}
+	body := p.body
+	if prefersText(r.Header["Accept"]) {
+		values[1] = typeText
+		body = p.Title + "\n" + p.Detail + "\n"
+	}
+	h := w.Header()
+	h["Cache-Control"] = values[0:1:1]
+	h["Content-Type"] = values[1:2:2]
+	h["X-Content-Type-Options"] = values[2:3:3]
+	w.WriteHeader(p.Status)
+	_, _ = io.WriteString(w, body)
+}
+
+// prefersText reports whether an Accept header ranks text above JSON, as those
+// of browsers do. No header, and */* alone, mean JSON: that is what programs
+// send. It never refuses: an error in an unwanted format is better than none.
+func prefersText(accept []string) bool {
+	var json, text preference
+	for _, line := range accept {
+		for line != "" {
+			var entry string
+			entry, line, _ = strings.Cut(line, ",")
+			entry, params, _ := strings.Cut(entry, ";")
+			q := quality(params)
+			switch strings.ToLower(strings.TrimSpace(entry)) {
+			case "application/problem+json", "application/json":
+				json.add(3, q)
+			case "application/*":
+				json.add(2, q)
+			case "text/html", "text/plain":
+				text.add(3, q)
+			case "text/*":
+				text.add(2, q)
+			case "*/*":
+				json.add(1, q)
+				text.add(1, q)
+			}
+		}
+	}
+	return text.q > json.q
+}
+
+// preference is the quality of the most specific media range that matches, and
+// the highest of several (RFC 9110, section 12.5.1).
+type preference struct {
+	specificity int
+	q           float64
+}
+
+func (p *preference) add(specificity int, q float64) {
+	if specificity > p.specificity || specificity == p.specificity && q > p.q {
+		*p = preference{specificity, q}
+	}
+}
+
+// quality is the q of a media range's parameters; 1 if it has none, 0 if it is
+// no number.
+func quality(params string) float64 {
+	for params != "" {
+		var param string
+		param, params, _ = strings.Cut(params, ";")
+		name, value, _ := strings.Cut(param, "=")
+		if strings.EqualFold(strings.TrimSpace(name), "q") {
+			q, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil || !(q >= 0 && q <= 1) {
+				return 0
+			}
+			return q
+		}
+	}
+	return 1
+}

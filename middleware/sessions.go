@@ -1,0 +1,220 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+// Sessions loads the session that a request's cookie names and saves it just
+// before the first byte of the response's final header, on whichever way that
+// goes out. The handler finds it through Manager and the request's context.
+//
+// If it cannot be saved, nothing of the handler's response is sent: an error
+// response takes its place, and the handler's writes fail. A session that cannot
+// be loaded is answered with an error, too, and keeps its cookie; a request
+// without a cookie is served in any case. A request whose client has gone is
+// saved all the same. If the handler panics, the session is unchanged, unless
+// the response had begun.
+//
+// The zero value is not usable: Manager is required.
+//
+// When a request carries several cookies of the name, the first is used and the
+// others are ignored. Another host of the same domain can make a browser send
+// such cookies; the prefix __Host- of the default name prevents it.
+type Sessions struct {
+	Manager *session.Manager // required
+
+	// Cookie is a template. Where it is zero, the cookie is called
+	// __Host-session and has Path=/ and SameSite=Lax. It is always HttpOnly and,
+	// but for DangerouslyAllowHTTP, Secure. It lasts until the browser closes,
+	// or as long as the session after the Manager's Remember.
+	Cookie http.Cookie
+
+	// LegacyCookie names a cookie that is read while a request has none of
+	// ours. It is deleted when ours is set. Use it with the Manager's Legacy
+	// store to move from another session library.
+	LegacyCookie string
+
+	// DangerouslyAllowHTTP sends the cookie over plain HTTP, where anyone on
+	// the way can take it and be the user. It is for development: the cookie
+	// is called "session", since browsers refuse the prefix __Host- there.
+	DangerouslyAllowHTTP bool
+
+	// OnError answers a request whose session could not be loaded or saved. The
+	// error is an [*session.EncodeError] if a value cannot be stored. The
+	// handler's header fields are gone. nil: a problem with status 500 for an
+	// EncodeError, and 503 with Retry-After otherwise.
+	OnError func(w http.ResponseWriter, r *http.Request, err error)
+
+	// OnLateChange is called when a handler has changed the session after its
+	// header was sent. Such a change is lost.
+	OnLateChange func(LateChange)
+
+	// Logger gets sessions that cannot be loaded or saved, and late changes.
+	// nil: silent.
+	Logger *slog.Logger
+}
+
+// LateChange is a change to a session that came too late to be saved.
+type LateChange struct {
+	Request *http.Request // as the handler got it; Pattern is set if a router did
+}
+
+// Validate returns all that is wrong with s, or nil.
+func (s Sessions) Validate() error {
+	_, err := s.cookie()
+	if s.Manager == nil {
+		err = errors.Join(errors.New("middleware: Sessions.Manager is nil"), err)
+	}
+	return err
+}
+
+// loader is a mounted Sessions.
+type loader struct {
+	Sessions
+	cookie http.Cookie // the template, with its defaults
+	outage occasional
+}
+
+// Handler returns a handler that calls next with the session. It panics with
+// the error of Validate.
+func (s Sessions) Handler(next http.Handler) http.Handler {
+	if err := s.Validate(); err != nil {
+		panic(err)
+	}
+	l := &loader{Sessions: s}
+	l.cookie, _ = s.cookie() // checked by Validate
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.serve(w, r, next) })
+}
+
+func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	value, legacy := l.read(r)
+	ctx, err := l.Manager.Load(r.Context(), value)
+	if err != nil {
+		l.fail(w, r, err)
+		return
+	}
+	r = r.WithContext(ctx)
+	outer := fieldsOf(w.Header())
+	hw := &headerWriter{ResponseWriter: w}
+	hw.before = func(int) error {
+		// Whether the client still listens does not matter to what it did.
+		out, err := l.Manager.Commit(context.WithoutCancel(r.Context()))
+		if err != nil {
+			outer.restore(w.Header())
+			l.fail(w, r, err)
+			return fmt.Errorf("middleware: response replaced, its session was not saved: %w", err)
+		}
+		h := w.Header()
+		if !slices.Contains(h["Vary"], "Cookie") {
+			h.Add("Vary", "Cookie")
+		}
+		l.apply(h, out, legacy)
+		return nil
+	}
+	next.ServeHTTP(hw.wrap(), r)
+
+	if !hw.began {
+		hw.begin(http.StatusOK)
+	} else if hw.err == nil && l.Manager.Pending(r.Context()) {
+		l.reportLate(r)
+	}
+}
+
+// read returns the value of the session's cookie, "" if there is none, and
+// whether the request has a legacy cookie.
+func (l *loader) read(r *http.Request) (value string, legacy bool) {
+	if l.LegacyCookie != "" {
+		if c, err := r.Cookie(l.LegacyCookie); err == nil {
+			value, legacy = c.Value, true
+		}
+	}
+	if c, err := r.Cookie(l.cookie.Name); err == nil {
+		value = c.Value
+	}
+	return value, legacy
+}
+
+// fail answers a request whose session could not be loaded or saved.
+func (l *loader) fail(w http.ResponseWriter, r *http.Request, err error) {
+	encode, isEncode := errors.AsType[*session.EncodeError](err)
+	if l.Logger != nil {
+		switch {
+		case isEncode:
+			l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: a value cannot be stored, request answered with an error",
+				slog.String("key", encode.Key), slog.String("method", r.Method), slog.String("route", route(r)))
+		case errors.Is(err, context.Canceled):
+			// The client hung up; nothing has failed.
+		default:
+			if skipped, now := l.outage.now(); now {
+				l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: not loaded or not saved, request answered with an error",
+					slog.Any("error", err), slog.String("method", r.Method), slog.String("route", route(r)),
+					slog.Int64("lines_left_out", skipped))
+			}
+		}
+	}
+	switch {
+	case l.OnError != nil:
+		l.OnError(w, r, err)
+	case isEncode:
+		notSaved.ServeHTTP(w, r)
+	default:
+		w.Header().Set("Retry-After", unavailableRetry)
+		noSession.ServeHTTP(w, r)
+	}
+}
+
+var (
+	notSaved = problem{
+		Status: http.StatusInternalServerError,
+		Detail: "The session could not be saved.",
+	}.ready()
+	noSession = problem{
+		Status: http.StatusServiceUnavailable,
+		Detail: "Sessions are not available at the moment. Your cookie is still good.",
+	}.ready()
+)
+
+func (l *loader) reportLate(r *http.Request) {
+	if l.Logger != nil {
+		l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: changed after the header was sent, the change is lost",
+			slog.String("method", r.Method), slog.String("route", route(r)))
+	}
+	if l.OnLateChange != nil {
+		l.OnLateChange(LateChange{Request: r})
+	}
+}
+
+// fields are the header fields that middleware further out has set. They
+// survive when the handler's response is replaced: CORS fields, say, without
+// which a script could not read the error.
+type fields []field
+
+type field struct {
+	name   string
+	values []string
+}
+
+func fieldsOf(h http.Header) fields {
+	if len(h) == 0 {
+		return nil
+	}
+	f := make(fields, 0, len(h))
+	for name, values := range h {
+		f = append(f, field{name, values})
+	}
+	return f
+}
+
+func (f fields) restore(h http.Header) {
+	clear(h)
+	for _, field := range f {
+		h[field.name] = field.values
+	}
+}
