@@ -81,8 +81,7 @@ func TestAllOrNothing(t *testing.T) {
 
 func (l Limit) truncated() Limit { return Limit{l.Requests, l.Window.Truncate(time.Microsecond)} }
 
-func newLimiter(t testing.TB, a algorithm, c redis.UniversalClient, name string, l Limit) Limiter {
-	t.Helper()
+func newLimiter(_ testing.TB, a algorithm, c redis.UniversalClient, name string, l Limit) Limiter {
 	cfg := Config{Timeout: 10 * time.Second}
 	switch a {
 	case sliding:

@@ -15,11 +15,13 @@ import (
 
 func TestMain(m *testing.M) { redistest.Main(m) }
 
-// constructors are the limiters over Redis.
-var constructors = []struct {
+type constructor struct {
 	name string
 	make func(redis.UniversalClient, string, ratelimit.Limit, ratelimit.Config) (ratelimit.Limiter, error)
-}{
+}
+
+// constructors are the limiters over Redis.
+var constructors = []constructor{
 	{"sliding window", func(c redis.UniversalClient, name string, l ratelimit.Limit, cfg ratelimit.Config) (ratelimit.Limiter, error) {
 		return ratelimit.NewSlidingWindow(c, name, l, cfg)
 	}},

@@ -14,8 +14,11 @@
 local function bucket(key, limit, window, ttl, cost, n, now, dry)
   now = now or clock()
   local edge, ahead = now + window, false
-  local _, whole, part = level(key, limit, now)
-  if whole > edge or whole == edge and part > 0 then whole, part, ahead = edge, 0, true end
+  local raw, whole, part = level(key, limit, now)
+  if whole > edge or whole == edge and part > 0 then
+    if string.find(raw, '[^%d:]') then call('INCRBY', key, 0) end -- fails: this is no level
+    whole, part, ahead = edge, 0, true
+  end
   local step = math.floor(window / limit)
   local rest, room = window - step * limit, edge - whole
   local left

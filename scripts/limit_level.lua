@@ -11,7 +11,7 @@ local function level(key, limit, now)
     whole, part = tonumber(whole) or call('INCRBY', key, 0), tonumber(part) -- INCRBY fails
     if part >= limit then whole, part = whole + 1, 0 end -- left by another limit
   end
-  if whole < now then whole, part = now, 0 end
+  if not (whole >= now) then whole, part = now, 0 end
   return raw, whole, part
 end
 
