@@ -170,5 +170,5 @@ func thousands(x float64) string {
 
 // percent never rounds up to 100 %.
 func percent(share float64) string {
-	return strconv.FormatFloat(math.Floor(share*1000)/10, 'f', -1, 64) + " %"
+	return strconv.FormatFloat(math.Floor(share*1000+1e-6)/10, 'f', -1, 64) + " %"
 }

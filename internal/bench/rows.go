@@ -59,6 +59,7 @@ func rows(subjects int) []row {
 				stack{scsRedigo, ululeFixed},
 				stack{scsRedigo, redisRate},
 				stack{scsGoRedis, redisRate},
+				stack{gorilla, ululeFixed},
 				stack{gatehousePlain, gatehouseSliding},
 				stack{gatehouseSealed, gatehouseSliding},
 				stack{gatehouseSealed, gatehouseBucket},
