@@ -244,6 +244,7 @@ func (a *allOf) Take(ctx context.Context, key string, cost int) (Result, error) 
 // joins reports whether m and o can be decided by one script.
 func (m member) joins(o member) bool {
 	return m.remote != nil && o.remote != nil && m.subject == o.subject &&
+		m.remote.penalty == nil && o.remote.penalty == nil &&
 		sameClient(m.remote.sender.Client(), o.remote.sender.Client())
 }
 

@@ -34,6 +34,13 @@ type Config struct {
 	// soonest are forgotten first, or nearly so. Default 65,536.
 	MaxKeys int
 
+	// Penalty bans keys that are denied again and again. Default: it does not.
+	Penalty Penalty
+
+	// Lease is for how long a place of a [Concurrency] stays taken after its server
+	// crashed. It is renewed three times as often. Default 15s, at least 100ms.
+	Lease time.Duration
+
 	// Logger is told when the limiter's own Breaker opens and closes, not of
 	// requests. nil: silent.
 	Logger *slog.Logger
@@ -64,6 +71,9 @@ func (c Config) withDefaults() Config {
 	if c.MaxKeys == 0 {
 		c.MaxKeys = 1 << 16
 	}
+	if c.Lease == 0 {
+		c.Lease = 15 * time.Second
+	}
 	return c
 }
 
@@ -81,7 +91,10 @@ func (c Config) validate() error {
 	if c.MaxKeys < 0 {
 		errs = append(errs, fmt.Errorf("negative MaxKeys %d", c.MaxKeys))
 	}
-	return errors.Join(errs...)
+	if c.Lease != 0 && (c.Lease < 100*time.Millisecond || c.Lease > MaxWindow) {
+		errs = append(errs, fmt.Errorf("invalid Lease %v: 100ms to %v", c.Lease, MaxWindow))
+	}
+	return errors.Join(append(errs, c.Penalty.validate())...)
 }
 
 func validateName(name string) error {

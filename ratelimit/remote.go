@@ -36,6 +36,7 @@ type engine struct {
 	denials   *denials
 	local     *Local // takes over in TakeLocally
 	servers   int
+	penalty   []any // arguments of the script with bans; nil: no bans
 	onDecision
 	// widest is the widest window in µs that a limit of this engine has had. A key
 	// of the sliding window lives by it: limits of several windows may share it.
@@ -64,6 +65,9 @@ func newRemote(a algorithm, script *scripts.Script, client redis.UniversalClient
 		denials: newDenials(cfg.MaxKeys),
 		local:   newLocal(a, name, limit, Config{MaxKeys: cfg.MaxKeys}),
 		servers: cfg.Servers, onDecision: cfg.OnDecision,
+	}
+	if e.penalty = cfg.Penalty.args(); e.penalty != nil {
+		e.script = a.penaltyScript()
 	}
 	if e.breaker == nil {
 		e.breaker = newBreaker(name, cfg.Logger)
@@ -145,10 +149,20 @@ func (l *remote) call(ctx context.Context, k flightKey, n int64) (verdict, time.
 		return verdict{}, sent, err
 	}
 	var reply []int64
-	if l.clock == nil {
-		reply, err = l.sender.Ints(ctx, l.script, l.redisKey(k.key), l.requests, l.window, l.ttl(k.rule), k.cost, n)
-	} else {
-		reply, err = l.sender.Ints(ctx, l.script, l.redisKey(k.key), l.requests, l.window, l.ttl(k.rule), k.cost, n, l.clock())
+	key := l.redisKey(k.key)
+	switch {
+	case l.penalty == nil && l.clock == nil:
+		reply, err = l.sender.Ints(ctx, l.script, key, l.requests, l.window, l.ttl(k.rule), k.cost, n)
+	default:
+		keys := []string{key}
+		args := append([]any{l.requests, l.window, l.ttl(k.rule), k.cost, n}, l.penalty...)
+		if l.penalty != nil {
+			keys = append(keys, l.recordKey(k.key))
+		}
+		if l.clock != nil {
+			args = append(args, l.clock())
+		}
+		reply, err = l.sender.IntsOver(ctx, l.script, keys, args...)
 	}
 	l.breaker.done(permission, ctx, err)
 	if err == nil && len(reply) != 7 {
@@ -169,6 +183,9 @@ func verdictOf(reply []int64) verdict {
 }
 
 func (e *engine) redisKey(subject string) string { return e.prefix + subject + "}" }
+
+// recordKey is the key of what a Penalty knows, in the same slot.
+func (e *engine) recordKey(subject string) string { return e.prefix + subject + "}:ban" }
 
 // ttl is for how many milliseconds what a script writes is kept.
 func (e *engine) ttl(r rule) int64 {
@@ -216,7 +233,11 @@ func (l *remote) Reset(ctx context.Context, key string) error {
 	}
 	permission, err := l.breaker.allow()
 	if err == nil {
-		_, err = l.sender.Ints(ctx, scripts.LimitReset, l.redisKey(subject))
+		keys := []string{l.redisKey(subject)}
+		if l.penalty != nil {
+			keys = append(keys, l.recordKey(subject))
+		}
+		_, err = l.sender.IntsOver(ctx, scripts.LimitReset, keys)
 		l.breaker.done(permission, ctx, err)
 	}
 	l.denials.forget(subject)

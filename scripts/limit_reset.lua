@@ -1,6 +1,6 @@
 -- Forgets what a limiter has counted.
 --
--- KEYS[1]  the key
+-- KEYS  the keys, all of one slot
 --
--- Reply: {1 if there was something, else 0}
-return {redis.call('DEL', KEYS[1])}
+-- Reply: {how many of them there were}
+return {redis.call('DEL', unpack(KEYS))}

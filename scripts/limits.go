@@ -9,6 +9,11 @@ var (
 	FixedWindow   = New(limitPrelude + limitFixed + "local decide = fixed\n" + limitTake)
 	TokenBucket   = New(limitPrelude + limitLevel + limitBucket + "local decide = bucket\n" + limitTake)
 
+	// The same with bans: limit_penalty.lua in the place of limit_take.lua.
+	SlidingWindowPenalty = New(limitPrelude + limitClaim + limitSliding + "local decide = sliding\n" + limitPenalty)
+	FixedWindowPenalty   = New(limitPrelude + limitFixed + "local decide = fixed\n" + limitPenalty)
+	TokenBucketPenalty   = New(limitPrelude + limitLevel + limitBucket + "local decide = bucket\n" + limitPenalty)
+
 	// LimitAll decides by several of them: limit_all.lua.
 	LimitAll = New(limitPrelude + limitClaim + limitSliding + limitFixed + limitLevel + limitBucket + limitAll)
 
@@ -16,6 +21,11 @@ var (
 	SettleSliding = New(limitPrelude + limitClaim + limitSettleSliding)
 	SettleFixed   = New(limitPrelude + limitSettleFixed)
 	SettleBucket  = New(limitPrelude + limitLevel + limitSettleBucket)
+
+	// The concurrency limit.
+	LimitAcquire = New(limitPrelude + limitAcquire) // limit_acquire.lua
+	LimitRenew   = New(limitPrelude + limitRenew)   // limit_renew.lua
+	LimitRelease = New(limitRelease)                // limit_release.lua
 
 	LimitReset = New(limitReset) // limit_reset.lua
 )
@@ -50,6 +60,14 @@ var (
 	limitSettleFixed string
 	//go:embed limit_settle_bucket.lua
 	limitSettleBucket string
+	//go:embed limit_penalty.lua
+	limitPenalty string
+	//go:embed limit_acquire.lua
+	limitAcquire string
+	//go:embed limit_renew.lua
+	limitRenew string
+	//go:embed limit_release.lua
+	limitRelease string
 	//go:embed limit_reset.lua
 	limitReset string
 )

@@ -1,0 +1,15 @@
+-- Renews a lease of a concurrency limit. One that has ended is not brought back:
+-- another may have its place.
+--
+-- KEYS[1]  the key
+-- ARGV[1]  lease   its length in microseconds
+-- ARGV[2]  ttl     in milliseconds, at least that length
+-- ARGV[3]  id      of the lease
+-- ARGV[4]  now     in microseconds; tests only, default TIME
+--
+-- Reply: {1 if renewed, 0 if there is no such lease}
+local now = tonumber(ARGV[4]) or clock()
+if not call('ZSCORE', KEYS[1], ARGV[3]) then return {0} end
+call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[3])
+call('PEXPIRE', KEYS[1], ARGV[2])
+return {1}
