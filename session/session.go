@@ -47,17 +47,23 @@ type Config struct {
 	Lifetime time.Duration
 	// IdleTimeout ends a session that is not used; default one hour, negative:
 	// none. It is kept with a tolerance of 5 %, so that use is written to Redis
-	// at most 20 times per IdleTimeout.
+	// at most 20 times per IdleTimeout. As far as the clocks of servers differ, so
+	// may the timeout.
 	IdleTimeout time.Duration
 	// RotateEvery gives a session a new ID at this interval; default 0: only at
 	// Login.
 	RotateEvery time.Duration
 	// Grace is how long a rotated ID still leads to its session; default 30
-	// seconds, which covers requests under way.
+	// seconds, which covers requests under way. A browser that never got the
+	// response with the new ID, and asks again only after the grace, has lost its
+	// session. For as long, what is sent with an ID from before a login is an
+	// anonymous session that cannot be saved.
 	Grace time.Duration
 	// Secrets sign cookies and seal records, the newest first; each has at
-	// least 32 bytes. With none, neither is done. To change the secret, put
-	// the new one in front: sessions move to it as they are used.
+	// least 32 bytes. With none, neither is done. To change the secret, first add
+	// the new one at the end, on every server, and then put it in front: no server
+	// ever meets what it cannot read. Sessions move to it as they are used, and
+	// [Manager.SecretUse] tells when the old one may go.
 	Secrets [][]byte
 	// Sealer is how records are sealed; default AES-256-GCM. It needs Secrets.
 	Sealer Sealer
@@ -99,6 +105,12 @@ type Manager struct {
 
 // New returns a Manager that keeps its sessions in Redis (7.0 or newer),
 // standalone, Sentinel or Cluster. Its error names all that is wrong with cfg.
+//
+// The client must read from masters: a replica may still show a session that
+// has been logged out. If it has a ClientSideCache, loading a session costs no
+// command as long as nobody changes it; this process then sees its own logouts
+// at once, and others theirs as soon as Redis has told them. A cache that is
+// only configured, by ClientSideCacheConfig, is not used.
 func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
 	store, cfg, err := newStore(client, cfg)
 	if err != nil {

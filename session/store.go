@@ -312,8 +312,9 @@ func (s *Store) end(ctx context.Context, at id) error {
 }
 
 // wrongType tells whether somebody else uses the key, for something that is no
-// string. To fail because of that would be to fail until he stops.
-func wrongType(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "WRONGTYPE") }
+// string. To fail because of that would be to fail until he stops. Redis puts the
+// word first, miniredis and older servers wrap what comes out of a script.
+func wrongType(err error) bool { return err != nil && strings.Contains(err.Error(), "WRONGTYPE ") }
 
 // commit saves values (the codec's bytes) as st wants them saved. token is a
 // fresh one for a session that has none yet or changes its ID.

@@ -88,7 +88,7 @@ var (
 			client := redis.NewClient(&redis.Options{
 				Addr: e.server.addr, DB: e.db, PoolSize: e.inFlight, Protocol: 3,
 				// All sessions fit, as they should in production.
-				ClientSideCacheConfig: &redis.ClientSideCacheConfig{MaxEntries: 2 * e.subjects},
+				ClientSideCache: redis.NewLocalCache(redis.CacheConfig{MaxEntries: 2 * e.subjects}),
 			})
 			e.onClose(func() { client.Close() })
 			return newGatehouse(client, idle, nil)

@@ -43,7 +43,11 @@ func (e *TimeoutError) Is(target error) bool { return target == context.Deadline
 type Sender struct {
 	client  redis.UniversalClient
 	timeout time.Duration
-	reader  redis.UniversalClient // set if the client caches reads in process
+	reader  redis.UniversalClient // set if reads go through cache
+	cache   redis.Cache           // of reads in process; nil: none
+	// cachePrefix is what go-redis puts before a key in its cache. It is not told
+	// to anybody; a test notices when it changes.
+	cachePrefix string
 
 	// Each Sender has its own calls: a timer or channel that was made in a
 	// bubble of testing/synctest must not get out of it.
@@ -58,8 +62,13 @@ type Sender struct {
 func New(client redis.UniversalClient, timeout time.Duration) *Sender {
 	s := &Sender{client: client, timeout: timeout, calls: sync.Pool{New: newCall}}
 	if c, ok := client.(*redis.Client); ok {
-		if o := c.Options(); o.ClientSideCacheConfig != nil || o.ClientSideCache != nil {
-			s.reader = c.WithTimeout(timeout)
+		// A cache that the client keeps to itself is passed by: nothing could be
+		// dropped from it after a write, and an ended session would still be read
+		// until Redis's notice arrives.
+		if cache := c.Options().ClientSideCache; cache != nil {
+			s.reader, s.cache = c.WithTimeout(timeout), cache
+			user := c.Options().Username
+			s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", c.Options().DB, len(user), user)
 		}
 	}
 	return s
@@ -73,7 +82,12 @@ func (s *Sender) Get(ctx context.Context, key string) (string, error) {
 	cmd := redis.NewStringCmd(ctx, "get", key)
 	if s.reader != nil {
 		// A pipeline would pass the cache by.
-		_ = s.reader.Process(ctx, cmd)
+		within := &timeoutIfAsked{Context: ctx, timeout: s.timeout}
+		defer within.stop()
+		_ = s.reader.Process(within, cmd)
+		if cmd.Err() != nil && ctx.Err() == nil && within.Err() != nil {
+			return "", &TimeoutError{After: s.timeout}
+		}
 		return cmd.Result()
 	}
 	if err := s.do(ctx, cmd); err != nil {
@@ -82,9 +96,58 @@ func (s *Sender) Get(ctx context.Context, key string) (string, error) {
 	return cmd.Val(), nil
 }
 
+// timeoutIfAsked is context.WithTimeout for a call that hardly ever waits: there
+// is no timer until somebody asks for the channel. Without it a read that misses
+// the cache would wait for another's that hangs, and then be tried again.
+type timeoutIfAsked struct {
+	context.Context
+	timeout time.Duration
+
+	mu     sync.Mutex
+	inner  context.Context
+	cancel context.CancelFunc
+}
+
+func (c *timeoutIfAsked) start() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inner == nil {
+		c.inner, c.cancel = context.WithTimeout(c.Context, c.timeout)
+	}
+	return c.inner
+}
+
+func (c *timeoutIfAsked) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancel != nil {
+		c.cancel()
+	}
+}
+
+func (c *timeoutIfAsked) Done() <-chan struct{}       { return c.start().Done() }
+func (c *timeoutIfAsked) Deadline() (time.Time, bool) { return c.start().Deadline() }
+
+func (c *timeoutIfAsked) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inner != nil {
+		return c.inner.Err()
+	}
+	return c.Context.Err()
+}
+
 // Set sets the string at key, whatever is there, for ttl milliseconds.
 func (s *Sender) Set(ctx context.Context, key string, value []byte, ttl int64) error {
+	defer s.forget(key)
 	return s.do(ctx, once{redis.NewCmd(ctx, "set", key, value, "px", ttl)})
+}
+
+// forget drops what this process has cached of a key that it has written.
+func (s *Sender) forget(key string) {
+	if s.cache != nil {
+		s.cache.DeleteByRedisKey(s.cachePrefix + key)
+	}
 }
 
 // Ints runs a script whose reply is an array of integers.
@@ -118,6 +181,7 @@ func (s *Sender) Reply(ctx context.Context, script *scripts.Script, key string, 
 
 func run[T any](ctx context.Context, s *Sender, script *scripts.Script, numKeys, key string, args []any,
 	command func([]any) (redis.Cmder, func() (T, error))) (T, error) {
+	defer s.forget(key)
 	full := make([]any, 0, 4+len(args))
 	full = append(append(full, "evalsha", script.SHA1, numKeys, key), args...)
 	cmd, result := command(full)
