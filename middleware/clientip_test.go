@@ -158,7 +158,9 @@ func TestIPKey(t *testing.T) {
 // is the client's to choose, changes nothing.
 func FuzzForwardedFor(f *testing.F) {
 	for _, tc := range forwardedCases {
-		f.Add(tc.peer, strings.Join(tc.lines, "\n"))
+		if header := strings.Join(tc.lines, "\n"); len(header) < 1000 { // longer ones take all the time
+			f.Add(tc.peer, header)
+		}
 	}
 	strategy := middleware.ForwardedFor(proxyRanges...)
 	f.Fuzz(func(t *testing.T, peer, header string) {

@@ -65,7 +65,7 @@ func (w *headerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *headerWriter) WriteHeader(status int) {
 	informational := status < 200 && status != http.StatusSwitchingProtocols
-	if informational && w.err == nil || !informational && w.begin(status) {
+	if informational || w.begin(status) {
 		w.ResponseWriter.WriteHeader(status)
 	}
 }

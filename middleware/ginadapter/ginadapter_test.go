@@ -480,6 +480,41 @@ func TestGinInside(t *testing.T) {
 	}
 }
 
+// A middleware that answers by itself writes as to net/http's writer: its status
+// goes out with Hijack.
+func TestUpgradeByMiddleware(t *testing.T) {
+	r := gin.New()
+	r.Use(ginadapter.Wrap(upgrader{}))
+	r.GET("/", func(*gin.Context) { t.Error("the chain goes on") })
+	s := serve(t, r, false)
+	req, _ := http.NewRequest("GET", s.URL, nil)
+	req.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"hello"}}
+	res, err := s.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if body, _ := io.ReadAll(res.Body); res.StatusCode != 101 || string(body) != "hello" {
+		t.Errorf("%s %q", res.Status, body)
+	}
+}
+
+type upgrader struct{}
+
+func (upgrader) Handler(http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "hello")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, "hello")
+	})
+}
+
 func TestWrapPanicsAtMount(t *testing.T) {
 	defer func() {
 		if recover() == nil {

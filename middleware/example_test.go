@@ -1,0 +1,279 @@
+package middleware_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/middleware"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+// connect returns a client of a Redis in process. A service uses its own.
+func connect() (client redis.UniversalClient, stop func()) {
+	mini, err := miniredis.Run()
+	if err != nil {
+		panic(err)
+	}
+	client = redis.NewClient(&redis.Options{Addr: mini.Addr()})
+	return client, func() { client.Close(); mini.Close() }
+}
+
+// visitor is a browser of sorts: it keeps its cookies and shows what comes back.
+type visitor struct {
+	site    http.Handler
+	cookies []*http.Cookie
+}
+
+func (v *visitor) send(method, target string) {
+	r := httptest.NewRequest(method, target, nil)
+	r.RemoteAddr = "192.0.2.7:4000"
+	r.Header.Set("Accept", "text/plain")
+	for _, c := range v.cookies {
+		r.AddCookie(c)
+	}
+	w := httptest.NewRecorder()
+	v.site.ServeHTTP(w, r)
+	v.cookies = append(w.Result().Cookies(), v.cookies...)
+	first, _, _ := strings.Cut(w.Body.String(), "\n")
+	fmt.Println(strings.TrimSpace(fmt.Sprint(method, " ", target, " ", w.Code, " ", first)))
+}
+
+func ExampleSessions() {
+	client, stop := connect()
+	defer stop()
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		panic(err)
+	}
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+		// Here the password has been checked.
+		if err := sessions.Login(r.Context(), "ann"); err != nil {
+			http.Error(w, "login failed", http.StatusInternalServerError)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET /me", func(w http.ResponseWriter, r *http.Request) {
+		visits := sessions.GetInt(r.Context(), "visits") + 1
+		sessions.Put(r.Context(), "visits", visits)
+		fmt.Fprintf(w, "user %q, visit %d", sessions.UserID(r.Context()), visits)
+	})
+	site := middleware.Sessions{Manager: sessions}.Handler(mux)
+
+	browser := &visitor{site: site}
+	browser.send("GET", "/me")
+	browser.send("POST", "/login")
+	browser.send("GET", "/me")
+	// Output:
+	// GET /me 200 user "", visit 1
+	// POST /login 204
+	// GET /me 200 user "ann", visit 2
+}
+
+func ExampleRequireFresh() {
+	client, stop := connect()
+	defer stop()
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		panic(err)
+	}
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+		sessions.Login(r.Context(), "ann")
+	})
+	account := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "the account of ", sessions.UserID(r.Context()))
+	})
+	password := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "changed") })
+	mux.Handle("GET /account", middleware.RequireUser{Manager: sessions}.Handler(account))
+	mux.Handle("POST /password", middleware.RequireFresh{Manager: sessions, MaxAge: time.Nanosecond}.Handler(password))
+
+	browser := &visitor{site: middleware.Sessions{Manager: sessions}.Handler(mux)}
+	browser.send("GET", "/account")
+	browser.send("POST", "/login")
+	browser.send("GET", "/account")
+	time.Sleep(2 * time.Millisecond) // sessions know the time to the millisecond
+	browser.send("POST", "/password")
+	// Output:
+	// GET /account 401 Unauthorized
+	// POST /login 200
+	// GET /account 200 the account of ann
+	// POST /password 403 Fresh login required
+}
+
+func ExampleRateLimit() {
+	client, stop := connect()
+	defer stop()
+	limiter, err := ratelimit.NewSlidingWindow(client, "search", ratelimit.PerMinute(2), ratelimit.Config{})
+	if err != nil {
+		panic(err)
+	}
+
+	search := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "left: ", w.Header().Get("X-RateLimit-Remaining"))
+	})
+	mux := http.NewServeMux()
+	mux.Handle("GET /search", middleware.RateLimit{
+		Limiter: limiter,
+		Key:     middleware.ByIP(middleware.PeerIP),
+	}.Handler(search))
+
+	browser := &visitor{site: mux}
+	browser.send("GET", "/search?q=a")
+	browser.send("GET", "/search?q=b")
+	browser.send("GET", "/search?q=c")
+	// Output:
+	// GET /search?q=a 200 left: 1
+	// GET /search?q=b 200 left: 0
+	// GET /search?q=c 429 Too Many Requests
+}
+
+// A login form counts the attempts that fail, whoever makes them for whatever
+// name.
+func ExampleRateLimit_countIf() {
+	client, stop := connect()
+	defer stop()
+	limiter, err := ratelimit.NewSlidingWindow(client, "login", ratelimit.PerHour(2), ratelimit.Config{})
+	if err != nil {
+		panic(err)
+	}
+
+	login := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("password") != "secret" {
+			http.Error(w, "wrong password", http.StatusUnauthorized)
+		}
+	})
+	browser := &visitor{site: middleware.RateLimit{
+		Limiter: limiter,
+		Key:     middleware.ByIP(middleware.PeerIP),
+		CountIf: func(status int) bool { return status >= 400 },
+	}.Handler(login)}
+	for _, password := range []string{"secret", "guess", "secret", "guess", "secret"} {
+		browser.send("POST", "/?password="+password)
+	}
+	// Output:
+	// POST /?password=secret 200
+	// POST /?password=guess 401 wrong password
+	// POST /?password=secret 200
+	// POST /?password=guess 401 wrong password
+	// POST /?password=secret 429 Too Many Requests
+}
+
+// A download costs what is sent, which is known afterwards.
+func ExampleDecision_Settle() {
+	client, stop := connect()
+	defer stop()
+	limiter, err := ratelimit.NewTokenBucket(client, "bytes", ratelimit.PerHour(100), ratelimit.Config{})
+	if err != nil {
+		panic(err)
+	}
+
+	download := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		sent, _ := io.WriteString(w, strings.Repeat("x", 60))
+		if d, ok := middleware.DecisionOf(r); ok {
+			if err := d.Settle(r.Context(), sent); err != nil {
+				fmt.Println(err)
+			}
+		}
+	})
+	site := middleware.RateLimit{
+		Limiter:      limiter,
+		Key:          middleware.ByIP(middleware.PeerIP),
+		PassDecision: true,
+	}.Handler(download)
+	for range 3 {
+		w := httptest.NewRecorder()
+		site.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		fmt.Println(w.Code, "left before sending:", w.Header().Get("X-RateLimit-Remaining"))
+	}
+	// Output:
+	// 200 left before sending: 99
+	// 200 left before sending: 39
+	// 429 left before sending: 0
+}
+
+// One table in front of any router.
+func ExampleRoutes() {
+	limit := func(name string, l ratelimit.Limit) middleware.RateLimit {
+		limiter, err := ratelimit.NewLocal(name, l, ratelimit.Config{})
+		if err != nil {
+			panic(err)
+		}
+		return middleware.RateLimit{Limiter: limiter, Key: middleware.ByIP(middleware.PeerIP)}
+	}
+	anyRouter := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "limit: ", w.Header().Get("X-RateLimit-Limit"))
+	})
+	browser := &visitor{site: middleware.Routes{
+		"POST /login":     limit("login", ratelimit.PerMinute(5)),
+		"/api/":           limit("api", ratelimit.PerMinute(100)),
+		"GET /api/export": limit("export", ratelimit.PerHour(1)),
+	}.Handler(anyRouter)}
+	browser.send("POST", "/login")
+	browser.send("GET", "/api/users")
+	browser.send("GET", "/api/export")
+	browser.send("GET", "/api/export")
+	browser.send("GET", "/about")
+	// Output:
+	// POST /login 200 limit: 5
+	// GET /api/users 200 limit: 100
+	// GET /api/export 200 limit: 1
+	// GET /api/export 429 Too Many Requests
+	// GET /about 200 limit:
+}
+
+// Users are counted by name, everybody else by address.
+func ExampleFirstOf() {
+	client, stop := connect()
+	defer stop()
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		panic(err)
+	}
+	key := middleware.FirstOf(
+		middleware.ByUser(sessions),
+		middleware.ByIP(middleware.ForwardedFor(netip.MustParsePrefix("10.0.0.0/8"))),
+	)
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) { sessions.Login(r.Context(), "ann") })
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
+		k, err := key(r)
+		fmt.Fprint(w, k, " ", err)
+	})
+	browser := &visitor{site: middleware.Sessions{Manager: sessions}.Handler(mux)}
+	browser.send("GET", "/")
+	browser.send("POST", "/login")
+	browser.send("GET", "/")
+	// Output:
+	// GET / 200 ip:192.0.2.7 <nil>
+	// POST /login 200
+	// GET / 200 user:ann <nil>
+}
+
+// Each user has a limit of her own for each route.
+func ExampleJoin() {
+	byAddress := middleware.Join(middleware.ByRoute, middleware.ByIP(middleware.PeerIP))
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /users/{id}", func(w http.ResponseWriter, r *http.Request) {
+		key, _ := byAddress(r)
+		fmt.Fprintf(w, "%q", ratelimit.SplitKey(key))
+	})
+	browser := &visitor{site: mux}
+	browser.send("GET", "/users/1")
+	browser.send("GET", "/users/2")
+	// Output:
+	// GET /users/1 200 ["route:GET /users/{id}" "ip:192.0.2.7"]
+	// GET /users/2 200 ["route:GET /users/{id}" "ip:192.0.2.7"]
+}
