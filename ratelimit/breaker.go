@@ -75,7 +75,7 @@ func (b *Breaker) allow() (permission func(error), err error) {
 }
 
 func (b *Breaker) done(permission func(error), ctx context.Context, err error) {
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && context.Cause(ctx) != errSilence {
 		err = errGaveUp
 	}
 	switch {

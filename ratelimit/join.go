@@ -2,13 +2,12 @@ package ratelimit
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
 // joiner makes one call of the Takes of one key that arrive while another is
@@ -39,7 +38,7 @@ type waiter struct {
 	ctx   context.Context
 	state atomic.Uint32 // waiterWaits, waiterDone or waiterGone
 	done  chan struct{} // buffered: one token when out is set
-	timer *time.Timer
+	since time.Time
 	out   outcome
 }
 
@@ -59,11 +58,7 @@ type outcome struct {
 
 var (
 	flights = sync.Pool{New: func() any { return new(flight) }}
-	waiters = sync.Pool{New: func() any {
-		t := time.NewTimer(time.Hour)
-		t.Stop()
-		return &waiter{done: make(chan struct{}, 1), timer: t}
-	}}
+	waiters = sync.Pool{New: func() any { return &waiter{done: make(chan struct{}, 1)} }}
 )
 
 func newJoiner() *joiner {
@@ -80,8 +75,9 @@ type caller interface {
 }
 
 // do has c decide about one request, alone or together with others. A call must
-// return within timeout, and so does do. A joined call is nobody's: it does not
-// end with the context of any of those who wait for it.
+// return within timeout, and so does do: one that arrives during a call waits for
+// the rest of that one's time, and then for what is left of its own. A joined call
+// is nobody's: it does not end with the context of any of those who wait for it.
 func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c caller) outcome {
 	s := &j.shards[maphash.String(j.seed, k.key)%uint64(len(j.shards))]
 	s.mu.Lock()
@@ -112,40 +108,35 @@ func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c c
 					return
 				}
 				s.mu.Unlock()
-				decideAll(group, k, c)
+				decideAll(group, timeout, k, c)
 			}
 		}()
 		return out
 	}
 	w := waiters.Get().(*waiter)
-	w.ctx = ctx
+	w.ctx, w.since = ctx, time.Now()
 	w.state.Store(waiterWaits)
-	w.timer.Reset(timeout)
 	f.waiting = append(f.waiting, w)
 	s.mu.Unlock()
 
-	var err error
 	select {
 	case <-w.done:
 		return w.collect()
 	case <-ctx.Done():
-		err = ctx.Err()
-	case <-w.timer.C:
-		err = &roundtrip.TimeoutError{After: timeout}
 	}
 	if w.state.CompareAndSwap(waiterWaits, waiterGone) {
-		// Not pooled: a call may still have it in hand.
-		w.timer.Stop()
-		return outcome{err: err}
+		return outcome{err: ctx.Err()} // not pooled: a call may still have it in hand
 	}
 	<-w.done // the outcome came at the same moment
 	return w.collect()
 }
 
+// errSilence ends a joined call that Redis did not answer in time.
+var errSilence = errors.New("no answer")
+
 // collect returns the outcome of a waiter that is done and gives it back.
 func (w *waiter) collect() outcome {
 	out := w.out
-	w.timer.Stop()
 	w.ctx, w.out = nil, outcome{}
 	waiters.Put(w)
 	return out
@@ -154,7 +145,7 @@ func (w *waiter) collect() outcome {
 // decideAll makes one call for those of group who have not given up. Of its k
 // grants, the first k who still wait then get one: a grant is lost only if more
 // than the others gave up meanwhile, and none is given twice.
-func decideAll(group []*waiter, k flightKey, c caller) {
+func decideAll(group []*waiter, timeout time.Duration, k flightKey, c caller) {
 	group = slices.DeleteFunc(group, func(w *waiter) bool {
 		return w.state.Load() != waiterWaits || w.ctx.Err() != nil
 	})
@@ -163,7 +154,9 @@ func decideAll(group []*waiter, k flightKey, c caller) {
 	}
 	var out outcome
 	// Only values, such as a trace span, are taken from the first one's context.
-	out.verdict, out.sent, out.err = c.call(context.WithoutCancel(group[0].ctx), k, int64(len(group)))
+	ctx, cancel := context.WithDeadlineCause(context.WithoutCancel(group[0].ctx), group[0].since.Add(timeout), errSilence)
+	out.verdict, out.sent, out.err = c.call(ctx, k, int64(len(group)))
+	cancel()
 	for _, w := range group {
 		w.out = out
 		if w.state.CompareAndSwap(waiterWaits, waiterDone) {

@@ -15,8 +15,7 @@ type receipt struct {
 	rule    rule
 	cost    int64
 	mark    int64 // see the scripts
-	part    int64
-	first   int64 // of a sliding window's members, counted from 1
+	part    int64 // of a sliding window: how many permits have this mark
 	members []Result
 	settled atomic.Bool
 }
@@ -26,7 +25,7 @@ func newReceipt(owner any, a algorithm, subject string, r rule, cost int64, v ve
 	rc := &receipt{owner: owner, subject: subject, rule: r, cost: cost, mark: v.mark, part: v.part}
 	switch a {
 	case sliding:
-		rc.first = i*cost + 1
+		rc.part = v.granted * cost
 	case bucket:
 		rc.mark, rc.part = r.without(v.mark, v.part, (v.granted-1-i)*cost)
 	}
@@ -84,11 +83,7 @@ func (l *remote) Settle(ctx context.Context, key string, r Result, cost int) err
 }
 
 func (l *remote) settleArgs(rc *receipt, delta int64) []any {
-	part := rc.part
-	if l.algorithm == sliding {
-		part = rc.first + rc.cost + delta // give back the last ones
-	}
-	args := []any{rc.rule.requests, l.ttl(rc.rule), delta, rc.mark, part, rc.rule.window}
+	args := []any{rc.rule.requests, l.ttl(rc.rule), delta, rc.mark, rc.part, rc.rule.window}
 	if l.clock != nil {
 		args = append(args, l.clock())
 	}

@@ -4,14 +4,14 @@
 -- ARGV[1]  limit   permits per window
 -- ARGV[2]  ttl     in milliseconds, at least two windows
 -- ARGV[3]  delta   permits to spend besides (> 0) or to give back (< 0)
--- ARGV[4]  mark    of the Take: the number on which its members are built
--- ARGV[5]  first   of the members that are given back, counted from 1
+-- ARGV[4]  mark    of the Take: the base of its claim
+-- ARGV[5]  total   entries of that claim, which may be that of several Takes
 -- ARGV[6]  window  not used
 -- ARGV[7]  now     in microseconds; tests only, default TIME
 --
 -- Reply: {permits given back or spent}. Spending is not denied, but beyond the
--- limit one entry more would change nothing. Giving back removes the very entries
--- of the Take, if they still count, and so does so once.
+-- limit one entry more would change nothing. Giving back removes entries of the
+-- claim, if they still count: the last ones that are left, the base at the very end.
 local key, delta = KEYS[1], tonumber(ARGV[3])
 if delta > 0 then
   delta = math.min(delta, tonumber(ARGV[1]))
@@ -19,12 +19,15 @@ if delta > 0 then
   call('PEXPIRE', key, ARGV[2])
   return {delta}
 end
-local removed, first = 0, tonumber(ARGV[5])
-for i = first, first - delta - 1, 1000 do
+if not call('ZSCORE', key, ARGV[4]) then return {0} end
+local removed, i = 0, tonumber(ARGV[5])
+while removed < -delta and i > 1 do
   local members = {}
-  for j = i, math.min(i + 999, first - delta - 1) do
-    members[#members + 1] = j == 1 and ARGV[4] or ARGV[4] .. ':' .. j
+  for j = i, math.max(2, i - math.min(999, -delta - removed - 1)), -1 do
+    members[#members + 1] = ARGV[4] .. ':' .. j
   end
   removed = removed + call('ZREM', key, unpack(members))
+  i = i - #members
 end
+if removed < -delta then removed = removed + call('ZREM', key, ARGV[4]) end
 return {removed}
