@@ -13,7 +13,8 @@
 //     byte of the response's header.
 //   - [RequireUser] and [RequireFresh] admit only who is, or has just, logged in.
 //   - [RateLimit] asks a limiter about every request; [Routes] is a table of
-//     them by pattern, for use in front of any router.
+//     them by pattern, for use in front of any router. [ConcurrencyLimit]
+//     bounds how many run at once.
 //   - A [KeyFunc] says whom a limit counts, an [IPStrategy] where a client's
 //     address is read. No header is trusted unless told so.
 //

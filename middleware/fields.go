@@ -50,9 +50,7 @@ func (l RateLimit) describe(h http.Header, res ratelimit.Result) {
 			delete(h, fieldRateLimit)
 		}
 	}
-	if !res.Allowed && res.RetryAfter != ratelimit.Never {
-		h["Retry-After"] = []string{strconv.FormatInt(retrySeconds(res), 10)}
-	}
+	setRetryAfter(h, res)
 	if l.ExposeHeaders {
 		names := exposed
 		if l.IETFDraft11 {
@@ -61,6 +59,13 @@ func (l RateLimit) describe(h http.Header, res ratelimit.Result) {
 		if !slices.Contains(h[fieldExpose], names) {
 			h.Add(fieldExpose, names)
 		}
+	}
+}
+
+// setRetryAfter says when a request that was denied can be allowed, if ever.
+func setRetryAfter(h http.Header, res ratelimit.Result) {
+	if !res.Allowed && res.RetryAfter != ratelimit.Never {
+		h["Retry-After"] = []string{strconv.FormatInt(retrySeconds(res), 10)}
 	}
 }
 

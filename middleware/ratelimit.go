@@ -172,7 +172,16 @@ func (l RateLimit) Check(r *http.Request) Decision {
 	if l.Cost != nil {
 		d.Cost = l.Cost(r)
 	}
-	d.Key, d.Err = l.Key(r)
+	if d.identify(l.Key); d.Status == 0 {
+		l.take(&d)
+	}
+	d.Passed = d.Status == 0 || l.Shadow
+	return d
+}
+
+// identify finds the key, or the status of a request without one.
+func (d *Decision) identify(key KeyFunc) {
+	d.Key, d.Err = key(d.Request)
 	if d.Key == "" && d.Err == nil {
 		d.Err = fmt.Errorf("%w: its key is empty", ErrNoKey)
 	}
@@ -181,41 +190,40 @@ func (l RateLimit) Check(r *http.Request) Decision {
 		d.Status = http.StatusBadRequest
 	case d.Err != nil:
 		d.Status = http.StatusServiceUnavailable
-	default:
-		l.take(&d)
 	}
-	d.Passed = d.Status == 0 || l.Shadow
-	return d
 }
 
-func (l RateLimit) take(d *Decision) {
-	ctx := d.Request.Context()
-	decided := true
-	d.Result, d.Err = d.limiter.Take(ctx, d.Key, d.Cost)
-	if d.Err != nil {
-		decided = false
-		d.Result = ratelimit.Result{}
-		switch {
-		case ctx.Err() != nil, errors.Is(d.Err, ratelimit.ErrCost):
-			// Nobody counted: a client must not get past a limit by hanging up,
-			// nor by a cost of its choice.
-		case l.OnError == LetThrough:
-			return
-		case l.OnError == DecideLocally:
-			if local, ok := d.limiter.(ratelimit.LocalTaker); ok {
-				res, err := local.TakeLocally(d.Key, d.Cost)
-				if decided = err == nil; decided {
-					d.Result = res
-				}
-			}
-		}
-	}
+// conclude finds the status for what was decided, if it was.
+func (d *Decision) conclude(decided bool) {
 	switch {
 	case !decided:
 		d.Status = http.StatusServiceUnavailable
 	case !d.Result.Allowed:
 		d.Status = http.StatusTooManyRequests
 	}
+}
+
+func (l RateLimit) take(d *Decision) {
+	ctx := d.Request.Context()
+	res, err := d.limiter.Take(ctx, d.Key, d.Cost)
+	d.Err = err
+	decided := err == nil
+	switch {
+	case decided:
+		d.Result = res
+	case ctx.Err() != nil, errors.Is(err, ratelimit.ErrCost):
+		// Nobody counted: a client must not get past a limit by hanging up, nor
+		// by a cost of its choice.
+	case l.OnError == LetThrough:
+		return
+	case l.OnError == DecideLocally:
+		if local, ok := d.limiter.(ratelimit.LocalTaker); ok {
+			if res, err := local.TakeLocally(d.Key, d.Cost); err == nil {
+				d.Result, decided = res, true
+			}
+		}
+	}
+	d.conclude(decided)
 }
 
 // Handler returns a handler that passes to next what the limit allows. It

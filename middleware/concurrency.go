@@ -1,0 +1,103 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+)
+
+// ConcurrencyLimit lets at most so many requests of a key run at once, over all
+// servers, and answers 429 with Retry-After to the others. A request holds its
+// place until its handler returns or panics, also when its client hangs up: what
+// is limited is the work. The zero value is not usable: Limiter and Key are
+// required.
+//
+// It sends no X-RateLimit fields, which speak of requests in a window.
+type ConcurrencyLimit struct {
+	Limiter *ratelimit.Concurrency // gives out the places; required
+	Key     KeyFunc                // whom it counts; required
+	OnError Policy                 // what becomes of a request when Redis fails, see [RateLimit.OnError]
+	Denied  http.Handler           // answers in place of the 429 problem, see [RateLimit.Denied]
+
+	OnDecision func(Decision) // is called with each decision, see [RateLimit.OnDecision]
+	Logger     *slog.Logger   // gets what the limiter did not decide, see [RateLimit.Logger]
+}
+
+// Validate returns all that is wrong with l, or nil.
+func (l ConcurrencyLimit) Validate() error {
+	var errs []error
+	if l.Limiter == nil {
+		errs = append(errs, errors.New("middleware: ConcurrencyLimit.Limiter is nil"))
+	}
+	if l.Key == nil {
+		errs = append(errs, errors.New("middleware: ConcurrencyLimit.Key is nil"))
+	}
+	if l.OnError > Refuse {
+		errs = append(errs, fmt.Errorf("middleware: ConcurrencyLimit.OnError is %v", l.OnError))
+	}
+	return errors.Join(errs...)
+}
+
+// Handler returns a handler that passes to next as many requests at once as the
+// limit allows. It panics with the error of Validate.
+func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
+	if err := l.Validate(); err != nil {
+		panic(err)
+	}
+	// Whatever is not about leases is as in a RateLimit.
+	as := RateLimit{Denied: l.Denied, Logger: l.Logger}
+	var log occasional
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		lease, d := l.acquire(r)
+		if lease != nil {
+			defer func() {
+				if err := lease.Release(); err != nil && l.Logger != nil {
+					as.warn(&log, r, "concurrency limit: a place stays taken until its lease ends", err)
+				}
+			}()
+		}
+		if d.Err != nil && l.Logger != nil {
+			as.undecided(&log, d)
+		}
+		if l.OnDecision != nil {
+			l.OnDecision(d)
+		}
+		if d.Passed {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if d.Status == http.StatusTooManyRequests {
+			setRetryAfter(w.Header(), d.Result)
+		}
+		as.refuse(w, d)
+	})
+}
+
+func (l ConcurrencyLimit) acquire(r *http.Request) (lease *ratelimit.Lease, d Decision) {
+	d = Decision{Request: r, Cost: 1}
+	if d.identify(l.Key); d.Status != 0 {
+		return nil, d
+	}
+	ctx := r.Context()
+	if d.Err = ctx.Err(); d.Err == nil {
+		lease, d.Result, d.Err = l.Limiter.Acquire(context.WithoutCancel(ctx), d.Key)
+	}
+	if d.Err != nil && ctx.Err() == nil {
+		switch l.OnError {
+		case LetThrough:
+			d.Passed = true
+			return nil, d
+		case DecideLocally:
+			if place, res, err := l.Limiter.AcquireLocally(d.Key); err == nil {
+				lease, d.Result = place, res
+			}
+		}
+	}
+	d.conclude(d.Result != ratelimit.Result{})
+	d.Passed = d.Status == 0
+	return lease, d
+}
