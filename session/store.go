@@ -376,7 +376,7 @@ func (s *Store) update(ctx context.Context, st *state, base, current, mine *reco
 		}
 		s.conflicts.Add(1)
 		if done == nil {
-			if done, err = s.turns.take(ctx, base.id.key); err != nil {
+			if done, err = s.turns.take(ctx, base.id.key, s.timeout); err != nil {
 				return err
 			}
 			defer done()

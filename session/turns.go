@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // turns lets the commits of one session that got into a conflict go one after
@@ -20,7 +21,9 @@ type turn struct {
 }
 
 // take waits for the turn of key, or for ctx. The turn is given back by done.
-func (t *turns) take(ctx context.Context, key string) (done func(), err error) {
+// After patience it lets the caller go without: the turns are there for speed,
+// and when Redis hangs, all who wait must not find that out one after the other.
+func (t *turns) take(ctx context.Context, key string, patience time.Duration) (done func(), err error) {
 	t.mu.Lock()
 	e := t.m[key]
 	if e == nil {
@@ -40,9 +43,14 @@ func (t *turns) take(ctx context.Context, key string) (done func(), err error) {
 			delete(t.m, key)
 		}
 	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	select {
 	case e.slot <- struct{}{}:
 		return func() { <-e.slot; leave() }, nil
+	case <-timer.C:
+		leave()
+		return func() {}, nil
 	case <-ctx.Done():
 		leave()
 		return nil, ctx.Err()

@@ -1,0 +1,146 @@
+package session
+
+import (
+	"context"
+	"encoding/base64"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/redistest"
+)
+
+// TestASVS walks chapter V7 of OWASP ASVS 5.0.0, "Session Management": the
+// requirements that a library can meet. Those on cookies, and on
+// re-authentication of a request, are met in package middleware. What the others
+// ask for is the application's: its documents (7.1.1 to 7.1.3), a visible logout
+// (7.4.4), sessions of an account (7.4.2, 7.4.3, 7.4.5, 7.5.2), and federation
+// (7.6.1).
+func TestASVS(t *testing.T) {
+	clock := newClock()
+	cfg := Config{Lifetime: 12 * time.Hour, IdleTimeout: 30 * time.Minute, now: clock.now}
+	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		user := func(cookie string) string { return m.UserID(load(t, m, cookie)) }
+
+		t.Run("7.2.1 tokens are verified by the backend", func(t *testing.T) {
+			b := begin(t, m, "ann")
+			// It is Redis that decides, not what the cookie says.
+			if err := rb.Client.Del(t.Context(), keyOf(t, m, b.cookie)).Err(); err != nil {
+				t.Fatal(err)
+			}
+			if user(b.cookie) != "" {
+				t.Error("a cookie is believed without its record")
+			}
+		})
+		t.Run("7.2.2 tokens are made for each session", func(t *testing.T) {
+			if a, b := begin(t, m, "ann"), begin(t, m, "ann"); tokenOf(t, m, a.cookie) == tokenOf(t, m, b.cookie) {
+				t.Error("two sessions have one token")
+			}
+		})
+		t.Run("7.2.3 tokens are unique, random, of at least 128 bits", func(t *testing.T) {
+			const n = 500
+			seen := map[string]bool{}
+			var ones [256]int
+			for range n {
+				token := tokenOf(t, m, begin(t, m, "").cookie)
+				raw, err := base64.RawURLEncoding.DecodeString(token)
+				if err != nil || len(raw) != 32 {
+					t.Fatalf("%d bytes, %v", len(raw), err)
+				}
+				seen[token] = true
+				for i := range ones {
+					ones[i] += int(raw[i/8] >> (i % 8) & 1)
+				}
+			}
+			if len(seen) != n {
+				t.Errorf("%d of %d tokens are different", len(seen), n)
+			}
+			for i, k := range ones { // seven standard deviations
+				if k < n/2-79 || k > n/2+79 {
+					t.Errorf("bit %d is set in %d of %d tokens", i, k, n)
+				}
+			}
+		})
+		t.Run("7.2.4 a new token on authentication and re-authentication, the old one ended", func(t *testing.T) {
+			b := begin(t, m, "")
+			for _, who := range []string{"ann", "ann", "bob"} {
+				old := b.cookie
+				b.request(func(ctx context.Context) {
+					if err := m.Login(ctx, who); err != nil {
+						t.Fatal(err)
+					}
+				})
+				if b.cookie == old || user(b.cookie) != who || user(old) != "" {
+					t.Errorf("login of %s: new %v, old token shows %q", who, b.cookie != old, user(old))
+				}
+			}
+		})
+		t.Run("7.3.1 an inactivity timeout", func(t *testing.T) {
+			b := begin(t, m, "ann")
+			clock.add(30 * time.Minute)
+			if user(b.cookie) != "ann" {
+				t.Error("too early")
+			}
+			clock.add(90*time.Second + time.Millisecond)
+			if user(b.cookie) != "" {
+				t.Error("not enforced")
+			}
+		})
+		t.Run("7.3.2 an absolute maximum lifetime", func(t *testing.T) {
+			b := begin(t, m, "ann")
+			for range 12*6 - 1 {
+				clock.add(10 * time.Minute)
+				b.request(func(ctx context.Context) {
+					if m.UserID(ctx) != "ann" {
+						t.Fatal("too early")
+					}
+				})
+			}
+			clock.add(10 * time.Minute)
+			if user(b.cookie) != "" {
+				t.Error("not enforced")
+			}
+		})
+		t.Run("7.4.1 no use after termination", func(t *testing.T) {
+			b := begin(t, m, "ann")
+			cookie, slow := b.cookie, load(t, m, b.cookie)
+			b.request(func(ctx context.Context) {
+				if err := m.Logout(ctx); err != nil {
+					t.Fatal(err)
+				}
+			})
+			m.Put(slow, "k", 1)
+			if o := commit(t, m, slow); o != (Outcome{}) || user(cookie) != "" || len(m.Keys(load(t, m, cookie))) > 0 {
+				t.Errorf("the session goes on after logout: %+v", o)
+			}
+			if rb.Client.Exists(t.Context(), keyOf(t, m, cookie)).Val() != 0 {
+				t.Error("its data is still in the backend")
+			}
+		})
+		t.Run("7.5.1 and 7.5.3 when a user authenticated last is known", func(t *testing.T) {
+			b := begin(t, m, "ann")
+			at := m.Info(load(t, m, b.cookie)).AuthenticatedAt
+			clock.add(10 * time.Minute)
+			b.request(func(ctx context.Context) { m.Put(ctx, "k", 1); _ = m.Rotate(ctx) })
+			if got := m.Info(load(t, m, b.cookie)).AuthenticatedAt; !got.Equal(at) {
+				t.Error("mere use counts as authentication")
+			}
+			b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
+			if got := m.Info(load(t, m, b.cookie)).AuthenticatedAt; !got.Equal(at.Add(10 * time.Minute)) {
+				t.Error("re-authentication is not noted")
+			}
+		})
+		t.Run("7.6.2 no session without an action", func(t *testing.T) {
+			before := len(allKeys(t, rb.Client))
+			for _, cookie := range []string{"", strings.Repeat("A", tokenLen), "x"} {
+				b := &browser{t, m, cookie}
+				if o := b.request(func(ctx context.Context) { m.Get(ctx, "k") }); o != (Outcome{}) {
+					t.Errorf("a visit begins a session: %+v", o)
+				}
+			}
+			if len(allKeys(t, rb.Client)) != before {
+				t.Error("a visit stores something")
+			}
+		})
+	})
+}
