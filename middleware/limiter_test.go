@@ -19,14 +19,17 @@ import (
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
 
+// patient limiters wait for loaded machines.
+var patient = ratelimit.Config{Timeout: time.Minute}
+
 // The limiters themselves, behind a server, on each kind of Redis.
 func TestRateLimitOnRedis(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		const limit = 5
 		limits := map[string]ratelimit.Limiter{
-			"sliding": must(ratelimit.NewSlidingWindow(b.Client, "sliding", ratelimit.PerHour(limit), ratelimit.Config{Timeout: time.Minute})),
-			"fixed":   must(ratelimit.NewFixedWindow(b.Client, "fixed", ratelimit.PerHour(limit), ratelimit.Config{Timeout: time.Minute})),
-			"bucket":  must(ratelimit.NewTokenBucket(b.Client, "bucket", ratelimit.PerHour(limit), ratelimit.Config{Timeout: time.Minute})),
+			"sliding": must(ratelimit.NewSlidingWindow(b.Client, "sliding", ratelimit.PerHour(limit), patient)),
+			"fixed":   must(ratelimit.NewFixedWindow(b.Client, "fixed", ratelimit.PerHour(limit), patient)),
+			"bucket":  must(ratelimit.NewTokenBucket(b.Client, "bucket", ratelimit.PerHour(limit), patient)),
 		}
 		for name, limiter := range limits {
 			t.Run(name, func(t *testing.T) {
@@ -71,13 +74,13 @@ func TestRateLimitOnRedis(t *testing.T) {
 func TestRetryAfterIsEnough(t *testing.T) {
 	for name, newLimiter := range map[string]func(redis.UniversalClient) (ratelimit.Limiter, error){
 		"sliding": func(c redis.UniversalClient) (ratelimit.Limiter, error) {
-			return ratelimit.NewSlidingWindow(c, "l", ratelimit.Limit{Requests: 3, Window: 2500 * time.Millisecond}, ratelimit.Config{})
+			return ratelimit.NewSlidingWindow(c, "l", ratelimit.Limit{Requests: 3, Window: 2500 * time.Millisecond}, patient)
 		},
 		"fixed": func(c redis.UniversalClient) (ratelimit.Limiter, error) {
-			return ratelimit.NewFixedWindow(c, "l", ratelimit.Limit{Requests: 3, Window: 2500 * time.Millisecond}, ratelimit.Config{})
+			return ratelimit.NewFixedWindow(c, "l", ratelimit.Limit{Requests: 3, Window: 2500 * time.Millisecond}, patient)
 		},
 		"bucket": func(c redis.UniversalClient) (ratelimit.Limiter, error) {
-			return ratelimit.NewTokenBucket(c, "l", ratelimit.Limit{Requests: 3, Window: 2500 * time.Millisecond}, ratelimit.Config{})
+			return ratelimit.NewTokenBucket(c, "l", ratelimit.Limit{Requests: 3, Window: 2500 * time.Millisecond}, patient)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -123,7 +126,7 @@ func TestResetIsStable(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	defer client.Close()
 	h := middleware.RateLimit{
-		Limiter: must(ratelimit.NewFixedWindow(client, "l", ratelimit.PerMinute(1000), ratelimit.Config{})), Key: everybody,
+		Limiter: must(ratelimit.NewFixedWindow(client, "l", ratelimit.PerMinute(1000), patient)), Key: everybody,
 	}.Handler(hello)
 	now := time.Date(2026, 1, 1, 0, 0, 0, 999_999_000, time.UTC)
 	seen := map[string]int{}
@@ -144,7 +147,7 @@ func TestRateLimitTooMuch(t *testing.T) {
 	defer client.Close()
 	cost := 6
 	h := middleware.RateLimit{
-		Limiter: must(ratelimit.NewSlidingWindow(client, "l", ratelimit.PerMinute(5), ratelimit.Config{})), Key: everybody,
+		Limiter: must(ratelimit.NewSlidingWindow(client, "l", ratelimit.PerMinute(5), patient)), Key: everybody,
 		Cost: func(*http.Request) int { return cost },
 	}.Handler(hello)
 	res := answer(h, request(""))
@@ -164,7 +167,7 @@ func TestRateLimitCountIf(t *testing.T) {
 	mini := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	defer client.Close()
-	limiter := must(ratelimit.NewSlidingWindow(client, "login", ratelimit.PerHour(2), ratelimit.Config{}))
+	limiter := must(ratelimit.NewSlidingWindow(client, "login", ratelimit.PerHour(2), patient))
 	mux := http.NewServeMux()
 	mux.HandleFunc("/good", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("/silent", func(w http.ResponseWriter, r *http.Request) {})
@@ -208,7 +211,7 @@ func TestRateLimitSettle(t *testing.T) {
 	mini := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	defer client.Close()
-	limiter := must(ratelimit.NewSlidingWindow(client, "bytes", ratelimit.PerHour(100), ratelimit.Config{}))
+	limiter := must(ratelimit.NewSlidingWindow(client, "bytes", ratelimit.PerHour(100), patient))
 	h := middleware.RateLimit{
 		Limiter: limiter, Key: everybody, PassDecision: true,
 		Cost: func(*http.Request) int { return 10 },
@@ -234,7 +237,7 @@ func TestRateLimitLimiterFor(t *testing.T) {
 	mini := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	defer client.Close()
-	free := must(ratelimit.NewSlidingWindow(client, "api", ratelimit.PerHour(2), ratelimit.Config{}))
+	free := must(ratelimit.NewSlidingWindow(client, "api", ratelimit.PerHour(2), patient))
 	paid := must(free.With(ratelimit.PerHour(4)))
 	h := middleware.RateLimit{
 		Limiter: free, Key: everybody,

@@ -11,6 +11,7 @@ import (
 	"net/textproto"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
@@ -121,7 +122,10 @@ func newManager(t *testing.T) (*session.Manager, *miniredis.Miniredis) {
 }
 
 func managerOn(t *testing.T, client redis.UniversalClient) *session.Manager {
-	m, err := session.New(client, session.Config{Prefix: t.Name() + ":"})
+	m, err := session.New(client, session.Config{
+		Prefix:  t.Name() + ":",
+		Timeout: time.Minute, // patience for loaded machines
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

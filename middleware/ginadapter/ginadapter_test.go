@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/coder/websocket"
@@ -38,7 +39,7 @@ func newManager(t *testing.T) (*session.Manager, *miniredis.Miniredis) {
 	mini := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	t.Cleanup(func() { client.Close() })
-	m, err := session.New(client, session.Config{})
+	m, err := session.New(client, session.Config{Timeout: time.Minute}) // patience for loaded machines
 	if err != nil {
 		t.Fatal(err)
 	}

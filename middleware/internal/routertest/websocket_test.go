@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/coder/websocket"
@@ -26,11 +27,11 @@ func stack(t *testing.T, http2 bool, routes func(*http.ServeMux, *session.Manage
 	mini := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	t.Cleanup(func() { client.Close() })
-	m, err := session.New(client, session.Config{})
+	m, err := session.New(client, session.Config{Timeout: time.Minute}) // patience for loaded machines
 	if err != nil {
 		t.Fatal(err)
 	}
-	limiter, err := ratelimit.NewSlidingWindow(client, "all", ratelimit.PerHour(100), ratelimit.Config{})
+	limiter, err := ratelimit.NewSlidingWindow(client, "all", ratelimit.PerHour(100), ratelimit.Config{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
