@@ -1,0 +1,70 @@
+package middleware_test
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/redistest"
+	"github.com/gatehouse-go/gatehouse/middleware"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+// The whole stack while Redis is in trouble: who has a cookie gets 503 in time
+// and keeps it, who has none is served, and the limit holds in process.
+func TestRedisInTrouble(t *testing.T) {
+	const timeout = 200 * time.Millisecond
+	server := redistest.Shared(t)
+	for name, trouble := range map[string]func(*redistest.Proxy){
+		"black hole": func(p *redistest.Proxy) { p.BlackHole() },
+		"cut":        func(p *redistest.Proxy) { p.Cut() },
+		"garbage":    func(p *redistest.Proxy) { p.Garbage() },
+		"slow":       func(p *redistest.Proxy) { p.Delay(10 * timeout) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			proxy := redistest.NewProxy(t, server.Addr())
+			client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
+			defer client.Close()
+			m := must(session.New(client, session.Config{Prefix: t.Name(), Timeout: timeout}))
+			limiter := must(ratelimit.NewSlidingWindow(client, "l", ratelimit.PerHour(3), ratelimit.Config{Prefix: t.Name(), Timeout: timeout}))
+			mux := http.NewServeMux()
+			mux.HandleFunc("/login", func(w http.ResponseWriter, r *http.Request) { m.Login(r.Context(), "ann") })
+			mux.Handle("/", middleware.RateLimit{Limiter: limiter, Key: everybody}.Handler(
+				http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "user ", m.UserID(r.Context())) })))
+			h := middleware.Sessions{Manager: m}.Handler(mux)
+			user, visitor := serve(t, h), serve(t, h)
+			if res := user.get("/login"); res.StatusCode != 200 {
+				t.Fatal(res.Status)
+			}
+
+			trouble(proxy)
+			began := time.Now()
+			res := user.get("/")
+			if took := time.Since(began); took > timeout+time.Second {
+				t.Errorf("503 takes %v, the timeout is %v", took, timeout)
+			}
+			if res.StatusCode != 503 || res.Header["Set-Cookie"] != nil || res.Header.Get("Retry-After") == "" {
+				t.Errorf("a user: %s %v", res.Status, res.Header)
+			}
+			for _, want := range []int{200, 200, 200, 429} {
+				if res := visitor.get("/"); res.StatusCode != want || res.Header.Get("X-RateLimit-Limit") != "3" {
+					t.Errorf("a visitor: %s %v, want %d", res.Status, res.Header, want)
+				}
+			}
+
+			proxy.Heal()
+			proxy.Disconnect()
+			deadline := time.Now().Add(20 * time.Second)
+			for res = user.get("/"); res.StatusCode == 503 && time.Now().Before(deadline); res = user.get("/") {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if res.body != "user ann" && res.StatusCode != 429 { // the limit may still be held in process
+				t.Errorf("afterwards: %s %q", res.Status, res.body)
+			}
+		})
+	}
+}
