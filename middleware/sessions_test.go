@@ -344,6 +344,37 @@ func TestWriterPromises(t *testing.T) {
 	})
 }
 
+// io.Copy of a file reaches the server's ReadFrom, and with it sendfile.
+func TestCopyReachesReadFrom(t *testing.T) {
+	file, err := os.Open("sessions_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	m, _ := newManager(t)
+	h := middleware.Sessions{Manager: m}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.Put(r.Context(), "k", "kept")
+		if _, err := io.Copy(w, file); err != nil {
+			t.Error(err)
+		}
+	}))
+	w := &readerFrom{ResponseRecorder: httptest.NewRecorder()}
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	if w.calls != 1 || len(cookies(w.Header(), ours)) != 1 {
+		t.Errorf("%d calls of ReadFrom, cookies %q", w.calls, w.Header()["Set-Cookie"])
+	}
+}
+
+type readerFrom struct {
+	*httptest.ResponseRecorder
+	calls int
+}
+
+func (w *readerFrom) ReadFrom(src io.Reader) (int64, error) {
+	w.calls++
+	return io.Copy(w.ResponseRecorder, src)
+}
+
 // unwrapper hides everything but Unwrap.
 type unwrapper struct{ http.ResponseWriter }
 
