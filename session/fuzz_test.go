@@ -73,8 +73,8 @@ func FuzzCookie(f *testing.F) {
 	var managers []*Manager
 	var cookies []string
 	for _, cfg := range []Config{
-		{}, {Secrets: [][]byte{secret, newSecret}},
-		{Secrets: [][]byte{secret}, Legacy: goStore{rb.Client, "scs:session:"}},
+		{}, {Prefix: "second:", Secrets: [][]byte{secret, newSecret}},
+		{Prefix: "third:", Secrets: [][]byte{secret}, Legacy: goStore{rb.Client, "scs:session:"}},
 	} {
 		m := manager(f, rb, cfg)
 		b := begin(f, m, "ann")

@@ -192,7 +192,7 @@ func TestLegacyUsers(t *testing.T) {
 func TestLegacyMovesOnce(t *testing.T) {
 	eachLegacy(t, func(t *testing.T, rb redistest.Backend, store scs.Store, cfg Config) {
 		m := manager(t, rb, cfg)
-		for round := range 50 {
+		for round := range 15 {
 			token := legacySession(t, store, map[string]any{"k": "v"}, time.Now().Add(time.Hour))
 			var wg sync.WaitGroup
 			for i := range 8 {

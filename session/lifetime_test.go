@@ -118,10 +118,7 @@ func TestReadsWriteLittle(t *testing.T) {
 			_ = counted.Login(ctx, "ann")
 			counted.Put(ctx, "k", strings.Repeat("x", 1000))
 		})
-		for range 5 { // load the script on every node
-			clock.add(4 * time.Minute)
-			b.request(func(context.Context) {})
-		}
+		loadScripts(t, rb)
 		key := keyOf(t, m, b.cookie)
 		record := func() string { return rb.Client.Get(t.Context(), key).Val() }
 		before := record()

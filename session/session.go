@@ -107,10 +107,11 @@ type Manager struct {
 // standalone, Sentinel or Cluster. Its error names all that is wrong with cfg.
 //
 // The client must read from masters: a replica may still show a session that
-// has been logged out. If it has a ClientSideCache, loading a session costs no
-// command as long as nobody changes it; this process then sees its own logouts
-// at once, and others theirs as soon as Redis has told them. A cache that is
-// only configured, by ClientSideCacheConfig, is not used.
+// has been logged out. If it caches reads in process, loading a session costs no
+// command as long as nobody changes it, and a change or a logout is seen when
+// Redis has told the process, or after the cache's MaxStaleness. Set the client's
+// ClientSideCache, rather than ClientSideCacheConfig alone, so that a process
+// sees its own changes at once.
 func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
 	store, cfg, err := newStore(client, cfg)
 	if err != nil {

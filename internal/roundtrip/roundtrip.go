@@ -43,8 +43,8 @@ func (e *TimeoutError) Is(target error) bool { return target == context.Deadline
 type Sender struct {
 	client  redis.UniversalClient
 	timeout time.Duration
-	reader  redis.UniversalClient // set if reads go through cache
-	cache   redis.Cache           // of reads in process; nil: none
+	reader  redis.UniversalClient // set if the client caches reads in process
+	cache   redis.Cache           // what it caches them in; nil if it keeps that to itself
 	// cachePrefix is what go-redis puts before a key in its cache. It is not told
 	// to anybody; a test notices when it changes.
 	cachePrefix string
@@ -62,13 +62,9 @@ type Sender struct {
 func New(client redis.UniversalClient, timeout time.Duration) *Sender {
 	s := &Sender{client: client, timeout: timeout, calls: sync.Pool{New: newCall}}
 	if c, ok := client.(*redis.Client); ok {
-		// A cache that the client keeps to itself is passed by: nothing could be
-		// dropped from it after a write, and an ended session would still be read
-		// until Redis's notice arrives.
-		if cache := c.Options().ClientSideCache; cache != nil {
-			s.reader, s.cache = c.WithTimeout(timeout), cache
-			user := c.Options().Username
-			s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", c.Options().DB, len(user), user)
+		if o := c.Options(); o.ClientSideCacheConfig != nil || o.ClientSideCache != nil {
+			s.reader, s.cache = c.WithTimeout(timeout), o.ClientSideCache
+			s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", o.DB, len(o.Username), o.Username)
 		}
 	}
 	return s
