@@ -293,7 +293,7 @@ func TestThePropertyCatchesBrokenScripts(t *testing.T) {
 		{name: "an expiry too far off is left alone", algorithm: fixed, clockSteps: true,
 			old: "ends > at / 1000 + ttl", new: "false"},
 		{name: "permits of whole microseconds", algorithm: bucket,
-			old: "local rest, room = window - step * limit,", new: "local rest, room = 0,"},
+			old: "local rest, room = window % limit,", new: "local rest, room = 0,"},
 		{name: "a level too far ahead is left alone", algorithm: bucket, clockSteps: true,
 			old: "whole, part, ahead = edge, 0, true", new: ""},
 	} {

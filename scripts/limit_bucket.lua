@@ -19,29 +19,30 @@ local function bucket(key, limit, window, ttl, cost, n, now, dry)
     if string.find(raw, '[^%d:]') then call('INCRBY', key, 0) end -- fails: this is no level
     whole, part, ahead = edge, 0, true
   end
-  local step = math.floor(window / limit)
-  local rest, room = window - step * limit, edge - whole
-  local left
+  local rest, room = window % limit, edge - whole -- a permit is step + rest/limit
+  local step, left = (window - rest) / limit, nil
   if rest == 0 and part == 0 then
-    left = math.floor(room / step)
+    left = (room - room % step) / step
   else
     left = math.floor(room * limit / window) + 1
     while left > 0 and left * step + math.ceil((part + left * rest) / limit) > room do
       left = left - 1
     end
   end
-  local unit = cost > 0 and cost or 1
-  local granted = math.max(0, math.min(n, math.floor(left / unit)))
-  if cost == 0 and granted > 0 then granted = n end
-  local spent, retry = dry and 0 or granted * cost, 0
+  local unit, granted, retry = cost > 0 and cost or 1, n, 0
+  if unit * n > left then
+    granted = math.floor(left / unit)
+    if cost == 0 and granted > 0 then granted = n end
+  end
+  local spent = dry and 0 or granted * cost
   if spent > 0 or ahead then
     part = part + spent * rest
-    whole = whole + spent * step + math.floor(part / limit)
+    whole = whole + spent * step + (part - part % limit) / limit
     part = part % limit
     fill(key, whole, part, ttl)
   end
   if granted < n then
     retry = unit > limit and -1 or whole + unit * step + math.ceil((part + unit * rest) / limit) - edge
   end
-  return granted, left - spent, retry, whole + math.ceil(part / limit) - now, now, whole, part
+  return granted, left - spent, retry, whole - now + (part > 0 and 1 or 0), now, whole, part
 end

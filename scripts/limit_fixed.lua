@@ -6,12 +6,11 @@
 -- A hit calls GET, PEXPIRETIME, PTTL and INCRBY; the first of a window GET, SET
 -- and PEXPIRETIME. A denial writes nothing, except that a counter without an
 -- expiry (PERSIST, a restore), or with one further off than a window (the clock
--- stepped back, the limit's window was longer), gets a window: it would deny for
--- longer than it may.
+-- stepped back, the window was longer), gets a window: it would deny for too long.
 --
 -- The mark is the last millisecond of the window, the same for all its hits.
 local function fixed(key, limit, window, ttl, cost, n, now, dry)
-  local raw, at, ends = call('GET', key), now, nil
+  local raw, at, ends, retry = call('GET', key), now, nil, 0
   if raw then
     ends = call('PEXPIRETIME', key)
     at = now or (ends - call('PTTL', key)) * 1000 -- TIME costs more
@@ -19,17 +18,20 @@ local function fixed(key, limit, window, ttl, cost, n, now, dry)
       at = now or clock()
       ends = math.floor(at / 1000) + ttl
       call('PEXPIREAT', key, ends)
-    elseif (ends + 1) * 1000 <= at then
+    elseif now and (ends + 1) * 1000 <= now then
       raw, ends = false, nil -- a test's now is past the expiry, Redis's is not
     end
   end
-  local used, unit = raw and tonumber(raw) or 0, cost > 0 and cost or 1
-  local granted = math.max(0, math.min(n, math.floor((limit - used) / unit)))
-  if cost == 0 and granted > 0 then granted = n end
-  if raw and (granted < n or cost == 0 or dry) and not string.find(raw, '^-?%d+$') then
-    call('INCRBY', key, 0) -- fails, as a hit would: this is no counter
+  local used, unit, granted = raw and tonumber(raw) or 0, cost, n
+  if cost == 0 then unit, dry = 1, true end
+  if dry or used + unit * n > limit or used ~= used then
+    granted = math.max(0, math.min(n, math.floor((limit - used) / unit)))
+    if cost == 0 and granted > 0 then granted = n end
+    if raw and not string.find(raw, '^-?%d+$') then
+      call('INCRBY', key, 0) -- fails, as a hit would: this is no counter
+    end
   end
-  if granted > 0 and cost > 0 and not dry then
+  if granted > 0 and not dry then
     used = used + granted * cost
     if raw then
       call('INCRBY', key, granted * cost)
@@ -41,7 +43,7 @@ local function fixed(key, limit, window, ttl, cost, n, now, dry)
     end
   end
   at = at or clock()
-  local reset, retry = ends and (ends + 1) * 1000 - at or 0, 0
+  local reset, left = ends and (ends + 1) * 1000 - at or 0, limit - used
   if granted < n then retry = unit > limit and -1 or reset end
-  return granted, math.max(0, limit - used), retry, reset, at, ends or 0, 0
+  return granted, left > 0 and left or 0, retry, reset, at, ends or 0, 0
 end

@@ -14,7 +14,7 @@ local function sliding(key, limit, window, ttl, cost, n, now, dry)
   now = now or clock()
   local old, unit, card = now - window, cost, call('ZCARD', key)
   if cost == 0 then unit, dry = 1, true end
-  local granted, stale, retry, reset, base = n, 0, 0, window, 0
+  local granted, stale, base = n, 0, 0
   if dry or card + unit * n > limit then
     if card > 0 then stale = call('ZCOUNT', key, '-inf', old) end
     granted = math.max(0, math.min(n, math.floor((limit - card + stale) / unit)))
@@ -25,21 +25,19 @@ local function sliding(key, limit, window, ttl, cost, n, now, dry)
     base = claim(key, now, granted * cost)
     if stale > 0 or card == 0 then call('PEXPIRE', key, ttl) end
     card, stale = card - stale + granted * cost, 0
+    if granted == n then return n, limit - card, 0, window, now, base, 0 end
   end
-  if granted < n or dry then
-    local last = tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
-    reset = math.max(0, math.min(last, now) - old)
-    if last > now then
-      for _, member in ipairs(call('ZRANGEBYSCORE', key, now + 1, '+inf')) do
-        call('ZADD', key, 'XX', now, member)
-      end
-    end
-    if granted < n and unit > limit then
-      retry = -1
-    elseif granted < n then
-      local rank = card + unit - limit - 1
-      retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
+  local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
+  if last > now then
+    for _, member in ipairs(call('ZRANGEBYSCORE', key, now + 1, '+inf')) do
+      call('ZADD', key, 'XX', now, member)
     end
   end
-  return granted, math.max(0, limit - card + stale), retry, reset, now, base, 0
+  if granted < n and unit > limit then
+    retry = -1
+  elseif granted < n then
+    local rank = card + unit - limit - 1
+    retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
+  end
+  return granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, base, 0
 end

@@ -11,5 +11,5 @@
 -- Reply, all integers, times in microseconds:
 -- {granted of n, permits remaining, retry after (0: all were granted, -1: never),
 -- reset after, now, mark, second mark}. The marks identify what was granted.
-return {decide(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3],
-  tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), false)}
+return {decide(KEYS[1], ARGV[1] + 0, ARGV[2] + 0, ARGV[3], ARGV[4] + 0, ARGV[5] + 0,
+  ARGV[6] and ARGV[6] + 0, false)}
