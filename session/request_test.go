@@ -249,7 +249,11 @@ func TestSlowRequestsDoNotUndoALogin(t *testing.T) {
 func TestALostSessionDoesNotLeakIntoALogin(t *testing.T) {
 	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		b := &browser{t, m, ""}
-		b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann"); m.Put(ctx, "secret of ann", 1) })
+		b.request(func(ctx context.Context) {
+			_ = m.Login(ctx, "ann")
+			m.Put(ctx, "secret of ann", 1)
+			m.Remember(ctx, true)
+		})
 		socket := load(t, m, b.cookie)
 		b.request(func(ctx context.Context) { _ = m.Logout(ctx) })
 		m.Put(socket, "more", 1)
@@ -260,8 +264,8 @@ func TestALostSessionDoesNotLeakIntoALogin(t *testing.T) {
 			t.Fatal(err)
 		}
 		o := commit(t, m, socket)
-		if got := look(t, m, o.Value); got.user != "bob" || got.values != "map[]" {
-			t.Errorf("%+v", got)
+		if got := look(t, m, o.Value); got.user != "bob" || got.values != "map[]" || !o.Expires.IsZero() {
+			t.Errorf("%+v, %+v", got, o)
 		}
 	})
 }

@@ -67,5 +67,5 @@ func (st *state) lost() {
 	defer st.mu.Unlock()
 	st.base, st.dead, st.resend = nil, true, false
 	st.intent, st.clean, st.reseal = intentKeep, false, false
-	st.meta.user, st.meta.authenticated = "", 0
+	st.meta.user, st.meta.authenticated, st.meta.persistent = "", 0, false
 }

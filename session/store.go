@@ -32,6 +32,7 @@ var errLegacyTimeout = errors.New("no answer from the legacy store in time")
 const (
 	maxHops     = 16  // successors followed from a rotated ID
 	maxAttempts = 128 // conditional commits of one request
+	patience    = 10  // timeouts that a commit waits for its turn
 )
 
 // Store keeps sessions in Redis. A [Manager] has one of its own; on its own it
@@ -344,7 +345,7 @@ func (s *Store) commit(ctx context.Context, st *state, token string, values []by
 // update saves mine, which was made from base, over current. When base and
 // current differ, or current turns out to have been changed, what changed from
 // base to mine is applied to what is there now.
-func (s *Store) update(ctx context.Context, st *state, base, current, mine *record, reseal bool) error {
+func (s *Store) update(ctx context.Context, st *state, base, current, mine *record, reseal bool) (failure error) {
 	next := mine
 	var err error
 	if current != base {
@@ -352,7 +353,7 @@ func (s *Store) update(ctx context.Context, st *state, base, current, mine *reco
 			return err
 		}
 	}
-	var done func()
+	var done func(failed bool)
 	for range maxAttempts {
 		if !reseal && next.meta == current.meta && bytes.Equal(next.values, current.values) {
 			if s.touchDue(current) {
@@ -376,10 +377,10 @@ func (s *Store) update(ctx context.Context, st *state, base, current, mine *reco
 		}
 		s.conflicts.Add(1)
 		if done == nil {
-			if done, err = s.turns.take(ctx, base.id.key, s.timeout); err != nil {
+			if done, err = s.turns.take(ctx, base.id.key, patience*s.timeout); err != nil {
 				return err
 			}
-			defer done()
+			defer func() { done(failure != nil) }()
 		}
 		var v verdict
 		if current, v, err = s.resolve(ctx, current.id, instead); err != nil {

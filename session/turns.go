@@ -9,7 +9,7 @@ import (
 // turns lets the commits of one session that got into a conflict go one after
 // the other within this process. Without it, n writers of a session need about
 // n²/2 attempts; with it, attempts fail only because of other processes. The
-// zero value is ready.
+// turns are there for speed alone. The zero value is ready.
 type turns struct {
 	mu sync.Mutex
 	m  map[string]*turn
@@ -17,17 +17,19 @@ type turns struct {
 
 type turn struct {
 	slot    chan struct{}
-	waiting int // that hold or wait for the slot
+	broken  chan struct{} // closed when one who had the turn has failed
+	waiting int           // that hold or wait for the slot
 }
 
-// take waits for the turn of key, or for ctx. The turn is given back by done.
-// After patience it lets the caller go without: the turns are there for speed,
-// and when Redis hangs, all who wait must not find that out one after the other.
-func (t *turns) take(ctx context.Context, key string, patience time.Duration) (done func(), err error) {
+// take waits for the turn of key, or for ctx, and lets the caller go without it
+// after patience, or when one before him has failed: if Redis hangs, those who
+// wait must not find that out one after the other. The turn is given back by
+// done.
+func (t *turns) take(ctx context.Context, key string, patience time.Duration) (done func(failed bool), err error) {
 	t.mu.Lock()
 	e := t.m[key]
 	if e == nil {
-		e = &turn{slot: make(chan struct{}, 1)}
+		e = &turn{slot: make(chan struct{}, 1), broken: make(chan struct{})}
 		if t.m == nil {
 			t.m = make(map[string]*turn)
 		}
@@ -36,10 +38,17 @@ func (t *turns) take(ctx context.Context, key string, patience time.Duration) (d
 	e.waiting++
 	t.mu.Unlock()
 
-	leave := func() {
+	leave := func(failed bool) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if e.waiting--; e.waiting == 0 {
+		e.waiting--
+		if t.m[key] != e {
+			return // broken already
+		}
+		if failed {
+			close(e.broken)
+		}
+		if failed || e.waiting == 0 {
 			delete(t.m, key)
 		}
 	}
@@ -47,12 +56,13 @@ func (t *turns) take(ctx context.Context, key string, patience time.Duration) (d
 	defer timer.Stop()
 	select {
 	case e.slot <- struct{}{}:
-		return func() { <-e.slot; leave() }, nil
+		return func(failed bool) { <-e.slot; leave(failed) }, nil
+	case <-e.broken:
 	case <-timer.C:
-		leave()
-		return func() {}, nil
 	case <-ctx.Done():
-		leave()
+		leave(false)
 		return nil, ctx.Err()
 	}
+	leave(false)
+	return func(bool) {}, nil
 }

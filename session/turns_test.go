@@ -23,7 +23,7 @@ func TestTurns(t *testing.T) {
 				}
 				most.Store(max(most.Load(), inside.Add(1)))
 				inside.Add(-1)
-				done()
+				done(false)
 			}
 		})
 	}
@@ -39,35 +39,47 @@ func TestTurns(t *testing.T) {
 // TestTurnsOfOneWhoHangs has one keep his turn, as he does when Redis hangs: the
 // others must not wait for each other as well.
 func TestTurnsOfOneWhoHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var turns turns
-		held, err := turns.take(t.Context(), "k", time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		start := time.Now()
-		var wg sync.WaitGroup
-		for range 50 {
-			wg.Go(func() {
-				done, err := turns.take(t.Context(), "k", time.Second)
-				if err != nil || time.Since(start) != time.Second {
-					t.Errorf("after %v: %v", time.Since(start), err)
+	for _, tc := range []struct {
+		name           string
+		failed         bool
+		after, patient time.Duration
+		want           time.Duration
+	}{
+		{"fails", true, time.Second, time.Minute, time.Second},
+		{"takes too long", false, time.Hour, time.Minute, time.Minute},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var turns turns
+				start := time.Now()
+				held, err := turns.take(t.Context(), "k", tc.patient)
+				if err != nil {
+					t.Fatal(err)
 				}
-				time.Sleep(time.Second) // hangs, too
-				done()
+				var wg sync.WaitGroup
+				wg.Go(func() { time.Sleep(tc.after); held(tc.failed) })
+				for range 50 {
+					wg.Go(func() {
+						done, err := turns.take(t.Context(), "k", tc.patient)
+						if err != nil || time.Since(start) > tc.want {
+							t.Errorf("after %v: %v", time.Since(start), err)
+						}
+						time.Sleep(2 * time.Hour) // hangs, too
+						done(true)
+					})
+				}
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+					defer cancel()
+					if _, err := turns.take(ctx, "k", tc.patient); err != context.DeadlineExceeded {
+						t.Error(err)
+					}
+				})
+				wg.Wait()
+				if len(turns.m) != 0 {
+					t.Errorf("%d keys are left", len(turns.m))
+				}
 			})
-		}
-		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-			defer cancel()
-			if _, err := turns.take(ctx, "k", time.Second); err != context.DeadlineExceeded {
-				t.Error(err)
-			}
 		})
-		wg.Wait()
-		held()
-		if len(turns.m) != 0 {
-			t.Errorf("%d keys are left", len(turns.m))
-		}
-	})
+	}
 }
