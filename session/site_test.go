@@ -50,7 +50,7 @@ func newSite(name, addr string, later time.Duration) (site, error) {
 		client.AddHook(unconditional{})
 	case siteStock:
 		return newStockSite(redisstore.New(&redigo.Pool{MaxIdle: 64, Dial: func() (redigo.Conn, error) {
-			return redigo.DialTimeout("tcp", addr, 0, 0, 0)
+			return redigo.Dial("tcp", addr)
 		}})), nil
 	case siteKit:
 	default:

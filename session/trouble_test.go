@@ -195,8 +195,8 @@ func TestTouchesThatFailFailNothing(t *testing.T) {
 	b := mini(t)
 	log := &logged{}
 	m := manager(t, b, Config{now: clock.now, Logger: log.logger()})
-	v := begin(t, m, "ann")
 	hook := countCommands(b.Client)
+	v := begin(t, m, "ann")
 	for _, f := range []fate{fateRefused, fateReplyLost} {
 		clock.add(10 * time.Minute)
 		hook.reset(func(_ int, command string) fate {
