@@ -180,6 +180,7 @@ func TestLostReplies(t *testing.T) {
 			{"the script comes late", func(p *redistest.Proxy) { p.Delay(400*time.Millisecond, "evalsha", "eval") }, 1},
 		} {
 			t.Run(fault.name, func(t *testing.T) {
+				t.Parallel() // with its siblings, which also wait
 				server := redistest.Shared(t)
 				proxy := redistest.NewProxy(t, server.Addr())
 				client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
