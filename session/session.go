@@ -106,12 +106,13 @@ type Manager struct {
 // New returns a Manager that keeps its sessions in Redis (7.0 or newer),
 // standalone, Sentinel or Cluster. Its error names all that is wrong with cfg.
 //
-// The client must read from masters: a replica may still show a session that
-// has been logged out. If it caches reads in process, loading a session costs no
-// command as long as nobody changes it, and a change or a logout is seen when
-// Redis has told the process, or after the cache's MaxStaleness. Set the client's
-// ClientSideCache, rather than ClientSideCacheConfig alone, so that a process
-// sees its own changes at once.
+// Hooks are to be added to the client before: those that come later do not see
+// all of its commands. The client must read from masters: a replica may still
+// show a session that has been logged out. If it caches reads in process, loading
+// a session costs no command as long as nobody changes it, and a change or a
+// logout is seen when Redis has told the process, or after the cache's
+// MaxStaleness. Set the client's ClientSideCache, rather than
+// ClientSideCacheConfig alone, so that a process sees its own changes at once.
 func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
 	store, cfg, err := newStore(client, cfg)
 	if err != nil {

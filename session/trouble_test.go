@@ -194,8 +194,8 @@ func TestTouchesThatFailFailNothing(t *testing.T) {
 	clock := newClock()
 	b := mini(t)
 	log := &logged{}
+	hook := countCommands(b.Client) // hooks come before the Manager
 	m := manager(t, b, Config{now: clock.now, Logger: log.logger()})
-	hook := countCommands(b.Client)
 	v := begin(t, m, "ann")
 	for _, f := range []fate{fateRefused, fateReplyLost} {
 		clock.add(10 * time.Minute)

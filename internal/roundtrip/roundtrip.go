@@ -10,7 +10,9 @@ package roundtrip
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,11 +42,20 @@ func (e *TimeoutError) Is(target error) bool { return target == context.Deadline
 
 // Sender sends commands over one client. It is safe for concurrent use and
 // owns no goroutine while nothing is under way.
+//
+// A call that is alone is made by its caller. Calls that come while maxLanes
+// others are under way wait for a lane and go together, in one pipeline.
 type Sender struct {
 	client  redis.UniversalClient
 	timeout time.Duration
-	reader  redis.UniversalClient // set if the client caches reads in process
-	cache   redis.Cache           // what it caches them in; nil if it keeps that to itself
+
+	// bounded is client, made to give up reading and writing after timeout; nil if
+	// it cannot be. With it, a caller may wait for a command himself.
+	bounded *redis.Client
+	// cached tells that the client caches reads in process, and cache in what; it
+	// is nil if the client keeps that to itself.
+	cached bool
+	cache  redis.Cache
 	// cachePrefix is what go-redis puts before a key in its cache. It is not told
 	// to anybody; a test notices when it changes.
 	cachePrefix string
@@ -53,19 +64,29 @@ type Sender struct {
 	// bubble of testing/synctest must not get out of it.
 	calls sync.Pool
 
-	mu      sync.Mutex
-	queue   []*call
-	current *batch // under way; nil: the next call starts one
+	mu    sync.Mutex
+	queue []*call
+	lanes int // under way; more than maxLanes after calls that got stuck
 }
+
+// maxLanes is how many pipelines are under way at once. With one, this process
+// and Redis would wait for each other in turn; with more than two, the pipelines
+// get short without getting done any sooner.
+const maxLanes = 2
 
 // New returns a Sender whose calls take at most timeout each.
 func New(client redis.UniversalClient, timeout time.Duration) *Sender {
 	s := &Sender{client: client, timeout: timeout, calls: sync.Pool{New: newCall}}
 	if c, ok := client.(*redis.Client); ok {
-		if o := c.Options(); o.ClientSideCacheConfig != nil || o.ClientSideCache != nil {
-			s.reader, s.cache = c.WithTimeout(timeout), o.ClientSideCache
-			s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", o.DB, len(o.Username), o.Username)
+		o := c.Options()
+		wait := timeout
+		if o.ReadTimeout > 0 {
+			wait = min(wait, o.ReadTimeout)
 		}
+		s.bounded = c.WithTimeout(wait)
+		c.AddHook(divert{})
+		s.cached, s.cache = o.ClientSideCacheConfig != nil || o.ClientSideCache != nil, o.ClientSideCache
+		s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", o.DB, len(o.Username), o.Username)
 	}
 	return s
 }
@@ -75,12 +96,13 @@ func (s *Sender) Client() redis.UniversalClient { return s.client }
 
 // Get returns the string at key, or redis.Nil.
 func (s *Sender) Get(ctx context.Context, key string) (string, error) {
-	cmd := redis.NewStringCmd(ctx, "get", key)
-	if s.reader != nil {
+	cmd := &get{StringCmd: redis.NewStringCmd(ctx, "get", key)}
+	if s.cached {
 		// A pipeline would pass the cache by.
 		within := &timeoutIfAsked{Context: ctx, timeout: s.timeout}
 		defer within.stop()
-		_ = s.reader.Process(within, cmd)
+		cmd.bind(s.bounded)
+		_ = s.client.Process(within, cmd)
 		if cmd.Err() != nil && ctx.Err() == nil && within.Err() != nil {
 			return "", &TimeoutError{After: s.timeout}
 		}
@@ -136,7 +158,7 @@ func (c *timeoutIfAsked) Err() error {
 // Set sets the string at key, whatever is there, for ttl milliseconds.
 func (s *Sender) Set(ctx context.Context, key string, value []byte, ttl int64) error {
 	defer s.forget(key)
-	return s.do(ctx, once{redis.NewCmd(ctx, "set", key, value, "px", ttl)})
+	return s.do(ctx, &once{Cmd: redis.NewCmd(ctx, "set", key, value, "px", ttl)})
 }
 
 // forget drops what this process has cached of a key that it has written.
@@ -160,33 +182,33 @@ func (s *Sender) IntsOver(ctx context.Context, script *scripts.Script, keys []st
 	return run(ctx, s, script, strconv.Itoa(len(keys)), keys[0], append(all, args...), ints(ctx))
 }
 
-func ints(ctx context.Context) func([]any) (redis.Cmder, func() ([]int64, error)) {
-	return func(args []any) (redis.Cmder, func() ([]int64, error)) {
+func ints(ctx context.Context) func([]any) (command, func() ([]int64, error)) {
+	return func(args []any) (command, func() ([]int64, error)) {
 		cmd := redis.NewIntSliceCmd(ctx, args...)
-		return onceInts{cmd}, cmd.Result
+		return &onceInts{IntSliceCmd: cmd}, cmd.Result
 	}
 }
 
 // Reply runs a script with a reply of any kind.
 func (s *Sender) Reply(ctx context.Context, script *scripts.Script, key string, args ...any) (any, error) {
-	return run(ctx, s, script, "1", key, args, func(args []any) (redis.Cmder, func() (any, error)) {
+	return run(ctx, s, script, "1", key, args, func(args []any) (command, func() (any, error)) {
 		cmd := redis.NewCmd(ctx, args...)
-		return once{cmd}, cmd.Result
+		return &once{Cmd: cmd}, cmd.Result
 	})
 }
 
 func run[T any](ctx context.Context, s *Sender, script *scripts.Script, numKeys, key string, args []any,
-	command func([]any) (redis.Cmder, func() (T, error))) (T, error) {
+	build func([]any) (command, func() (T, error))) (T, error) {
 	defer s.forget(key)
 	full := make([]any, 0, 4+len(args))
 	full = append(append(full, "evalsha", script.SHA1, numKeys, key), args...)
-	cmd, result := command(full)
+	cmd, result := build(full)
 	err := s.do(ctx, cmd)
 	if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
 		// The one answer after which a script may be sent again: it did not run.
 		// The command above may not be reused, so its arguments are not either.
 		full = append([]any{"eval", script.Source}, full[2:]...)
-		cmd, result = command(full)
+		cmd, result = build(full)
 		err = s.do(ctx, cmd)
 	}
 	if err != nil {
@@ -196,22 +218,70 @@ func run[T any](ctx context.Context, s *Sender, script *scripts.Script, numKeys,
 	return result()
 }
 
+// command is a command of ours. Before a caller waits for it himself, it is
+// bound to a client that gives up in time.
+type command interface {
+	redis.Cmder
+	bind(*redis.Client)
+	bound() (*redis.Client, redis.Cmder)
+}
+
 // onceInts and once are writes: go-redis must not repeat them, because a
 // reply that got lost does not mean that the command did not run.
-type onceInts struct{ *redis.IntSliceCmd }
+type onceInts struct {
+	*redis.IntSliceCmd
+	by *redis.Client
+}
 
-func (onceInts) NoRetry() bool { return true }
+func (*onceInts) NoRetry() bool                         { return true }
+func (c *onceInts) bind(by *redis.Client)               { c.by = by }
+func (c *onceInts) bound() (*redis.Client, redis.Cmder) { return c.by, c }
 
-type once struct{ *redis.Cmd }
+type once struct {
+	*redis.Cmd
+	by *redis.Client
+}
 
-func (once) NoRetry() bool { return true }
+func (*once) NoRetry() bool                         { return true }
+func (c *once) bind(by *redis.Client)               { c.by = by }
+func (c *once) bound() (*redis.Client, redis.Cmder) { return c.by, c }
+
+type get struct {
+	*redis.StringCmd
+	by *redis.Client
+}
+
+func (c *get) bind(by *redis.Client)               { c.by = by }
+func (c *get) bound() (*redis.Client, redis.Cmder) { return c.by, c.StringCmd }
+
+// divert is a hook that has a bound command processed by the client that it is
+// bound to. That one, made by WithTimeout, has none of the hooks of its origin:
+// going through the origin, the command meets those that were there before this
+// one, such as those that trace.
+type divert struct{}
+
+func (divert) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (divert) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (divert) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if c, ok := cmd.(command); ok {
+			if by, cmd := c.bound(); by != nil {
+				return by.Process(ctx, cmd)
+			}
+		}
+		return next(ctx, cmd)
+	}
+}
 
 // call is one command on its way. Its caller may give up at any time; then the
-// command is left to the batch, and dropped if it has not been sent.
+// command is left to its pipeline, and dropped if it has not been sent.
 type call struct {
 	ctx   context.Context
 	cmd   redis.Cmder
-	batch *batch        // that took it; set before state is callSent
 	state atomic.Uint32 // callQueued, callSent or callAbandoned
 	done  chan struct{} // buffered: one token when cmd has its result
 	timer *time.Timer
@@ -229,25 +299,37 @@ func newCall() any {
 	return &call{done: make(chan struct{}, 1), timer: t}
 }
 
-// batch is one pipeline under way.
-type batch struct {
-	calls []*call
-	stuck bool // guarded by Sender.mu: its callers gave up, it owns the queue no longer
-}
-
 // do sends cmd and waits for its result, for ctx, or for the timeout.
-func (s *Sender) do(ctx context.Context, cmd redis.Cmder) error {
+func (s *Sender) do(ctx context.Context, cmd command) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	s.mu.Lock()
+	if s.bounded != nil && s.lanes == 0 && s.patient(ctx) {
+		s.lanes++
+		s.mu.Unlock()
+		within, cancel := s.detach(ctx)
+		cmd.bind(s.bounded)
+		_ = s.client.Process(within, cmd)
+		cancel()
+		s.mu.Lock()
+		s.lanes--
+		if len(s.queue) > 0 && s.lanes < maxLanes {
+			s.start()
+		}
+		s.mu.Unlock()
+		if err := cmd.Err(); errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+			return &TimeoutError{After: s.timeout}
+		} else {
+			return err
+		}
 	}
 	c := s.calls.Get().(*call)
 	c.ctx, c.cmd = ctx, cmd
 	c.state.Store(callQueued)
 	c.timer.Reset(s.timeout)
-
-	s.mu.Lock()
 	s.queue = append(s.queue, c)
-	if s.current == nil {
+	if s.lanes < maxLanes {
 		s.start()
 	}
 	s.mu.Unlock()
@@ -255,79 +337,74 @@ func (s *Sender) do(ctx context.Context, cmd redis.Cmder) error {
 	select {
 	case <-c.done:
 		c.timer.Stop()
-		c.ctx, c.cmd, c.batch = nil, nil, nil
+		c.ctx, c.cmd = nil, nil
 		s.calls.Put(c)
 		return cmd.Err()
 	case <-ctx.Done():
 		c.timer.Stop()
-		s.giveUp(c, false)
+		c.state.CompareAndSwap(callQueued, callAbandoned)
+		// c is not pooled: its pipeline may still write to it.
 		return ctx.Err()
 	case <-c.timer.C:
-		s.giveUp(c, true)
+		c.state.CompareAndSwap(callQueued, callAbandoned)
+		s.mu.Lock()
+		if len(s.queue) > 0 {
+			// Redis has not answered for a whole timeout: what is queued goes by
+			// another connection rather than wait behind this one.
+			s.start()
+		}
+		s.mu.Unlock()
 		return &TimeoutError{After: s.timeout}
 	}
 }
 
-// giveUp leaves c behind. It is not pooled: its batch may still write to it.
-func (s *Sender) giveUp(c *call, timedOut bool) {
-	queued := c.state.CompareAndSwap(callQueued, callAbandoned)
-	if !timedOut {
-		return
-	}
-	// Redis has not answered for a whole timeout: let the next batch go by
-	// another connection rather than wait behind this one.
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if b := s.current; b != nil && (queued || c.batch == b) {
-		b.stuck = true
-		s.current = nil
-		s.start()
-	}
+// patient tells whether a caller can be made to wait for as long as the client
+// does. One who gives up before that is left waiting if he just cancels ctx; so
+// much only a Redis that hangs can make of it.
+func (s *Sender) patient(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return !ok || time.Until(deadline) >= s.timeout
 }
 
-// start takes the queue and sends it. It is called with mu held.
+// start has a goroutine send what is queued. It is called with mu held.
 func (s *Sender) start() {
-	b := &batch{}
-	if s.take(b) {
-		go s.send(b)
+	if calls := s.take(nil); len(calls) > 0 {
+		s.lanes++
+		go s.send(calls)
 	}
 }
 
-// take moves what is queued into b, which becomes the current batch. It reports
-// whether there was anything. It is called with mu held.
-func (s *Sender) take(b *batch) bool {
-	n := min(len(s.queue), maxBatch)
-	b.calls = b.calls[:0]
-	for _, c := range s.queue[:n] {
-		c.batch = b
-		if c.state.CompareAndSwap(callQueued, callSent) {
-			b.calls = append(b.calls, c)
+// take moves what is queued into calls. It is called with mu held.
+func (s *Sender) take(calls []*call) []*call {
+	calls = calls[:0]
+	n := 0
+	for ; n < len(s.queue) && len(calls) < maxBatch; n++ {
+		if c := s.queue[n]; c.state.CompareAndSwap(callQueued, callSent) {
+			calls = append(calls, c)
 		}
 	}
 	rest := copy(s.queue, s.queue[n:])
 	clear(s.queue[rest:])
 	s.queue = s.queue[:rest]
-	s.current = nil
-	if len(b.calls) > 0 {
-		s.current = b
-		return true
-	}
-	if rest > 0 {
-		return s.take(b)
-	}
-	return false
+	return calls
 }
 
-// send runs batches until nothing is queued, or until it got stuck and another
-// goroutine has taken over.
-func (s *Sender) send(b *batch) {
+// send sends calls and then whatever is queued, until nothing is, or until
+// there are lanes enough without it.
+func (s *Sender) send(calls []*call) {
 	for {
-		s.exec(b.calls)
-		for _, c := range b.calls {
+		s.exec(calls)
+		for _, c := range calls {
 			c.done <- struct{}{}
 		}
 		s.mu.Lock()
-		if b.stuck || !s.take(b) {
+		if s.lanes <= maxLanes {
+			calls = s.take(calls)
+		} else {
+			calls = nil
+		}
+		if len(calls) == 0 {
+			s.lanes--
 			s.mu.Unlock()
 			return
 		}
@@ -336,9 +413,7 @@ func (s *Sender) send(b *batch) {
 }
 
 func (s *Sender) exec(calls []*call) {
-	// The caller's context ends with its request, the commands of the others do
-	// not: only values such as a trace span are taken from it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(calls[0].ctx), s.timeout)
+	ctx, cancel := s.detach(calls[0].ctx)
 	defer cancel()
 	if len(calls) == 1 {
 		_ = s.client.Process(ctx, calls[0].cmd)
@@ -349,4 +424,11 @@ func (s *Sender) exec(calls []*call) {
 		_ = pipe.Process(ctx, c.cmd)
 	}
 	_, _ = pipe.Exec(ctx)
+}
+
+// detach returns the context of a pipeline. A caller's ends with its request,
+// the commands of the others do not, and one that ends halfway costs go-redis a
+// connection: only values such as a trace span are taken from it.
+func (s *Sender) detach(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
 }
