@@ -13,7 +13,7 @@ local function fixed(key, limit, window, ttl, cost, n, now, dry)
   local raw, at, ends, retry = call('GET', key), now, nil, 0
   if raw then
     ends = call('PEXPIRETIME', key)
-    at = now or (ends - call('PTTL', key)) * 1000 -- TIME costs more
+    at = now or (ends - call('PTTL', key)) * 1000
     if ends < 0 or ends > at / 1000 + ttl then
       at = now or clock()
       ends = math.floor(at / 1000) + ttl
