@@ -65,7 +65,7 @@ func (c *testClock) now() int64              { return c.us.Load() }
 func (c *testClock) advance(d time.Duration) { c.us.Add(d.Microseconds()) }
 
 // slow is a timeout for tests that are not about it, on a busy machine.
-var slow = ratelimit.Config{Timeout: 10 * time.Second}
+var slow = ratelimit.Config{Timeout: time.Minute}
 
 // freeze stops miniredis's clock: while that goes on, a TTL does not (see its
 // ClockTTL), and every EXPIRETIME is later than the one before.
