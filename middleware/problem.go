@@ -2,7 +2,6 @@ package middleware
 
 import (
 	"encoding/json"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,7 +17,7 @@ type problem struct {
 	Detail           string   `json:"detail"`
 	ViolatedPolicies []string `json:"violated-policies,omitempty"`
 
-	body string // the members above as JSON; made by ready
+	json, text []byte // what is sent; made by ready
 }
 
 // ready returns p with its body. Problems that stand ready cost a denial no
@@ -32,7 +31,8 @@ func (p problem) ready() problem {
 	if err != nil { // strings and numbers always encode
 		panic(err)
 	}
-	p.body = string(body) + "\n"
+	p.json = append(body, '\n')
+	p.text = []byte(p.Title + "\n" + p.Detail + "\n")
 	return p
 }
 
@@ -48,17 +48,17 @@ const (
 // and one moment.
 func (p problem) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	values := []string{noStore, typeJSON, noSniffing}
-	body := p.body
+	body := p.json
 	if prefersText(r.Header["Accept"]) {
 		values[1] = typeText
-		body = p.Title + "\n" + p.Detail + "\n"
+		body = p.text
 	}
 	h := w.Header()
 	h["Cache-Control"] = values[0:1:1]
 	h["Content-Type"] = values[1:2:2]
 	h["X-Content-Type-Options"] = values[2:3:3]
 	w.WriteHeader(p.Status)
-	_, _ = io.WriteString(w, body)
+	_, _ = w.Write(body)
 }
 
 // prefersText reports whether an Accept header ranks text above JSON, as those

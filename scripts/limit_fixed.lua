@@ -33,7 +33,9 @@ local function fixed(key, limit, window, ttl, cost, n, now, dry)
   end
   if granted > 0 and not dry then
     used = used + granted * cost
-    if raw then
+    if raw and granted * cost == 1 then
+      call('INCR', key) -- a number for INCRBY would first become a string
+    elseif raw then
       call('INCRBY', key, granted * cost)
     else
       if now then call('SET', key, used, 'PXAT', math.floor(now / 1000) + ttl)

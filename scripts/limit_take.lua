@@ -4,8 +4,8 @@
 -- ARGV[1]  limit   permits per window
 -- ARGV[2]  window  in microseconds
 -- ARGV[3]  ttl     of what is written, in milliseconds
--- ARGV[4]  cost    permits per request; 0: decide as for 1, spend nothing
--- ARGV[5]  n       requests
+-- ARGV[4]  cost    permits per request, default 1; 0: decide as for 1, spend nothing
+-- ARGV[5]  n       requests, default 1
 -- ARGV[6]  now     in microseconds; tests only, default TIME
 --
 -- Reply, all integers, times in microseconds:
@@ -18,5 +18,5 @@
 -- bucket 8.3, sliding 9.7 with 15 to 30 entries per key; redis_rate's GCRA 8.7.
 -- In sliding, scores passed as numbers or ZADD without NX made no difference beyond
 -- that; nor did TIME in the place of PTTL in fixed.
-return {decide(KEYS[1], ARGV[1] + 0, ARGV[2] + 0, ARGV[3], ARGV[4] + 0, ARGV[5] + 0,
+return {decide(KEYS[1], ARGV[1] + 0, ARGV[2] + 0, ARGV[3], (ARGV[4] or 1) + 0, (ARGV[5] or 1) + 0,
   ARGV[6] and ARGV[6] + 0, false)}

@@ -49,7 +49,7 @@ func (s *Store) moveLegacy(ctx context.Context, at id) (*record, verdict, error)
 		if instead == "" { // its deadline has passed
 			return nil, absent, nil
 		}
-		return s.resolve(ctx, at, instead)
+		return s.resolve(ctx, at, []byte(instead))
 	}
 	if err := s.legacyDelete(ctx, at.token); err != nil {
 		return nil, absent, unavailable(ctx, err)

@@ -51,11 +51,16 @@ func newID(prefix, token, tag string) id {
 	sum := sha256.Sum256([]byte(token))
 	var hash [tokenLen]byte
 	base64.RawURLEncoding.Encode(hash[:], sum[:])
-	slot := tag
-	if slot == "" {
-		slot = string(hash[:tagLen])
+	var buf [128]byte // of most keys
+	b := append(buf[:0], prefix...)
+	b = append(b, '{')
+	if tag != "" {
+		b = append(b, tag...)
+	} else {
+		b = append(b, hash[:tagLen]...)
 	}
-	return id{token, tag, prefix + "{" + slot + "}:s:" + string(hash[:])}
+	b = append(b, "}:s:"...)
+	return id{token, tag, string(append(b, hash[:]...))}
 }
 
 // userTag is the cluster hash tag of a user: all of a user's sessions live in

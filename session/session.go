@@ -68,7 +68,8 @@ type Config struct {
 	// Sealer is how records are sealed; default AES-256-GCM. It needs Secrets.
 	Sealer Sealer
 	// Codec encodes the values; default BinaryCodec. It should be
-	// deterministic: otherwise unchanged sessions are written as if changed.
+	// deterministic: otherwise unchanged sessions are written as if changed. Its
+	// Decode must not modify what it is given.
 	Codec scs.Codec
 	// Legacy is a store of gob-encoded scs sessions under their plain tokens,
 	// such as scs/redisstore or scs/goredisstore. A session that is not found
@@ -223,22 +224,21 @@ func (m *Manager) Load(ctx context.Context, cookie string) (context.Context, err
 	if m.store.state(ctx) != nil {
 		return ctx, nil
 	}
-	st := &state{meta: m.fresh()}
+	within := &withState{Context: ctx, store: m.store, state: state{meta: m.fresh()}}
 	if value, old, ok := m.verify(cookie); ok {
-		if err := m.find(ctx, st, value, old); err != nil {
+		if err := m.find(ctx, &within.state, value, old); err != nil {
 			return nil, err
 		}
 	}
 	token := ""
-	if st.base != nil {
-		token = st.base.id.token
+	if base := within.state.base; base != nil {
+		token = base.id.token
 	}
-	loaded, err := m.scs.Load(context.WithValue(ctx, stateKey{m.store}, st), token)
+	loaded, err := m.scs.Load(within, token)
 	if err != nil {
 		// The store has been asked already: what fails here is the codec.
 		m.store.reportUnreadable(ctx, "codec: values cannot be decoded")
-		st = &state{meta: m.fresh()}
-		return m.scs.Load(context.WithValue(ctx, stateKey{m.store}, st), "")
+		return m.scs.Load(&withState{Context: ctx, store: m.store, state: state{meta: m.fresh()}}, "")
 	}
 	return loaded, nil
 }

@@ -37,7 +37,22 @@ const (
 	intentLogin
 )
 
+// withState is the context of a request with its state: a context.WithValue that
+// holds the value itself.
+type withState struct {
+	context.Context
+	store *Store
+	state
+}
+
 type stateKey struct{ store *Store }
+
+func (c *withState) Value(key any) any {
+	if k, ok := key.(stateKey); ok && k.store == c.store {
+		return &c.state
+	}
+	return c.Context.Value(key)
+}
 
 func (s *Store) state(ctx context.Context) *state {
 	st, _ := ctx.Value(stateKey{s}).(*state)

@@ -87,29 +87,30 @@ const (
 // rotated IDs. The record's own ID tells where it was found.
 func (s *Store) find(ctx context.Context, at id) (*record, verdict, error) {
 	raw, err := s.get(ctx, at)
-	if err != nil || raw == "" {
+	if err != nil || len(raw) == 0 {
 		return nil, absent, err
 	}
 	return s.resolve(ctx, at, raw)
 }
 
-// get returns the record at an ID, "" if there is none.
-func (s *Store) get(ctx context.Context, at id) (string, error) {
+// get returns the record at an ID, nothing if there is none. It is not to be
+// changed.
+func (s *Store) get(ctx context.Context, at id) ([]byte, error) {
 	raw, err := s.redis.Get(ctx, at.key)
 	switch {
 	case err == nil:
 		return raw, nil
 	case errors.Is(err, redis.Nil):
-		return "", nil
+		return nil, nil
 	case wrongType(err):
 		s.reportUnreadable(ctx, "not a string")
-		return "", nil
+		return nil, nil
 	}
-	return "", unavailable(ctx, err)
+	return nil, unavailable(ctx, err)
 }
 
 // resolve reads the record raw that was found at an ID.
-func (s *Store) resolve(ctx context.Context, at id, raw string) (*record, verdict, error) {
+func (s *Store) resolve(ctx context.Context, at id, raw []byte) (*record, verdict, error) {
 	for hop := 0; ; hop++ {
 		switch raw[0] {
 		case formatLive:
@@ -135,7 +136,7 @@ func (s *Store) resolve(ctx context.Context, at id, raw string) (*record, verdic
 			if raw, err = s.get(ctx, at); err != nil {
 				return nil, absent, err
 			}
-			if raw == "" {
+			if len(raw) == 0 {
 				return nil, gone, nil
 			}
 		case formatEnded:
@@ -150,11 +151,11 @@ func (s *Store) resolve(ctx context.Context, at id, raw string) (*record, verdic
 }
 
 // successor opens the record of a rotated ID.
-func (s *Store) successor(at id, raw string) (id, error) {
+func (s *Store) successor(at id, raw []byte) (id, error) {
 	if len(raw) < 1+keyIDLen {
 		return id{}, errMalformed
 	}
-	cookie, err := s.ring.openSuccessor([]byte(raw[1+keyIDLen:]), formatMoved, keyID([]byte(raw[1:1+keyIDLen])), at.token, at.key)
+	cookie, err := s.ring.openSuccessor(raw[1+keyIDLen:], formatMoved, keyID(raw[1:1+keyIDLen]), at.token, at.key)
 	if err != nil {
 		return id{}, err
 	}
@@ -171,11 +172,10 @@ func (s *Store) moved(from, to id) ([]byte, error) {
 	return s.ring.sealSuccessor(append([]byte{formatMoved}, k[:]...), to.cookie(), formatMoved, from.token, from.key)
 }
 
-func (s *Store) open(at id, raw string) (*record, error) {
-	if len(raw) < liveHeader {
+func (s *Store) open(at id, b []byte) (*record, error) {
+	if len(b) < liveHeader {
 		return nil, errMalformed
 	}
-	b := []byte(raw)
 	r := &record{
 		id:       at,
 		revision: binary.BigEndian.Uint64(b[1:]),
@@ -304,7 +304,7 @@ func (s *Store) end(ctx context.Context, at id) error {
 		if !moved {
 			return nil
 		}
-		if at, err = s.successor(at, raw); err != nil {
+		if at, err = s.successor(at, []byte(raw)); err != nil {
 			s.reportUnreadable(ctx, err.Error())
 			return nil
 		}
@@ -383,7 +383,7 @@ func (s *Store) update(ctx context.Context, st *state, base, current, mine *reco
 			defer func() { done(failure != nil) }()
 		}
 		var v verdict
-		if current, v, err = s.resolve(ctx, current.id, instead); err != nil {
+		if current, v, err = s.resolve(ctx, current.id, []byte(instead)); err != nil {
 			return err
 		}
 		if v != found {
@@ -505,7 +505,7 @@ func (s *Store) replace(ctx context.Context, st *state, base, mine *record, in i
 		theirs, v := (*record)(nil), gone
 		if instead != "" {
 			s.conflicts.Add(1)
-			if theirs, v, err = s.resolve(ctx, old.id, instead); err != nil {
+			if theirs, v, err = s.resolve(ctx, old.id, []byte(instead)); err != nil {
 				return err
 			}
 		}

@@ -70,9 +70,9 @@ type Sender struct {
 }
 
 // maxLanes is how many pipelines are under way at once. With one, this process
-// and Redis would wait for each other in turn; with more than two, the pipelines
+// and Redis would wait for each other in turn; with more than three, the pipelines
 // get short without getting done any sooner.
-const maxLanes = 2
+const maxLanes = 3
 
 // New returns a Sender whose calls take at most timeout each.
 func New(client redis.UniversalClient, timeout time.Duration) *Sender {
@@ -94,8 +94,8 @@ func New(client redis.UniversalClient, timeout time.Duration) *Sender {
 // Client returns the client that the Sender was made with.
 func (s *Sender) Client() redis.UniversalClient { return s.client }
 
-// Get returns the string at key, or redis.Nil.
-func (s *Sender) Get(ctx context.Context, key string) (string, error) {
+// Get returns the string at key, or redis.Nil. The bytes are not to be changed.
+func (s *Sender) Get(ctx context.Context, key string) ([]byte, error) {
 	cmd := &get{StringCmd: redis.NewStringCmd(ctx, "get", key)}
 	if s.cached {
 		// A pipeline would pass the cache by.
@@ -104,14 +104,14 @@ func (s *Sender) Get(ctx context.Context, key string) (string, error) {
 		cmd.bind(s.bounded)
 		_ = s.client.Process(within, cmd)
 		if cmd.Err() != nil && ctx.Err() == nil && within.Err() != nil {
-			return "", &TimeoutError{After: s.timeout}
+			return nil, &TimeoutError{After: s.timeout}
 		}
-		return cmd.Result()
+		return cmd.Bytes()
 	}
 	if err := s.do(ctx, cmd); err != nil {
-		return "", err
+		return nil, err
 	}
-	return cmd.Val(), nil
+	return cmd.Bytes()
 }
 
 // timeoutIfAsked is context.WithTimeout for a call that hardly ever waits: there

@@ -35,7 +35,7 @@ func TestCallsGetTheirOwnReplies(t *testing.T) {
 				if err != nil || len(got) != 2 || got[0] != 1 || got[1] != int64(i) {
 					t.Errorf("call %d: %v, %v", i, got, err)
 				}
-				if v, err := s.Get(t.Context(), key); v != "1" || err != nil {
+				if v, err := s.Get(t.Context(), key); string(v) != "1" || err != nil {
 					t.Errorf("get %d: %q, %v", i, v, err)
 				}
 			})
@@ -66,7 +66,7 @@ func TestFlushedScriptsAreSentAgain(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if v, _ := s.Get(t.Context(), "k"); v != "1000" {
+		if v, _ := s.Get(t.Context(), "k"); string(v) != "1000" {
 			t.Errorf("1000 calls ran %s times", v)
 		}
 	})
