@@ -72,12 +72,7 @@ func connect(url string) (client *redis.Client, where string, err error) {
 		if err != nil {
 			return nil, "", err
 		}
-		// miniredis stands still otherwise: nothing would ever expire.
-		go func() {
-			for range time.Tick(100 * time.Millisecond) {
-				embedded.FastForward(100 * time.Millisecond)
-			}
-		}()
+		embedded.ClockTTL(true) // nothing would expire otherwise
 		return redis.NewClient(&redis.Options{Addr: embedded.Addr()}),
 			"a Redis inside this process (miniredis), and gone with it; set REDIS_URL to use a real one", nil
 	}

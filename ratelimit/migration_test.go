@@ -1,0 +1,161 @@
+package ratelimit_test
+
+import (
+	"context"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/redistest"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+)
+
+// TestSlotMigration moves the slot of a key from node to node while the key is
+// being asked for: callers are redirected, and the limit stays exact.
+func TestSlotMigration(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	const limit = 2000
+	l, err := ratelimit.NewSlidingWindow(cluster.Client(), "moving", ratelimit.PerHour(limit), ratelimit.Config{Timeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const key = "gatehouse:rl:moving:{k}"
+	ctx := t.Context()
+	var (
+		wg              sync.WaitGroup
+		allowed, failed atomic.Int64
+	)
+	for range 8 {
+		wg.Go(func() {
+			for range limit {
+				switch res, err := l.Take(ctx, "k", 1); {
+				case err != nil:
+					failed.Add(1)
+					t.Logf("Take: %v", err)
+				case res.Allowed:
+					allowed.Add(1)
+				}
+			}
+		})
+	}
+	nodes := cluster.Nodes()
+	moves := 0
+	for from := owner(t, nodes, key); allowed.Load() < limit && moves < 1000; moves++ {
+		to := (from + 1) % len(nodes)
+		migrate(t, nodes, from, to, key)
+		from = to
+	}
+	wg.Wait()
+	if allowed.Load() != limit || failed.Load() != 0 {
+		t.Errorf("%d of %d allowed, %d failed, over %d moves", allowed.Load(), limit, failed.Load(), moves)
+	}
+	if moves < 3 {
+		t.Errorf("the slot moved only %d times meanwhile", moves)
+	}
+}
+
+// owner is the index of the node that has the slot of key.
+func owner(t *testing.T, nodes []*redistest.Server, key string) int {
+	t.Helper()
+	for i, n := range nodes {
+		if err := n.Client().Exists(t.Context(), key).Err(); err == nil {
+			return i
+		}
+	}
+	t.Fatal("no node has the slot")
+	return 0
+}
+
+// migrate moves the slot of key as redis-cli --cluster reshard does.
+func migrate(t *testing.T, nodes []*redistest.Server, from, to int, key string) {
+	t.Helper()
+	ctx := t.Context()
+	do := func(n *redistest.Server, args ...any) *redis.Cmd {
+		t.Helper()
+		cmd := n.Client().Do(ctx, args...)
+		if cmd.Err() != nil {
+			t.Fatalf("%v: %v", args, cmd.Err())
+		}
+		return cmd
+	}
+	slot := do(nodes[from], "cluster", "keyslot", key).Val()
+	fromID, toID := do(nodes[from], "cluster", "myid").Val(), do(nodes[to], "cluster", "myid").Val()
+	do(nodes[to], "cluster", "setslot", slot, "importing", fromID)
+	do(nodes[from], "cluster", "setslot", slot, "migrating", toID)
+	host, port, err := net.SplitHostPort(nodes[to].Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(nodes[from], "migrate", host, port, "", 0, 5000, "keys", key)
+	do(nodes[to], "cluster", "setslot", slot, "node", toID)
+	do(nodes[from], "cluster", "setslot", slot, "node", toID)
+	for i, n := range nodes {
+		if i != from && i != to {
+			do(n, "cluster", "setslot", slot, "node", toID)
+		}
+	}
+}
+
+// TestClusterDown loses the node of a key: that is a failure, never a denial.
+func TestClusterDown(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	l, err := ratelimit.NewFixedWindow(cluster.Client(), "down", ratelimit.PerHour(5), ratelimit.Config{Timeout: 500 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Take(t.Context(), "k", 1); err != nil {
+		t.Fatal(err)
+	}
+	nodes := cluster.Nodes()
+	nodes[owner(t, nodes, "gatehouse:rl:down:{k}")].Kill()
+	for range 20 {
+		start := time.Now()
+		if res, err := l.Take(context.Background(), "k", 1); err == nil {
+			t.Fatalf("a decision without the node: %+v", res)
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Fatalf("the failure took %v", took)
+		}
+		if res, err := l.TakeLocally("k", 1); err != nil {
+			t.Fatalf("in process: %+v, %v", res, err)
+		}
+	}
+}
+
+// TestSentinelFailover loses the master: Takes fail until the replica has taken
+// over, and then go on with what was replicated.
+func TestSentinelFailover(t *testing.T) {
+	sentinel := redistest.StartSentinel(t)
+	client := sentinel.Client()
+	l, err := ratelimit.NewSlidingWindow(client, "failover", ratelimit.PerHour(5), ratelimit.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if res, err := l.Take(t.Context(), "k", 1); err != nil || !res.Allowed {
+			t.Fatalf("%+v, %v", res, err)
+		}
+	}
+	if n, err := client.Wait(t.Context(), 1, 5*time.Second).Result(); n != 1 || err != nil {
+		t.Fatalf("replicated to %d: %v", n, err)
+	}
+	sentinel.Failover()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		res, err := l.Take(t.Context(), "k", 0)
+		if err == nil {
+			if res.Remaining != 2 {
+				t.Errorf("%d remain after the failover, want 2", res.Remaining)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no decision after the failover: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond) // the breaker's period and the sentinel's news
+	}
+}
