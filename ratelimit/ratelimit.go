@@ -5,6 +5,9 @@
 // [FixedWindow] and [TokenBucket] keep their state in Redis (7.0 or later) and
 // decide in one script, one round trip; [Local] keeps it in process. The package
 // knows nothing of HTTP.
+//
+// Hooks are to be added to a client before it is given to a limiter: those that
+// come later do not see all of its commands.
 package ratelimit
 
 import (

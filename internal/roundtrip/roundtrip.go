@@ -308,21 +308,7 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 	if s.bounded != nil && s.lanes == 0 && s.patient(ctx) {
 		s.lanes++
 		s.mu.Unlock()
-		within, cancel := s.detach(ctx)
-		cmd.bind(s.bounded)
-		_ = s.client.Process(within, cmd)
-		cancel()
-		s.mu.Lock()
-		s.lanes--
-		if len(s.queue) > 0 && s.lanes < maxLanes {
-			s.start()
-		}
-		s.mu.Unlock()
-		if err := cmd.Err(); errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
-			return &TimeoutError{After: s.timeout}
-		} else {
-			return err
-		}
+		return s.alone(ctx, cmd)
 	}
 	c := s.calls.Get().(*call)
 	c.ctx, c.cmd = ctx, cmd
@@ -358,9 +344,30 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 	}
 }
 
+// alone makes a call on the goroutine of its caller, on a lane that he has taken.
+func (s *Sender) alone(ctx context.Context, cmd command) error {
+	ctx, cancel := s.detach(ctx)
+	defer func() { // also if a hook panics
+		cancel()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.lanes--
+		if len(s.queue) > 0 && s.lanes < maxLanes {
+			s.start()
+		}
+	}()
+	cmd.bind(s.bounded)
+	_ = s.client.Process(ctx, cmd)
+	err := cmd.Err()
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		return &TimeoutError{After: s.timeout}
+	}
+	return err
+}
+
 // patient tells whether a caller can be made to wait for as long as the client
-// does. One who gives up before that is left waiting if he just cancels ctx; so
-// much only a Redis that hangs can make of it.
+// does. One who cancels ctx meanwhile is not let go before that; while Redis
+// answers he does not notice.
 func (s *Sender) patient(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	return !ok || time.Until(deadline) >= s.timeout
