@@ -229,7 +229,7 @@ var scriptOf = map[algorithm]*scripts.Script{
 	sliding: scripts.SlidingWindow, fixed: scripts.FixedWindow, bucket: scripts.TokenBucket,
 }
 
-// CASES: for every trailing window, at microsecond steps, admitted ≤ limit; and
+// What must hold: for every trailing window, at microsecond steps, admitted ≤ limit; and
 // whatever has room is admitted. All three scripts decide as the Go functions do.
 func TestDecisionsMatchTheOracle(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
