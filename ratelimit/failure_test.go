@@ -371,3 +371,56 @@ func TestTakeLocallyDividesTheLimit(t *testing.T) {
 		}
 	})
 }
+
+// A server that is still loading its data answers, and does not decide.
+func TestLoading(t *testing.T) {
+	server := redistest.Start(t, "--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024")
+	client := server.Client(func(o *redis.Options) { o.ReadTimeout = time.Minute })
+	l, err := ratelimit.NewSlidingWindow(server.Client(), "loading", ratelimit.PerHour(10), slow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Take(ctx, "k", 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range [][]any{
+		{"debug", "populate", 500, "filler", 1000},
+		{"config", "set", "key-load-delay", 4000}, // microseconds: two seconds in all
+	} {
+		if err := client.Do(ctx, command...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loaded := make(chan error, 1)
+	go func() { loaded <- client.Do(ctx, "debug", "reload").Err() }()
+	refused := 0
+	for {
+		select {
+		case err := <-loaded:
+			if err != nil {
+				t.Fatal(err)
+			}
+			if refused == 0 {
+				t.Error("the server was never seen loading")
+			}
+			if res, err := l.Take(ctx, "k", 0); err != nil || res.Remaining != 9 {
+				t.Errorf("afterwards: %+v, %v", res, err)
+			}
+			return
+		default:
+		}
+		res, err := l.Take(ctx, "k", 0)
+		switch {
+		case err == nil: // not loading yet
+		case !errors.Is(err, ratelimit.ErrUnavailable) || res.Allowed:
+			t.Fatalf("%+v, %v", res, err)
+		case strings.Contains(err.Error(), "LOADING"):
+			refused++
+			if res, err := l.TakeLocally("k", 1); err != nil {
+				t.Fatalf("in process: %+v, %v", res, err)
+			}
+		default:
+			t.Fatal(err)
+		}
+	}
+}
