@@ -325,7 +325,7 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 		c.timer.Stop()
 		c.ctx, c.cmd = nil, nil
 		s.calls.Put(c)
-		return cmd.Err()
+		return s.answer(cmd)
 	case <-ctx.Done():
 		c.timer.Stop()
 		c.state.CompareAndSwap(callQueued, callAbandoned)
@@ -334,11 +334,9 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 	case <-c.timer.C:
 		c.state.CompareAndSwap(callQueued, callAbandoned)
 		s.mu.Lock()
-		if len(s.queue) > 0 {
-			// Redis has not answered for a whole timeout: what is queued goes by
-			// another connection rather than wait behind this one.
-			s.start()
-		}
+		// Redis has not answered for a whole timeout: what is queued goes by
+		// another connection rather than wait behind this one.
+		s.start()
 		s.mu.Unlock()
 		return &TimeoutError{After: s.timeout}
 	}
@@ -352,12 +350,19 @@ func (s *Sender) alone(ctx context.Context, cmd command) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.lanes--
-		if len(s.queue) > 0 && s.lanes < maxLanes {
+		if s.lanes < maxLanes {
 			s.start()
 		}
 	}()
 	cmd.bind(s.bounded)
 	_ = s.client.Process(ctx, cmd)
+	return s.answer(cmd)
+}
+
+// answer is the error of a command that has been processed. go-redis may notice
+// the end of the time before its caller does, by the connection's deadline or by
+// that of the context.
+func (s *Sender) answer(cmd command) error {
 	err := cmd.Err()
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 		return &TimeoutError{After: s.timeout}
@@ -373,7 +378,8 @@ func (s *Sender) patient(ctx context.Context) bool {
 	return !ok || time.Until(deadline) >= s.timeout
 }
 
-// start has a goroutine send what is queued. It is called with mu held.
+// start has a goroutine send what is queued, if anything is. It is called with mu
+// held.
 func (s *Sender) start() {
 	if calls := s.take(nil); len(calls) > 0 {
 		s.lanes++
