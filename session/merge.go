@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// merge applies to theirs what changed from base to mine, key by key. Of two
+// mergeValues applies to theirs what changed from base to mine, key by key. Of two
 // changes to one key mine stands: the last commit wins.
 func (s *Store) mergeValues(base, mine, theirs map[string]any) map[string]any {
 	merged := make(map[string]any, len(theirs)+len(mine))

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/gorilla/securecookie"
 )
@@ -269,12 +270,15 @@ func (k *keyring) box(id keyID) (Box, error) {
 	if len(k.keys) == 0 && id == plainKey {
 		return nil, nil
 	}
-	for i := range k.keys {
-		if k.keys[i].id == id {
-			return k.keys[i].box, nil
-		}
+	if i := k.position(id); i >= 0 {
+		return k.keys[i].box, nil
 	}
 	return nil, errUnknownKey
+}
+
+// position is the index of the secret that id names, or -1.
+func (k *keyring) position(id keyID) int {
+	return slices.IndexFunc(k.keys, func(key ringKey) bool { return key.id == id })
 }
 
 // What is sealed with one token is told apart by the first byte authenticated.

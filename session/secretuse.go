@@ -120,11 +120,9 @@ func (s *Store) countSecret(use *SecretUse, head string) {
 		use.Unsealed++
 		return
 	}
-	for i := range s.ring.keys {
-		if s.ring.keys[i].id == k {
-			use.Secrets[i]++
-			return
-		}
+	if i := s.ring.position(k); i >= 0 {
+		use.Secrets[i]++
+		return
 	}
 	use.Unknown++
 }

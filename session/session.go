@@ -224,7 +224,7 @@ func (m *Manager) Load(ctx context.Context, cookie string) (context.Context, err
 	if m.store.state(ctx) != nil {
 		return ctx, nil
 	}
-	within := &withState{Context: ctx, store: m.store, state: state{meta: m.fresh()}}
+	within := m.begin(ctx)
 	if value, old, ok := m.verify(cookie); ok {
 		if err := m.find(ctx, &within.state, value, old); err != nil {
 			return nil, err
@@ -238,7 +238,7 @@ func (m *Manager) Load(ctx context.Context, cookie string) (context.Context, err
 	if err != nil {
 		// The store has been asked already: what fails here is the codec.
 		m.store.reportUnreadable(ctx, "codec: values cannot be decoded")
-		return m.scs.Load(&withState{Context: ctx, store: m.store, state: state{meta: m.fresh()}}, "")
+		return m.scs.Load(m.begin(ctx), "")
 	}
 	return loaded, nil
 }
@@ -279,6 +279,13 @@ func (m *Manager) find(ctx context.Context, st *state, value string, old bool) e
 		st.resend = old || moved || r.id != at
 	}
 	return nil
+}
+
+// begin returns a context with the state of a session that nobody has saved yet.
+func (m *Manager) begin(ctx context.Context) *withState {
+	within := &withState{Context: ctx, store: m.store}
+	within.meta = m.fresh()
+	return within
 }
 
 // fresh is what is known of a session that nobody has saved yet.
@@ -486,17 +493,17 @@ func (m *Manager) Commit(ctx context.Context) (Outcome, error) {
 			return Outcome{}, err
 		}
 	}
-	base, meta, intent, _, _, reseal := st.snapshot()
+	f := st.snapshot()
 	changed := m.scs.Status(ctx) == scs.Modified
-	if base == nil {
+	if f.base == nil {
 		changed = changed && len(m.scs.Keys(ctx)) > 0
 	} else {
-		changed = changed || reseal || meta != base.meta
+		changed = changed || f.reseal || f.meta != f.base.meta
 	}
 	switch {
-	case changed || intent != intentKeep:
+	case changed || f.intent != intentKeep:
 		if _, _, err := m.scs.Commit(ctx); err != nil {
-			if base == nil || intent != intentKeep {
+			if f.base == nil || f.intent != intentKeep {
 				// It may have been saved under the new ID all the same. A second
 				// attempt takes another one, which surely is not taken.
 				_ = m.scs.RenewToken(ctx)
@@ -506,10 +513,10 @@ func (m *Manager) Commit(ctx context.Context) (Outcome, error) {
 		if err := m.adopt(ctx, st); err != nil {
 			return Outcome{}, err
 		}
-	case base != nil && m.store.touchDue(base):
-		touched := m.store.touch(ctx, base)
+	case f.base != nil && m.store.touchDue(f.base):
+		touched := m.store.touch(ctx, f.base)
 		st.mu.Lock()
-		if st.base == base {
+		if st.base == f.base {
 			st.base = touched
 		}
 		st.mu.Unlock()
@@ -587,13 +594,13 @@ func (m *Manager) Pending(ctx context.Context) bool {
 	if st == nil {
 		return false
 	}
-	base, meta, intent, _, dead, _ := st.snapshot()
+	f := st.snapshot()
 	switch {
-	case intent != intentKeep:
+	case f.intent != intentKeep:
 		return true
-	case dead:
+	case f.dead:
 		return false
-	case base != nil && meta != base.meta:
+	case f.base != nil && f.meta != f.base.meta:
 		return true
 	case m.scs.Status(ctx) != scs.Modified:
 		return false
@@ -602,9 +609,9 @@ func (m *Manager) Pending(ctx context.Context) bool {
 	for _, k := range m.scs.Keys(ctx) {
 		values[k] = m.scs.Get(ctx, k)
 	}
-	if base == nil {
+	if f.base == nil {
 		return len(values) > 0
 	}
 	b, err := m.store.codec.Encode(time.Time{}, values)
-	return err != nil || !bytes.Equal(b, base.values)
+	return err != nil || !bytes.Equal(b, f.base.values)
 }

@@ -13,16 +13,21 @@ type state struct {
 	// scs holds a lock of its own over a commit. It comes first, then scs's, then mu.
 	cycle sync.Mutex
 
-	mu      sync.Mutex // never held across a network call
-	base    *record    // as it stands in Redis, as far as this request knows; nil: no session yet
-	meta    meta       // as it should be saved
-	intent  intent
-	clean   bool     // another user logs in: nothing of the old session is carried over
-	dead    bool     // the ID leads nowhere any more: what the request does is not saved
-	reseal  bool     // the record was made with an old secret
+	mu sync.Mutex // never held across a network call
+	facts
 	resend  bool     // the next outcome must carry the cookie
 	expire  bool     // Logout was called: the next outcome deletes the cookie, if no new session came
 	adopted *adopted // after a merge: what the request has not seen
+}
+
+// facts are what a commit goes by.
+type facts struct {
+	base   *record // as it stands in Redis, as far as this request knows; nil: no session yet
+	meta   meta    // as it should be saved
+	intent intent
+	clean  bool // another user logs in: nothing of the old session is carried over
+	dead   bool // the ID leads nowhere any more: what the request does is not saved
+	reseal bool // the record was made with an old secret
 }
 
 // adopted is what a commit was given and what it saved after a merge.
@@ -59,11 +64,10 @@ func (s *Store) state(ctx context.Context) *state {
 	return st
 }
 
-// snapshot is a copy of what a commit needs to know.
-func (st *state) snapshot() (base *record, m meta, i intent, clean, dead, reseal bool) {
+func (st *state) snapshot() facts {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return st.base, st.meta, st.intent, st.clean, st.dead, st.reseal
+	return st.facts
 }
 
 // saved notes that r is what stands in Redis now.

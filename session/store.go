@@ -320,25 +320,25 @@ func wrongType(err error) bool { return err != nil && strings.Contains(err.Error
 // commit saves values (the codec's bytes) as st wants them saved. token is a
 // fresh one for a session that has none yet or changes its ID.
 func (s *Store) commit(ctx context.Context, st *state, token string, values []byte) error {
-	base, m, intent, clean, dead, reseal := st.snapshot()
-	if dead && intent != intentLogin {
+	f := st.snapshot()
+	if f.dead && f.intent != intentLogin {
 		s.drop(st)
 		return nil
 	}
-	mine := &record{id: newID(s.prefix, token, userTag(m.user)), revision: 1, meta: m, values: values}
+	mine := &record{id: newID(s.prefix, token, userTag(f.meta.user)), revision: 1, meta: f.meta, values: values}
 	switch {
-	case base == nil:
+	case f.base == nil:
 		mine.meta.issued = millis(s.now())
 		if _, ok, err := s.put(ctx, mine, ""); err != nil || !ok {
 			return err // not written: its deadline has passed
 		}
 		st.saved(mine, true)
 		return nil
-	case intent == intentKeep:
-		return s.update(ctx, st, base, base, mine, reseal)
+	case f.intent == intentKeep:
+		return s.update(ctx, st, f.base, f.base, mine, f.reseal)
 	default:
 		mine.meta.issued = millis(s.now())
-		return s.replace(ctx, st, base, mine, intent, clean)
+		return s.replace(ctx, st, f.base, mine, f.intent, f.clean)
 	}
 }
 
