@@ -3,6 +3,8 @@ package ratelimit_test
 import (
 	"context"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -96,6 +98,24 @@ func migrate(t *testing.T, nodes []*redistest.Server, from, to int, key string) 
 	for i, n := range nodes {
 		if i != from && i != to {
 			do(n, "cluster", "setslot", slot, "node", toID)
+		}
+	}
+	// The new owner has raised the epoch on its own. Until all know of it, the next one
+	// might raise it to the same number, and both would own the slot.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		epochs := make(map[string]bool)
+		for _, n := range nodes {
+			for line := range strings.Lines(do(n, "cluster", "nodes").String()) {
+				if fields := strings.Fields(line); slices.Contains(fields, toID.(string)) {
+					epochs[fields[slices.Index(fields, toID.(string))+6]] = true
+				}
+			}
+		}
+		if len(epochs) == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("epochs of the new owner: %v", epochs)
 		}
 	}
 }
