@@ -285,11 +285,13 @@ func TestThePropertyCatchesBrokenScripts(t *testing.T) {
 		{name: "an entry leaves a microsecond early", algorithm: sliding,
 			old: "local old, unit, card = now - window,", new: "local old, unit, card = now - window + 1,"},
 		{name: "a cost adds one entry", algorithm: sliding,
-			old: "claim(key, now, granted * cost)", new: "claim(key, now, granted)"},
+			old: "local total = granted * cost", new: "local total = granted"},
 		{name: "the future is left alone", algorithm: sliding, clockSteps: true,
 			old: "if last > now then", new: "if false then"},
 		{name: "every hit begins a window", algorithm: fixed,
-			old: "call('INCRBY', key, granted * cost)", new: "call('SET', key, used, 'PXAT', math.floor(now / 1000) + ttl)"},
+			old: "if ends < 0 or ends > at / 1000 + ttl then", new: "if true then"},
+		{name: "a denial keeps what it has counted", algorithm: fixed,
+			old: "call('INCRBY', key, granted * cost - total)", new: ""},
 		{name: "an expiry too far off is left alone", algorithm: fixed, clockSteps: true,
 			old: "ends > at / 1000 + ttl", new: "false"},
 		{name: "permits of whole microseconds", algorithm: bucket,
@@ -310,4 +312,46 @@ func TestThePropertyCatchesBrokenScripts(t *testing.T) {
 			t.Logf("caught: %v", err)
 		})
 	}
+}
+
+// On Redis's own clock the scripts decide as the Go functions do at the times that
+// they tell.
+func TestDecisionsOnRedisClock(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		if b.Mini != nil {
+			t.Skip("its clock stands still")
+		}
+		for a := range scriptOf {
+			t.Run(a.String(), func(t *testing.T) {
+				t.Parallel()
+				limit := Limit{Requests: 7, Window: 5 * time.Millisecond}
+				l := remoteOf(newLimiter(t, a, b.Client, "redis clock "+a.String(), limit))
+				oracle := a.newState()
+				granted := int64(0)
+				for i := range 2000 {
+					k := flightKey{"k", rand.IntN(4), limit.rule()}
+					n := 1 + rand.Int64N(3)
+					if rand.IntN(50) == 0 {
+						k.cost = 8 // more than the limit
+					}
+					got, _, err := l.call(ctx, k, n)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want := oracle.decide(limit.rule(), demand{int64(k.cost), n, got.now})
+					if a == sliding {
+						got.mark, want.mark = 0, 0 // which members stand for permits is the script's own
+					}
+					if got != want {
+						t.Fatalf("decision %d, %d × cost %d:\n%+v, want\n%+v", i, n, k.cost, got, want)
+					}
+					granted += got.granted * int64(k.cost)
+				}
+				t.Logf("%d permits granted", granted)
+				if granted < 100 {
+					t.Errorf("%d permits granted", granted)
+				}
+			})
+		}
+	})
 }

@@ -11,8 +11,9 @@
 -- Reply: {1 if acquired, leases remaining, microseconds until the last one ends
 -- unless it is renewed}. A lease that ends later than one just acquired would was
 -- given before the clock stepped back: it is cut when it stands in somebody's way.
-local key, limit, lease = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
-local now = tonumber(ARGV[5]) or clock()
+local call, key, limit, lease = redis.call, KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = tonumber(ARGV[5])
+-- include limit_now.lua
 call('ZREMRANGEBYSCORE', key, '-inf', now)
 local used, acquired = call('ZCARD', key), 0
 if used < limit then

@@ -8,16 +8,21 @@
 --
 -- Reply: the seven integers of limit_take.lua for each policy, in the order of
 -- KEYS. If not all of them grant, these are of a policy that was only asked.
+--
+-- sliding, fixed and bucket come before it: functions of limit_sliding.lua and so on.
 local algorithms = {sliding = sliding, fixed = fixed, bucket = bucket}
-local cost, now = tonumber(ARGV[1]), tonumber(ARGV[2])
-local time = now or clock()
+local cost, explicit = tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = explicit
+-- include limit_now.lua
 local reply, granted = {}, 0
 
 local function decide(dry)
   for i = 1, #KEYS do
     local a, algorithm = 4 * i - 1, ARGV[4 * i - 1]
-    local verdict = {algorithms[algorithm](KEYS[i], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]),
-      ARGV[a + 3], cost, 1, algorithm == 'fixed' and now or time, dry)}
+    local time = now -- the same for all; a fixed window goes by the expiry of its key
+    if algorithm == 'fixed' then time = explicit end
+    local verdict = algorithms[algorithm](KEYS[i], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]),
+      ARGV[a + 3], cost, 1, time, dry)
     for j = 1, 7 do reply[7 * (i - 1) + j] = verdict[j] end
     if dry then granted = granted + verdict[1] end
   end

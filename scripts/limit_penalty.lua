@@ -11,15 +11,18 @@
 --
 -- Reply: as limit_take.lua. During a ban nothing is granted or counted, so that
 -- its end stays where a client was told it is.
+--
+-- decide comes before it: a function of limit_sliding.lua, limit_fixed.lua or limit_bucket.lua.
 local cost, n, explicit = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[10])
-local now, limit, longest = explicit or clock(), tonumber(ARGV[1]), tonumber(ARGV[8])
+local now, limit, longest = explicit, tonumber(ARGV[1]), tonumber(ARGV[8])
+-- include limit_now.lua
 local untilTime, bans, strikes = string.match(call('GET', KEYS[2]) or '', '^(%d+):(%d+):(%d+)$')
 untilTime, bans, strikes = tonumber(untilTime) or 0, tonumber(bans) or 0, tonumber(strikes) or 0
 local left = math.min(untilTime - now, longest) -- the clock may have stepped back
 if left > 0 then
   return {0, 0, cost > limit and -1 or left, left, now, 0, 0}
 end
-local verdict = {decide(KEYS[1], limit, tonumber(ARGV[2]), ARGV[3], cost, n, explicit, false)}
+local verdict = decide(KEYS[1], limit, tonumber(ARGV[2]), ARGV[3], cost, n, explicit, false)
 if verdict[1] < n and cost > 0 and cost <= limit then
   strikes = strikes + 1
   left = 0

@@ -8,7 +8,8 @@
 -- ARGV[4]  now     in microseconds; tests only, default TIME
 --
 -- Reply: {1 if renewed, 0 if there is no such lease}
-local now = tonumber(ARGV[4]) or clock()
+local call, now = redis.call, tonumber(ARGV[4])
+-- include limit_now.lua
 if not call('ZSCORE', KEYS[1], ARGV[3]) then return {0} end
 call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[3])
 call('PEXPIRE', KEYS[1], ARGV[2])

@@ -1,4 +1,4 @@
--- Changes what a Take of a token bucket has spent. Runs after limit_level.lua.
+-- Changes what a Take of a token bucket has spent.
 --
 -- KEYS[1]  the key
 -- ARGV[1]  limit   permits per window
@@ -12,9 +12,10 @@
 -- Reply: {permits spent, or 1 if anything was given back}. Spending is not denied;
 -- it empties the bucket at most. What the bucket has been refilled with since the
 -- Take is not given back again: permits are refilled in the order of their Takes.
-local key, limit, window = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[6])
-local delta, now = tonumber(ARGV[3]), tonumber(ARGV[7]) or clock()
-local known, whole, part = level(key, limit, now)
+local call, key, limit, window = redis.call, KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[6])
+local delta, now = tonumber(ARGV[3]), tonumber(ARGV[7])
+-- include limit_now.lua
+-- include limit_level.lua
 local permits, step = math.abs(delta), math.floor(window / limit)
 local byPart = permits * (window - step * limit)
 local by = permits * step + math.floor(byPart / limit)
@@ -26,10 +27,10 @@ if delta > 0 then
 else
   local rest, restPart = ARGV[4] - now, tonumber(ARGV[5])
   if rest < by or rest == by and restPart < byPart then by, byPart = rest, restPart end
-  if not known or by < 0 then return {0} end
+  if not raw or by < 0 then return {0} end
   whole, part = whole - by, part - byPart
   if part < 0 then whole, part = whole - 1, part + limit end
   if whole < now then whole, part = now, 0 end
 end
-fill(key, whole, part, ARGV[2])
+call('SET', key, string.format(part == 0 and '%d' or '%d:%d', whole, part), 'PX', ARGV[2])
 return {math.max(1, delta)}

@@ -11,7 +11,7 @@
 --
 -- Reply: {permits given back or spent}. Spending is not denied, and counts in the
 -- window of now. Giving back counts in the window of the Take or not at all.
-local key, delta, now = KEYS[1], tonumber(ARGV[3]), tonumber(ARGV[7])
+local call, key, delta, now = redis.call, KEYS[1], tonumber(ARGV[3]), tonumber(ARGV[7])
 local ends = call('PEXPIRETIME', key)
 local open = ends >= 0 and not (now and (ends + 1) * 1000 <= now)
 if delta > 0 then

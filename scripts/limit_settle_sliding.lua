@@ -1,4 +1,4 @@
--- Changes what a Take of a sliding window has spent. Runs after limit_claim.lua.
+-- Changes what a Take of a sliding window has spent.
 --
 -- KEYS[1]  the key
 -- ARGV[1]  limit   permits per window
@@ -12,12 +12,13 @@
 -- Reply: {permits given back or spent}. Spending is not denied, but beyond the
 -- limit one entry more would change nothing. Giving back removes entries of the
 -- claim, if they still count: the last ones that are left, the base at the very end.
-local key, delta = KEYS[1], tonumber(ARGV[3])
+local call, key, delta = redis.call, KEYS[1], tonumber(ARGV[3])
 if delta > 0 then
-  delta = math.min(delta, tonumber(ARGV[1]))
-  claim(key, tonumber(ARGV[7]) or clock(), delta)
+  local total, now = math.min(delta, tonumber(ARGV[1])), tonumber(ARGV[7])
+  -- include limit_now.lua
+  -- include limit_claim.lua
   call('PEXPIRE', key, ARGV[2])
-  return {delta}
+  return {total}
 end
 if not call('ZSCORE', key, ARGV[4]) then return {0} end
 local removed, i = 0, tonumber(ARGV[5])

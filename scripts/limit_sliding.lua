@@ -1,8 +1,8 @@
--- sliding decides by a sorted set with one entry per permit, scored by the
+-- The sliding window: a sorted set with one entry per permit, scored by the
 -- microsecond of its Take. Entries at or before now-window no longer count.
--- Arguments and results are documented in limit_take.lua; ttl is two windows or more.
+-- Arguments and reply are those of limit_take.lua; ttl is two windows or more.
 --
--- An admission calls ZCARD, ZREMRANGEBYSCORE and ZADD. A denial writes nothing,
+-- An admission calls TIME, ZCARD, ZREMRANGEBYSCORE and ZADD. A denial writes nothing,
 -- except that entries of the future, left by a clock that stepped back, become
 -- entries of now: nobody is locked out for longer than one window.
 --
@@ -10,34 +10,35 @@
 -- outlives its key. Let it have run with an entry of time t. Until t+window that
 -- entry stays, so entries added without PEXPIRE are younger than t+window, and
 -- done before t+2*window.
-local function sliding(key, limit, window, ttl, cost, n, now, dry)
-  now = now or clock()
-  local old, unit, card = now - window, cost, call('ZCARD', key)
-  if cost == 0 then unit, dry = 1, true end
-  local granted, stale, base = n, 0, 0
-  if dry or card + unit * n > limit then
-    if card > 0 then stale = call('ZCOUNT', key, '-inf', old) end
-    granted = math.max(0, math.min(n, math.floor((limit - card + stale) / unit)))
-    if cost == 0 and granted > 0 then granted = n end
-  end
-  if granted > 0 and not dry then
-    if card > 0 then stale = call('ZREMRANGEBYSCORE', key, '-inf', old) end
-    base = claim(key, now, granted * cost)
-    if stale > 0 or card == 0 then call('PEXPIRE', key, ttl) end
-    card, stale = card - stale + granted * cost, 0
-    if granted == n then return n, limit - card, 0, window, now, base, 0 end
-  end
-  local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
-  if last > now then
-    for _, member in ipairs(call('ZRANGEBYSCORE', key, now + 1, '+inf')) do
-      call('ZADD', key, 'XX', now, member)
-    end
-  end
-  if granted < n and unit > limit then
-    retry = -1
-  elseif granted < n then
-    local rank = card + unit - limit - 1
-    retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
-  end
-  return granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, base, 0
+--
+-- The mark is the base of the claim.
+-- include limit_now.lua
+local old, unit, card = now - window, cost, call('ZCARD', key)
+if cost == 0 then unit, dry = 1, true end
+local granted, stale, mark = n, 0, 0
+if dry or card + unit * n > limit then
+  if card > 0 then stale = call('ZCOUNT', key, '-inf', old) end
+  granted = math.max(0, math.min(n, math.floor((limit - card + stale) / unit)))
+  if cost == 0 and granted > 0 then granted = n end
 end
+if granted > 0 and not dry then
+  local total = granted * cost
+  if card > 0 then stale = call('ZREMRANGEBYSCORE', key, '-inf', string.format('%d', old)) end
+  -- include limit_claim.lua
+  if stale > 0 or card == 0 then call('PEXPIRE', key, ttl) end
+  card, stale, mark = card - stale + total, 0, base
+  if granted == n then return {n, limit - card, 0, window, now, mark, 0} end
+end
+local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
+if last > now then
+  for _, member in ipairs(call('ZRANGEBYSCORE', key, now + 1, '+inf')) do
+    call('ZADD', key, 'XX', now, member)
+  end
+end
+if granted < n and unit > limit then
+  retry = -1
+elseif granted < n then
+  local rank = card + unit - limit - 1
+  retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
+end
+return {granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, mark, 0}

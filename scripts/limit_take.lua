@@ -12,11 +12,7 @@
 -- {granted of n, permits remaining, retry after (0: all were granted, -1: never),
 -- reset after, now, mark, second mark}. The marks identify what was granted.
 --
--- Redis's CPU per decision in µs by INFO cpu, parsing and reply included, the least
--- of seven rounds on a busy machine of two cores, so good to about 0.5 (redis-server
--- 7.0.15, 10,000 keys, pipelines of 16): a script that does nothing 2.3, fixed 6.6,
--- bucket 8.3, sliding 9.7 with 15 to 30 entries per key; redis_rate's GCRA 8.7.
--- In sliding, scores passed as numbers or ZADD without NX made no difference beyond
--- that; nor did TIME in the place of PTTL in fixed.
-return {decide(KEYS[1], ARGV[1] + 0, ARGV[2] + 0, ARGV[3], (ARGV[4] or 1) + 0, (ARGV[5] or 1) + 0,
-  ARGV[6] and ARGV[6] + 0, false)}
+-- limit_sliding.lua, limit_fixed.lua or limit_bucket.lua follows. In dry it only looks.
+local call = redis.call
+local key, limit, window, ttl = KEYS[1], ARGV[1] + 0, ARGV[2] + 0, ARGV[3]
+local cost, n, now, dry = (ARGV[4] or 1) + 0, (ARGV[5] or 1) + 0, ARGV[6] and ARGV[6] + 0, false

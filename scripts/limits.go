@@ -1,73 +1,65 @@
 package scripts
 
-import _ "embed"
+import (
+	"embed"
+	"strings"
+)
 
-// The limiters' scripts. Each algorithm is a Lua function in a file of its own,
-// so that the scripts which decide by one of them and by several have it in common.
+// The limiters' scripts. Each algorithm is in a file of its own: the script that
+// decides by it alone is limit_take.lua and that file, without a function around
+// it, since to make and call one costs Redis about as much as a short command.
 var (
-	SlidingWindow = New(limitPrelude + limitClaim + limitSliding + "local decide = sliding\n" + limitTake)
-	FixedWindow   = New(limitPrelude + limitFixed + "local decide = fixed\n" + limitTake)
-	TokenBucket   = New(limitPrelude + limitLevel + limitBucket + "local decide = bucket\n" + limitTake)
+	SlidingWindow = New(limit("take") + limit("sliding"))
+	FixedWindow   = New(limit("take") + limit("fixed"))
+	TokenBucket   = New(limit("take") + limit("bucket"))
 
-	// The same with bans: limit_penalty.lua in the place of limit_take.lua.
-	SlidingWindowPenalty = New(limitPrelude + limitClaim + limitSliding + "local decide = sliding\n" + limitPenalty)
-	FixedWindowPenalty   = New(limitPrelude + limitFixed + "local decide = fixed\n" + limitPenalty)
-	TokenBucketPenalty   = New(limitPrelude + limitLevel + limitBucket + "local decide = bucket\n" + limitPenalty)
+	// The same with bans.
+	SlidingWindowPenalty = New(declareCall + function("decide", "sliding") + limit("penalty"))
+	FixedWindowPenalty   = New(declareCall + function("decide", "fixed") + limit("penalty"))
+	TokenBucketPenalty   = New(declareCall + function("decide", "bucket") + limit("penalty"))
 
-	// LimitAll decides by several of them: limit_all.lua.
-	LimitAll = New(limitPrelude + limitClaim + limitSliding + limitFixed + limitLevel + limitBucket + limitAll)
+	// LimitAll decides by several of them.
+	LimitAll = New(declareCall + function("sliding", "sliding") + function("fixed", "fixed") +
+		function("bucket", "bucket") + limit("all"))
 
-	// They change what a Take has spent: limit_settle_sliding.lua and so on.
-	SettleSliding = New(limitPrelude + limitClaim + limitSettleSliding)
-	SettleFixed   = New(limitPrelude + limitSettleFixed)
-	SettleBucket  = New(limitPrelude + limitLevel + limitSettleBucket)
+	// They change what a Take has spent.
+	SettleSliding = New(limit("settle_sliding"))
+	SettleFixed   = New(limit("settle_fixed"))
+	SettleBucket  = New(limit("settle_bucket"))
 
 	// The concurrency limit.
-	LimitAcquire = New(limitPrelude + limitAcquire) // limit_acquire.lua
-	LimitRenew   = New(limitPrelude + limitRenew)   // limit_renew.lua
-	LimitRelease = New(limitRelease)                // limit_release.lua
+	LimitAcquire = New(limit("acquire"))
+	LimitRenew   = New(limit("renew"))
+	LimitRelease = New(limit("release"))
 
-	LimitReset = New(limitReset) // limit_reset.lua
+	LimitReset = New(limit("reset"))
 )
 
-// limitPrelude stands before every limiter script. A local is found faster than
-// redis.call, and the clock is read only by those that need it.
-const limitPrelude = `local call = redis.call
-local function clock()
-  local time = call('TIME')
-  return time[1] * 1000000 + time[2]
-end
-`
+//go:embed limit_*.lua
+var limitFiles embed.FS
 
-var (
-	//go:embed limit_sliding.lua
-	limitSliding string
-	//go:embed limit_claim.lua
-	limitClaim string
-	//go:embed limit_fixed.lua
-	limitFixed string
-	//go:embed limit_level.lua
-	limitLevel string
-	//go:embed limit_bucket.lua
-	limitBucket string
-	//go:embed limit_take.lua
-	limitTake string
-	//go:embed limit_all.lua
-	limitAll string
-	//go:embed limit_settle_sliding.lua
-	limitSettleSliding string
-	//go:embed limit_settle_fixed.lua
-	limitSettleFixed string
-	//go:embed limit_settle_bucket.lua
-	limitSettleBucket string
-	//go:embed limit_penalty.lua
-	limitPenalty string
-	//go:embed limit_acquire.lua
-	limitAcquire string
-	//go:embed limit_renew.lua
-	limitRenew string
-	//go:embed limit_release.lua
-	limitRelease string
-	//go:embed limit_reset.lua
-	limitReset string
-)
+// limit returns the text of a limit_*.lua, in which those that it includes stand in
+// the place of its lines "-- include …".
+func limit(name string) string {
+	text, err := limitFiles.ReadFile("limit_" + name + ".lua")
+	if err != nil {
+		panic(err)
+	}
+	var b strings.Builder
+	for line := range strings.Lines(string(text)) {
+		included, ok := strings.CutPrefix(strings.TrimSpace(line), "-- include limit_")
+		if ok {
+			line = limit(strings.TrimSuffix(included, ".lua"))
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}
+
+// declareCall makes redis.call a local, which is found faster.
+const declareCall = "local call = redis.call\n"
+
+// function returns an algorithm as a Lua function of what limit_take.lua sets.
+func function(name, algorithm string) string {
+	return "local function " + name + "(key, limit, window, ttl, cost, n, now, dry)\n" + limit(algorithm) + "end\n"
+}

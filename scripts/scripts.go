@@ -8,7 +8,6 @@ package scripts
 
 import (
 	"crypto/sha1"
-	_ "embed"
 	"encoding/hex"
 )
 
