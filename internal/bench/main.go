@@ -6,6 +6,7 @@
 //	go run . sizing           what limits and sessions of several sizes cost
 //	go run . sizing -users 1000000 -rps 5000
 //	                          and how much Redis so many users and requests need
+//	go run . scripts          what the scripts alone cost Redis
 //
 // The contenders of a row take turns in one process and on one Redis, each turn after a warm-up,
 // and the medians over the rounds are printed as markdown. Ratios compare turns of the same round.
@@ -30,8 +31,13 @@ import (
 func main() {
 	args := os.Args[1:]
 	command := compare
-	if len(args) > 0 && args[0] == "sizing" {
-		command, args = sizing, args[1:]
+	if len(args) > 0 {
+		switch args[0] {
+		case "sizing":
+			command, args = sizing, args[1:]
+		case "scripts":
+			command, args = scriptCosts, args[1:]
+		}
 	}
 	if err := command(context.Background(), args); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -65,7 +71,7 @@ func compare(ctx context.Context, args []string) error {
 		}
 	}
 	if *rounds < 1 || *measured <= 0 || *keys < 1 || flags.NArg() > 0 {
-		return fmt.Errorf("bench: -rounds, -measure and -keys must be positive, and there are no arguments but sizing")
+		return fmt.Errorf("bench: -rounds, -measure and -keys must be positive, and there are no arguments but sizing and scripts")
 	}
 	chosen := choose(rows(*keys), *only, *with)
 	if len(chosen) == 0 {
