@@ -49,7 +49,7 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 		panic(err)
 	}
 	// Whatever is not about leases is as in a RateLimit.
-	as := RateLimit{Denied: l.Denied, Logger: l.Logger}
+	as := &RateLimit{Denied: l.Denied, Logger: l.Logger}
 	var log occasional
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		lease, d := l.acquire(r)
@@ -61,7 +61,7 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 			}()
 		}
 		if d.Err != nil && l.Logger != nil {
-			as.undecided(&log, d)
+			as.undecided(&log, &d)
 		}
 		if l.OnDecision != nil {
 			l.OnDecision(d)
@@ -70,10 +70,11 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
+		values := make(singles, 0, 4)
 		if d.Status == http.StatusTooManyRequests {
-			setRetryAfter(w.Header(), d.Result)
+			setRetryAfter(w.Header(), &d.Result, &values)
 		}
-		as.refuse(w, d)
+		as.refuse(w, &d, &values)
 	})
 }
 
@@ -97,7 +98,7 @@ func (l ConcurrencyLimit) acquire(r *http.Request) (lease *ratelimit.Lease, d De
 			}
 		}
 	}
-	d.conclude(d.Result != ratelimit.Result{})
+	d.conclude(d.decided())
 	d.Passed = d.Status == 0
 	return lease, d
 }

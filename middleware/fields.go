@@ -24,6 +24,16 @@ const (
 	exposedIETF = exposed + ", RateLimit-Policy, RateLimit"
 )
 
+// singles makes slices of one string each, for header fields, out of one allocation
+// for as many as it has room for.
+type singles []string
+
+func (v *singles) of(s string) []string {
+	*v = append(*v, s)
+	n := len(*v)
+	return (*v)[n-1 : n : n]
+}
+
 // describe writes what res says into the header fields of a response.
 //
 // Of several limiters on one request the tightest one's figures stand: those of
@@ -31,26 +41,22 @@ const (
 // that take longest to come back. The figures of the others are in the header
 // already, so that is where they are compared; a value in the request's context
 // would copy the request once for each limiter.
-func (l RateLimit) describe(h http.Header, res ratelimit.Result) {
+func (l *RateLimit) describe(h http.Header, res *ratelimit.Result, values *singles) {
 	reset := epochSeconds(res)
-	if !res.Allowed || tighter(h, res.Remaining, reset) {
-		values := []string{
-			strconv.Itoa(res.Limit.Requests),
-			strconv.Itoa(res.Remaining),
-			strconv.FormatInt(reset, 10),
-		}
-		h[fieldLimit] = values[0:1:1]
-		h[fieldRemaining] = values[1:2:2]
-		h[fieldReset] = values[2:3:3]
+	others := h[fieldRemaining]
+	if !res.Allowed || len(others) == 0 || tighter(res.Remaining, reset, others[0], h) {
+		h[fieldLimit] = values.of(strconv.Itoa(res.Limit.Requests))
+		h[fieldRemaining] = values.of(strconv.Itoa(res.Remaining))
+		h[fieldReset] = values.of(strconv.FormatInt(reset, 10))
 		if l.IETFDraft11 {
 			l.describeIETF(h, res)
-		} else {
+		} else if len(others) > 0 {
 			// Those of a looser limit would contradict.
 			delete(h, fieldPolicy)
 			delete(h, fieldRateLimit)
 		}
 	}
-	setRetryAfter(h, res)
+	setRetryAfter(h, res, values)
 	if l.ExposeHeaders {
 		names := exposed
 		if l.IETFDraft11 {
@@ -63,9 +69,9 @@ func (l RateLimit) describe(h http.Header, res ratelimit.Result) {
 }
 
 // setRetryAfter says when a request that was denied can be allowed, if ever.
-func setRetryAfter(h http.Header, res ratelimit.Result) {
+func setRetryAfter(h http.Header, res *ratelimit.Result, values *singles) {
 	if !res.Allowed && res.RetryAfter != ratelimit.Never {
-		h["Retry-After"] = []string{strconv.FormatInt(retrySeconds(res), 10)}
+		h["Retry-After"] = values.of(strconv.FormatInt(retrySeconds(res), 10))
 	}
 }
 
@@ -73,7 +79,7 @@ func setRetryAfter(h http.Header, res ratelimit.Result) {
 // speak of whole seconds only: a window is rounded up, so that a client that
 // keeps to it is never refused. The figures are those of one policy; the draft
 // has lists, but nothing that says which member a Retry-After belongs to.
-func (l RateLimit) describeIETF(h http.Header, res ratelimit.Result) {
+func (l *RateLimit) describeIETF(h http.Header, res *ratelimit.Result) {
 	within := ceilSeconds(res.ResetAfter)
 	if !res.Allowed && res.RetryAfter != ratelimit.Never {
 		within = retrySeconds(res) // section 6: Retry-After is not before the end of the effective window
@@ -99,13 +105,9 @@ func (l RateLimit) describeIETF(h http.Header, res ratelimit.Result) {
 // maxInteger is the largest Integer of RFC 9651.
 const maxInteger = 999_999_999_999_999
 
-// tighter reports whether figures of a request that passed are tighter than
-// those in h, or h has none.
-func tighter(h http.Header, remaining int, reset int64) bool {
-	figure := h.Get(fieldRemaining)
-	if figure == "" {
-		return true
-	}
+// tighter reports whether the figures of a request that passed are tighter than
+// those in h, where figure is what remains.
+func tighter(remaining int, reset int64, figure string, h http.Header) bool {
 	before, err := strconv.Atoi(figure)
 	if err != nil || remaining != before {
 		return err != nil || remaining < before
@@ -116,7 +118,7 @@ func tighter(h http.Header, remaining int, reset int64) bool {
 
 // epochSeconds is when the full quota is back, rounded up to a second of Unix
 // time. ResetAt is on the clock that decided: ours would make it wobble.
-func epochSeconds(res ratelimit.Result) int64 {
+func epochSeconds(res *ratelimit.Result) int64 {
 	at := res.ResetAt()
 	s := at.Unix()
 	if at.Nanosecond() > 0 {
@@ -127,7 +129,7 @@ func epochSeconds(res ratelimit.Result) int64 {
 
 // retrySeconds is the Retry-After of a denial: whole seconds, never earlier than
 // a permit is free, and at least 1, because 0 invites the same request at once.
-func retrySeconds(res ratelimit.Result) int64 { return max(1, ceilSeconds(res.RetryAfter)) }
+func retrySeconds(res *ratelimit.Result) int64 { return max(1, ceilSeconds(res.RetryAfter)) }
 
 func ceilSeconds(d time.Duration) int64 {
 	if d <= 0 {

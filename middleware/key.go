@@ -53,14 +53,13 @@ func IPKey(ip netip.Addr) string {
 // [Sessions] with that manager, or its error is [session.ErrNoSession].
 func ByUser(manager *session.Manager) KeyFunc {
 	return func(r *http.Request) (string, error) {
-		info := manager.Info(r.Context())
-		switch {
-		case info.Created.IsZero():
-			return "", session.ErrNoSession
-		case info.UserID == "":
-			return "", fmt.Errorf("%w: nobody is logged in", ErrNoKey)
+		if user := manager.UserID(r.Context()); user != "" {
+			return UserKey(user), nil
 		}
-		return UserKey(info.UserID), nil
+		if manager.Info(r.Context()).Created.IsZero() {
+			return "", session.ErrNoSession
+		}
+		return "", fmt.Errorf("%w: nobody is logged in", ErrNoKey)
 	}
 }
 

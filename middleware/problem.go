@@ -22,7 +22,7 @@ type problem struct {
 
 // ready returns p with its body. Problems that stand ready cost a denial no
 // allocation.
-func (p problem) ready() problem {
+func (p problem) ready() *problem {
 	if p.Type == "" {
 		p.Type = "about:blank" // then the title is that of the status
 		p.Title = http.StatusText(p.Status)
@@ -33,30 +33,28 @@ func (p problem) ready() problem {
 	}
 	p.json = append(body, '\n')
 	p.text = []byte(p.Title + "\n" + p.Detail + "\n")
-	return p
+	return &p
 }
-
-// Values of header fields for which every response has a slice of its own.
-const (
-	noStore    = "no-store"
-	typeJSON   = "application/problem+json"
-	typeText   = "text/plain; charset=utf-8"
-	noSniffing = "nosniff"
-)
 
 // ServeHTTP writes the response. It may not be stored: it belongs to one client
 // and one moment.
-func (p problem) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	values := []string{noStore, typeJSON, noSniffing}
-	body := p.json
+func (p *problem) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	values := make(singles, 0, 3)
+	p.serve(w, r, &values)
+}
+
+const noStore = "no-store"
+
+// serve is ServeHTTP with values that have room for three.
+func (p *problem) serve(w http.ResponseWriter, r *http.Request, values *singles) {
+	contentType, body := "application/problem+json", p.json
 	if prefersText(r.Header["Accept"]) {
-		values[1] = typeText
-		body = p.text
+		contentType, body = "text/plain; charset=utf-8", p.text
 	}
 	h := w.Header()
-	h["Cache-Control"] = values[0:1:1]
-	h["Content-Type"] = values[1:2:2]
-	h["X-Content-Type-Options"] = values[2:3:3]
+	h["Cache-Control"] = values.of(noStore)
+	h["Content-Type"] = values.of(contentType)
+	h["X-Content-Type-Options"] = values.of("nosniff")
 	w.WriteHeader(p.Status)
 	_, _ = w.Write(body)
 }
@@ -65,6 +63,9 @@ func (p problem) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // of browsers do. No header, and */* alone, mean JSON: that is what programs
 // send. It never refuses: an error in an unwanted format is better than none.
 func prefersText(accept []string) bool {
+	if len(accept) == 1 && accept[0] == "*/*" {
+		return false // what most programs send
+	}
 	var json, text preference
 	for _, line := range accept {
 		for line != "" {

@@ -130,7 +130,7 @@ type Decision struct {
 // Settle makes cost what the request has taken, once it is known: see
 // [ratelimit.Settler]. It does nothing if nobody counted the request.
 func (d Decision) Settle(ctx context.Context, cost int) error {
-	if d.Result == (ratelimit.Result{}) {
+	if !d.decided() {
 		return nil
 	}
 	settler, ok := d.limiter.(ratelimit.Settler)
@@ -163,7 +163,16 @@ func (l RateLimit) Validate() error {
 
 // Check decides on r and spends its permits. It knows nothing of responses.
 func (l RateLimit) Check(r *http.Request) Decision {
-	d := Decision{Request: r, Cost: 1, limiter: l.Limiter}
+	d := Decision{Request: r}
+	l.check(&d)
+	return d
+}
+
+// check decides on d.Request. The methods of a mounted RateLimit have pointers for
+// receivers and arguments: both structs are large.
+func (l *RateLimit) check(d *Decision) {
+	r := d.Request
+	d.Cost, d.limiter = 1, l.Limiter
 	if l.LimiterFor != nil {
 		if chosen := l.LimiterFor(r); chosen != nil {
 			d.limiter = chosen
@@ -173,10 +182,9 @@ func (l RateLimit) Check(r *http.Request) Decision {
 		d.Cost = l.Cost(r)
 	}
 	if d.identify(l.Key); d.Status == 0 {
-		l.take(&d)
+		l.take(d)
 	}
 	d.Passed = d.Status == 0 || l.Shadow
-	return d
 }
 
 // identify finds the key, or the status of a request without one.
@@ -193,6 +201,9 @@ func (d *Decision) identify(key KeyFunc) {
 	}
 }
 
+// decided tells whether there is a Result.
+func (d *Decision) decided() bool { return d.Result != ratelimit.Result{} }
+
 // conclude finds the status for what was decided, if it was.
 func (d *Decision) conclude(decided bool) {
 	switch {
@@ -203,7 +214,7 @@ func (d *Decision) conclude(decided bool) {
 	}
 }
 
-func (l RateLimit) take(d *Decision) {
+func (l *RateLimit) take(d *Decision) {
 	ctx := d.Request.Context()
 	res, err := d.limiter.Take(ctx, d.Key, d.Cost)
 	d.Err = err
@@ -234,22 +245,27 @@ func (l RateLimit) Handler(next http.Handler) http.Handler {
 	}
 	var log occasional
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		d := l.Check(r)
+		d := Decision{Request: r}
+		l.check(&d)
 		if d.Err != nil && l.Logger != nil {
-			l.undecided(&log, d)
+			l.undecided(&log, &d)
 		}
 		if l.OnDecision != nil {
 			l.OnDecision(d)
 		}
-		decided := d.Result != ratelimit.Result{}
+		fields := 3 // of a response that is passed on
+		if !d.Passed {
+			fields = 7
+		}
+		values := make(singles, 0, fields)
 		switch {
-		case !l.Shadow && decided:
-			l.describe(w.Header(), d.Result)
+		case !l.Shadow && d.decided():
+			l.describe(w.Header(), &d.Result, &values)
 		case l.Shadow && l.ShadowHeader != "" && d.Status != 0:
 			w.Header().Set(l.ShadowHeader, strconv.Itoa(d.Status))
 		}
 		if !d.Passed {
-			l.refuse(w, d)
+			l.refuse(w, &d, &values)
 			return
 		}
 		if l.PassDecision {
@@ -265,7 +281,7 @@ func (l RateLimit) Handler(next http.Handler) http.Handler {
 
 // watch calls next and gives back the permits of a request that does not count
 // by its status.
-func (l RateLimit) watch(w http.ResponseWriter, r *http.Request, next http.Handler, log *occasional, d Decision) {
+func (l *RateLimit) watch(w http.ResponseWriter, r *http.Request, next http.Handler, log *occasional, d Decision) {
 	hw := &headerWriter{ResponseWriter: w, before: func(status int) error {
 		if l.CountIf(status) {
 			return nil
@@ -301,28 +317,28 @@ var (
 )
 
 // refuse answers a request that is not passed on.
-func (l RateLimit) refuse(w http.ResponseWriter, d Decision) {
+func (l *RateLimit) refuse(w http.ResponseWriter, d *Decision, values *singles) {
 	switch {
 	case d.Status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", unavailableRetry)
-		uncounted.ServeHTTP(w, d.Request)
+		uncounted.serve(w, d.Request, values)
 	case d.Status == http.StatusBadRequest:
-		nobody.ServeHTTP(w, d.Request)
+		nobody.serve(w, d.Request, values)
 	case l.Denied != nil:
 		w.Header().Set("Cache-Control", noStore)
 		l.Denied.ServeHTTP(w, d.in(d.Request))
 	case l.IETFDraft11:
-		p := exceeded(d.Result)
+		p := *exceeded(&d.Result)
 		p.Type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 		p.ViolatedPolicies = []string{d.Result.Policy}
-		p.ready().ServeHTTP(w, d.Request)
+		p.ready().serve(w, d.Request, values)
 	default:
-		exceeded(d.Result).ServeHTTP(w, d.Request)
+		exceeded(&d.Result).serve(w, d.Request, values)
 	}
 }
 
 // exceeded returns the problem of a denial.
-func exceeded(res ratelimit.Result) problem {
+func exceeded(res *ratelimit.Result) *problem {
 	if res.RetryAfter == ratelimit.Never {
 		return tooMuch
 	}
@@ -349,13 +365,13 @@ func DecisionOf(r *http.Request) (Decision, bool) {
 
 // undecided logs a request that the limiter did not decide on, and what became
 // of it. A client that has hung up is nobody's failure.
-func (l RateLimit) undecided(o *occasional, d Decision) {
+func (l *RateLimit) undecided(o *occasional, d *Decision) {
 	if d.Request.Context().Err() != nil {
 		return
 	}
 	outcome := "refused"
 	switch {
-	case d.Result != ratelimit.Result{}:
+	case d.decided():
 		outcome = "decided in process"
 	case d.Passed:
 		outcome = "let through"
@@ -363,7 +379,7 @@ func (l RateLimit) undecided(o *occasional, d Decision) {
 	l.warn(o, d.Request, "rate limit: not decided by its limiter: "+outcome, d.Err)
 }
 
-func (l RateLimit) warn(o *occasional, r *http.Request, message string, err error) {
+func (l *RateLimit) warn(o *occasional, r *http.Request, message string, err error) {
 	if skipped, now := o.now(); now {
 		l.Logger.LogAttrs(r.Context(), slog.LevelWarn, message,
 			slog.Any("error", err),

@@ -98,7 +98,7 @@ var (
 	}.ready()
 )
 
-func deny(w http.ResponseWriter, r *http.Request, instead http.Handler, p problem) {
+func deny(w http.ResponseWriter, r *http.Request, instead http.Handler, p *problem) {
 	if instead != nil {
 		w.Header().Set("Cache-Control", noStore)
 		instead.ServeHTTP(w, r)

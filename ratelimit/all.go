@@ -200,7 +200,7 @@ func (a *allOf) Take(ctx context.Context, key string, cost int) (Result, error) 
 				return Result{}, ErrEmptyKey
 			}
 			m.remote, m.key, m.subject = r, k, escapeSubject(k)
-			if res, ok := r.denials.recall(m.subject, r.limit, cost); ok {
+			if res := (Result{}); r.denials.recall(m.subject, r.limit, cost, &res) {
 				r.onDecision.end(r.onDecision.start(), k, cost, res, nil)
 				if !recalled || res.RetryAfter > known.RetryAfter {
 					known, recalled = res, true
@@ -280,13 +280,13 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 		}
 		for i, m := range group {
 			keys[i] = m.remote.redisKey(m.subject)
-			args = append(args, m.remote.algorithm.scriptName(), m.remote.requests, m.remote.window, m.remote.ttl(m.remote.limit.rule()))
+			args = append(args, m.remote.algorithm.scriptName(), m.remote.requests, m.remote.ttl(m.remote.limit.rule()), m.remote.window)
 		}
 		reply, err = lead.sender.IntsOver(ctx, scripts.LimitAll, keys, args...)
 		lead.breaker.done(permission, ctx, err)
 	}
-	if err == nil && len(reply) != 7*len(group) {
-		err = fmt.Errorf("a reply of %d integers", len(reply))
+	if err == nil && len(reply) != verdictLen*len(group) {
+		err = fmt.Errorf("a reply of %d numbers", len(reply))
 	}
 	if err != nil {
 		err = failure(ctx, err)
@@ -297,10 +297,11 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 	}
 	all := true
 	for i := range group {
-		all = all && reply[7*i] > 0
+		all = all && reply[verdictLen*i] > 0
 	}
 	for i, m := range group {
-		v, r := verdictOf(reply[7*i:]), m.remote
+		v, _ := verdictOf(reply[verdictLen*i:]) // there are enough
+		r := m.remote
 		res := v.result(0, demand{cost: int64(cost)}, r.limit, r.name, FromRedis)
 		switch {
 		case !res.Allowed:

@@ -9,12 +9,13 @@ const maxRemembered = time.Second
 // denials are the denials that a limiter remembers, so that a client which
 // hammers costs Redis one command per second and server.
 type denials struct {
-	keys  *bounded[denial]
+	keys  *bounded[*denial]
 	start time.Time
 	clock func() int64 // tests only: µs
 }
 
-// denial is the answer to a Take of some cost. Times are since denials.start.
+// denial is the answer to a Take of some cost. Times are since denials.start. It does
+// not change.
 type denial struct {
 	cost     int
 	answered time.Duration // what res tells counts from here
@@ -22,10 +23,10 @@ type denial struct {
 	res      Result
 }
 
-func (d denial) forgettableAt() int64 { return int64(d.expires) }
+func (d *denial) forgettableAt() int64 { return int64(d.expires) }
 
 func newDenials(maxKeys int) *denials {
-	return &denials{keys: newBounded[denial](maxKeys), start: time.Now()}
+	return &denials{keys: newBounded[*denial](maxKeys), start: time.Now()}
 }
 
 // now is the time since start.
@@ -40,7 +41,7 @@ func (d *denials) now() time.Duration {
 // over RetryAfter after Redis decided; from sent on, that is never too late.
 func (d *denials) remember(subject string, cost int, res Result, sent time.Duration) {
 	now := d.now()
-	entry := denial{
+	entry := &denial{
 		cost:     max(cost, 1),
 		answered: now,
 		expires:  sent + min(res.RetryAfter, maxRemembered),
@@ -62,27 +63,28 @@ func (d *denials) rememberFrom(o *denials, subject string, cost int, res Result,
 // recall answers a Take from a remembered denial: of the same limit, and of no
 // greater cost, for where there is no room for 3, there is none for 5. When there
 // will be room for 5 is not known then; when the whole quota is back, there is.
-func (d *denials) recall(subject string, limit Limit, cost int) (Result, bool) {
+// It reports whether it has filled res.
+func (d *denials) recall(subject string, limit Limit, cost int, res *Result) bool {
 	if d.keys.count.Load() == 0 {
-		return Result{}, false
+		return false
 	}
 	s := d.keys.lock(subject)
 	entry, ok := s.m[subject]
 	if !ok {
 		s.mu.Unlock()
-		return Result{}, false
+		return false
 	}
 	now := d.now()
 	if now >= entry.expires {
 		d.keys.drop(s, subject)
 		s.mu.Unlock()
-		return Result{}, false
+		return false
 	}
 	s.mu.Unlock()
 	if entry.res.Limit != limit || max(cost, 1) < entry.cost {
-		return Result{}, false
+		return false
 	}
-	res := entry.res
+	*res = entry.res
 	res.Source = FromCache
 	passed := now - entry.answered
 	res.at += passed.Microseconds()
@@ -97,7 +99,7 @@ func (d *denials) recall(subject string, limit Limit, cost int) (Result, bool) {
 	}
 	// A cost above the limit is denied for longer than until the reset.
 	res.ResetAfter = max(0, res.ResetAfter-passed)
-	return res, true
+	return true
 }
 
 // forget makes room for what is true now: the key was freed, or permits that

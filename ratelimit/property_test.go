@@ -138,7 +138,7 @@ func replay(client redis.UniversalClient, a algorithm, script *scripts.Script, s
 	for i, st := range s.steps {
 		now += st.after
 		times[i] = now
-		pipe.Eval(ctx, script.Source, []string{key}, s.rule.requests, s.rule.window, e.ttl(s.rule), st.cost, st.n, now)
+		pipe.Eval(ctx, script.Source, []string{key}, s.rule.requests, e.ttl(s.rule), s.rule.window, st.cost, st.n, now)
 		if i > 0 { // the first one has loaded it
 			args := pipe.Cmds()[i].Args()
 			args[0], args[1] = "evalsha", script.SHA1
@@ -151,11 +151,10 @@ func replay(client redis.UniversalClient, a algorithm, script *scripts.Script, s
 	client.Del(ctx, key)
 	state := a.newState()
 	for i, st := range s.steps {
-		reply, err := cmds[i].(*redis.Cmd).Int64Slice()
-		if err != nil || len(reply) != 7 {
-			return fmt.Errorf("step %d: reply %v, %v", i, reply, err)
+		got, err := unpack(cmds[i].(*redis.Cmd).Val())
+		if err != nil {
+			return fmt.Errorf("step %d: %w", i, err)
 		}
-		got := verdict{reply[0], reply[1], reply[2], reply[3], reply[4], reply[5], reply[6]}
 		want := state.decide(s.rule, demand{cost: st.cost, n: st.n, now: times[i]})
 		if a == sliding {
 			got.mark, want.mark = 0, 0 // of its members, which Go does not have

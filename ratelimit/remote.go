@@ -2,8 +2,10 @@ package ratelimit
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -107,38 +109,43 @@ func (l *remote) Limit() Limit { return l.limit }
 // Take decides in Redis, in one round trip; or by a denial remembered in process,
 // in none. It waits at most [Config.Timeout]. An [ErrUnavailable] wraps its cause.
 // The request may have been counted then: it is never sent a second time.
-func (l *remote) Take(ctx context.Context, key string, cost int) (Result, error) {
+func (l *remote) Take(ctx context.Context, key string, cost int) (res Result, err error) {
+	if l.onDecision == nil {
+		err = l.take(ctx, key, cost, &res)
+		return res, err
+	}
 	started := l.onDecision.start()
-	res, err := l.take(ctx, key, cost)
+	err = l.take(ctx, key, cost, &res)
 	l.onDecision.end(started, key, cost, res, err)
 	return res, err
 }
 
-func (l *remote) take(ctx context.Context, key string, cost int) (Result, error) {
+// take is Take. It fills res, which is large, in place.
+func (l *remote) take(ctx context.Context, key string, cost int, res *Result) error {
 	if err := checkTake(key, cost); err != nil {
-		return Result{}, err
+		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return Result{}, err
+		return err
 	}
 	subject := escapeSubject(key)
-	if res, ok := l.denials.recall(subject, l.limit, cost); ok {
-		return res, nil
+	if l.denials.recall(subject, l.limit, cost, res) {
+		return nil
 	}
 	k := flightKey{subject, cost, l.limit.rule()}
 	out := l.joiner.do(ctx, l.timeout, k, l)
 	if out.err != nil {
-		return Result{}, failure(ctx, out.err)
+		return failure(ctx, out.err)
 	}
-	res := out.verdict.result(out.i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
+	*res = out.verdict.result(out.i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
 	switch {
 	case !res.Allowed:
-		l.denials.remember(subject, cost, res, out.sent)
+		l.denials.remember(subject, cost, *res, out.sent)
 	case cost > 0:
 		res.receipt = newReceipt(l.engine, l.algorithm, subject, k.rule, int64(cost), out.verdict, out.i)
 		l.denials.forget(subject)
 	}
-	return res, nil
+	return nil
 }
 
 // call runs the script. Its rule is that of l.
@@ -148,41 +155,80 @@ func (l *remote) call(ctx context.Context, k flightKey, n int64) (verdict, time.
 	if err != nil {
 		return verdict{}, sent, err
 	}
-	var reply []int64
-	key := l.redisKey(k.key)
-	switch {
-	case l.penalty == nil && l.clock == nil && k.cost == 1 && n == 1:
-		// The defaults: an argument costs Redis about as much as a short command.
-		reply, err = l.sender.Ints(ctx, l.script, key, l.requests, l.window, l.ttl(k.rule))
-	case l.penalty == nil && l.clock == nil:
-		reply, err = l.sender.Ints(ctx, l.script, key, l.requests, l.window, l.ttl(k.rule), k.cost, n)
-	default:
-		keys := []string{key}
-		args := append([]any{l.requests, l.window, l.ttl(k.rule), k.cost, n}, l.penalty...)
-		if l.penalty != nil {
-			keys = append(keys, l.recordKey(k.key))
-		}
+	v, err := l.decide(ctx, k, n)
+	l.breaker.done(permission, ctx, err)
+	return v, sent, err
+}
+
+// decide is call without the breaker.
+func (l *remote) decide(ctx context.Context, k flightKey, n int64) (verdict, error) {
+	key, ttl := l.redisKey(k.key), l.ttl(k.rule)
+	if l.penalty != nil {
+		args := append([]any{l.requests, ttl, l.window, k.cost, n}, l.penalty...)
 		if l.clock != nil {
 			args = append(args, l.clock())
 		}
-		reply, err = l.sender.IntsOver(ctx, l.script, keys, args...)
+		reply, err := l.sender.IntsOver(ctx, l.script, []string{key, l.recordKey(k.key)}, args...)
+		if err != nil {
+			return verdict{}, err
+		}
+		return verdictOf(reply)
 	}
-	l.breaker.done(permission, ctx, err)
-	if err == nil && len(reply) != 7 {
-		err = fmt.Errorf("a reply of %d integers", len(reply))
+	var reply any
+	var err error
+	// An argument costs Redis about as much as a short command.
+	switch {
+	case l.clock != nil:
+		reply, err = l.sender.Reply(ctx, l.script, key, l.requests, ttl, l.window, k.cost, n, l.clock())
+	case k.cost != 1 || n != 1:
+		reply, err = l.sender.Reply(ctx, l.script, key, l.requests, ttl, l.window, k.cost, n)
+	case l.algorithm == fixed:
+		reply, err = l.sender.Reply(ctx, l.script, key, l.requests, ttl)
+	default:
+		reply, err = l.sender.Reply(ctx, l.script, key, l.requests, ttl, l.window)
 	}
 	if err != nil {
-		return verdict{}, sent, err
+		return verdict{}, err
 	}
-	return verdictOf(reply), sent, nil
+	return unpack(reply)
 }
 
-// verdictOf is the verdict in the first seven integers of a script's reply.
-func verdictOf(reply []int64) verdict {
-	return verdict{
-		granted: reply[0], remaining: reply[1], retry: reply[2], reset: reply[3], now: reply[4],
-		mark: reply[5], part: reply[6],
+// verdictLen is how many numbers a script tells a verdict by.
+const verdictLen = 7
+
+// unpack returns the verdict in a reply of limit_take.lua.
+func unpack(reply any) (verdict, error) {
+	var numbers [verdictLen]int64
+	switch reply := reply.(type) {
+	case string:
+		if len(reply) != 8*verdictLen {
+			return verdict{}, fmt.Errorf("a reply of %d bytes", len(reply))
+		}
+		for i := range numbers {
+			numbers[i] = int64(math.Float64frombits(binary.BigEndian.Uint64([]byte(reply[8*i : 8*i+8]))))
+		}
+	case []any:
+		if len(reply) != verdictLen {
+			return verdict{}, fmt.Errorf("a reply of %d values", len(reply))
+		}
+		for i := range numbers {
+			numbers[i], _ = reply[i].(int64)
+		}
+	default:
+		return verdict{}, fmt.Errorf("a reply of type %T", reply)
 	}
+	return verdictOf(numbers[:])
+}
+
+// verdictOf is the verdict in the first numbers of a reply.
+func verdictOf(numbers []int64) (verdict, error) {
+	if len(numbers) < verdictLen {
+		return verdict{}, fmt.Errorf("a reply of %d numbers", len(numbers))
+	}
+	return verdict{
+		granted: numbers[0], remaining: numbers[1], retry: numbers[2], reset: numbers[3], now: numbers[4],
+		mark: numbers[5], part: numbers[6],
+	}, nil
 }
 
 func (e *engine) redisKey(subject string) string { return e.prefix + subject + "}" }

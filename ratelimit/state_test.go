@@ -271,14 +271,14 @@ func TestDenialsEndInTime(t *testing.T) {
 			time.Sleep(5 * time.Millisecond) // the round trip
 			d.remember("k", 1, Result{Limit: limit, RetryAfter: test.retry, ResetAfter: time.Hour}, sent)
 			time.Sleep(test.want - 5*time.Millisecond - time.Nanosecond)
-			if _, ok := d.recall("k", limit, 1); !ok {
+			if !d.recall("k", limit, 1, new(Result)) {
 				t.Errorf("%v: forgotten early", test.retry)
 			}
-			if _, ok := d.recall("k", PerHour(2), 1); ok {
+			if d.recall("k", PerHour(2), 1, new(Result)) {
 				t.Errorf("%v: denies under another limit", test.retry)
 			}
 			time.Sleep(time.Nanosecond)
-			if _, ok := d.recall("k", limit, 1); ok {
+			if d.recall("k", limit, 1, new(Result)) {
 				t.Errorf("%v: outlives the denial", test.retry)
 			}
 		}

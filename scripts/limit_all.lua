@@ -3,10 +3,10 @@
 -- KEYS     one per policy, all of one slot
 -- ARGV[1]  cost    permits; 0: decide as for 1, spend nothing
 -- ARGV[2]  now     in microseconds; tests only, otherwise empty: TIME
--- then four for each policy: algorithm ('sliding', 'fixed' or 'bucket'), limit,
--- window and ttl as in limit_take.lua
+-- then four for each policy: algorithm ('sliding', 'fixed' or 'bucket'), limit, ttl
+-- and window as in limit_take.lua
 --
--- Reply: the seven integers of limit_take.lua for each policy, in the order of
+-- Reply: the seven numbers of limit_take.lua for each policy, as an array, in the order of
 -- KEYS. If not all of them grant, these are of a policy that was only asked.
 --
 -- sliding, fixed and bucket come before it: functions of limit_sliding.lua and so on.
@@ -21,7 +21,7 @@ local function decide(dry)
     local a, algorithm = 4 * i - 1, ARGV[4 * i - 1]
     local time = now -- the same for all; a fixed window goes by the expiry of its key
     if algorithm == 'fixed' then time = explicit end
-    local verdict = algorithms[algorithm](KEYS[i], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]),
+    local verdict = algorithms[algorithm](KEYS[i], tonumber(ARGV[a + 1]), ARGV[a + 2],
       ARGV[a + 3], cost, 1, time, dry)
     for j = 1, 7 do reply[7 * (i - 1) + j] = verdict[j] end
     if dry then granted = granted + verdict[1] end

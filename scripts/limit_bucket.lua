@@ -12,6 +12,7 @@
 --
 -- The marks are whole and part after the permits granted.
 -- include limit_now.lua
+window = window + 0
 -- include limit_level.lua
 local edge, ahead = now + window, false
 if whole > edge or whole == edge and part > 0 then
@@ -43,4 +44,4 @@ end
 if granted < n then
   retry = unit > limit and -1 or whole + unit * step + math.ceil((part + unit * rest) / limit) - edge
 end
-return {granted, left - spent, retry, whole - now + (part > 0 and 1 or 0), now, whole, part}
+return pack('>ddddddd', granted, left - spent, retry, whole - now + (part > 0 and 1 or 0), now, whole, part)

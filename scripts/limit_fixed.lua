@@ -56,4 +56,4 @@ if not spend or used > limit then
 end
 local reset = ends > 0 and (ends + 1) * 1000 - at or 0
 if granted < n then retry = unit > limit and -1 or reset end
-return {granted, used < limit and limit - used or 0, retry, reset, at, ends, 0}
+return pack('>ddddddd', granted, used < limit and limit - used or 0, retry, reset, at, ends, 0)

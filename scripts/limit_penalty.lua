@@ -9,7 +9,7 @@
 -- ARGV[9]   memory   until a record without a new strike is forgotten
 -- ARGV[10]  now      in microseconds; tests only, default TIME
 --
--- Reply: as limit_take.lua. During a ban nothing is granted or counted, so that
+-- Reply: the numbers of limit_take.lua, as an array. During a ban nothing is granted or counted, so that
 -- its end stays where a client was told it is.
 --
 -- decide comes before it: a function of limit_sliding.lua, limit_fixed.lua or limit_bucket.lua.
@@ -22,7 +22,7 @@ local left = math.min(untilTime - now, longest) -- the clock may have stepped ba
 if left > 0 then
   return {0, 0, cost > limit and -1 or left, left, now, 0, 0}
 end
-local verdict = decide(KEYS[1], limit, tonumber(ARGV[2]), ARGV[3], cost, n, explicit, false)
+local verdict = decide(KEYS[1], limit, ARGV[2], ARGV[3], cost, n, explicit, false)
 if verdict[1] < n and cost > 0 and cost <= limit then
   strikes = strikes + 1
   left = 0

@@ -13,6 +13,7 @@
 --
 -- The mark is the base of the claim.
 -- include limit_now.lua
+window = window + 0
 local old, unit, card = now - window, cost, call('ZCARD', key)
 if cost == 0 then unit, dry = 1, true end
 local granted, stale, mark = n, 0, 0
@@ -27,7 +28,7 @@ if granted > 0 and not dry then
   -- include limit_claim.lua
   if stale > 0 or card == 0 then call('PEXPIRE', key, ttl) end
   card, stale, mark = card - stale + total, 0, base
-  if granted == n then return {n, limit - card, 0, window, now, mark, 0} end
+  if granted == n then return pack('>ddddddd', n, limit - card, 0, window, now, mark, 0) end
 end
 local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
 if last > now then
@@ -41,4 +42,4 @@ elseif granted < n then
   local rank = card + unit - limit - 1
   retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
 end
-return {granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, mark, 0}
+return pack('>ddddddd', granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, mark, 0)

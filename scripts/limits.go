@@ -14,12 +14,12 @@ var (
 	TokenBucket   = New(limit("take") + limit("bucket"))
 
 	// The same with bans.
-	SlidingWindowPenalty = New(declareCall + function("decide", "sliding") + limit("penalty"))
-	FixedWindowPenalty   = New(declareCall + function("decide", "fixed") + limit("penalty"))
-	TokenBucketPenalty   = New(declareCall + function("decide", "bucket") + limit("penalty"))
+	SlidingWindowPenalty = New(tables + function("decide", "sliding") + limit("penalty"))
+	FixedWindowPenalty   = New(tables + function("decide", "fixed") + limit("penalty"))
+	TokenBucketPenalty   = New(tables + function("decide", "bucket") + limit("penalty"))
 
 	// LimitAll decides by several of them.
-	LimitAll = New(declareCall + function("sliding", "sliding") + function("fixed", "fixed") +
+	LimitAll = New(tables + function("sliding", "sliding") + function("fixed", "fixed") +
 		function("bucket", "bucket") + limit("all"))
 
 	// They change what a Take has spent.
@@ -56,10 +56,12 @@ func limit(name string) string {
 	return b.String()
 }
 
-// declareCall makes redis.call a local, which is found faster.
-const declareCall = "local call = redis.call\n"
-
-// function returns an algorithm as a Lua function of what limit_take.lua sets.
+// function returns an algorithm as a Lua function of what limit_take.lua sets. After
+// tables, it returns a table.
 func function(name, algorithm string) string {
-	return "local function " + name + "(key, limit, window, ttl, cost, n, now, dry)\n" + limit(algorithm) + "end\n"
+	return "local function " + name + "(key, limit, ttl, window, cost, n, now, dry)\n" + limit(algorithm) + "end\n"
 }
+
+const tables = `local call = redis.call
+local function pack(_, ...) return {...} end
+`

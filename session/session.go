@@ -392,7 +392,15 @@ func (m *Manager) rotate(ctx context.Context, st *state) error {
 }
 
 // UserID returns the user who is logged in, or "".
-func (m *Manager) UserID(ctx context.Context) string { return m.Info(ctx).UserID }
+func (m *Manager) UserID(ctx context.Context) string {
+	st := m.store.state(ctx)
+	if st == nil {
+		return ""
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.meta.user
+}
 
 // Remember sets whether the cookie outlives the browser: then it expires with
 // the session's Lifetime. A new session is not persistent.

@@ -237,7 +237,7 @@ func TestNumbers(t *testing.T) {
 }
 
 func TestChoose(t *testing.T) {
-	chosen := choose(rows(100), "limit-10k-64, stack", "sliding,ulule")
+	chosen := choose(rows(100), "limit-10k-64, stack", "sliding,ulule", true)
 	var names []string
 	for _, r := range chosen {
 		names = append(names, r.name)
@@ -250,7 +250,7 @@ func TestChoose(t *testing.T) {
 	if !slices.Equal(names, []string{"limit-10k-64", "stack"}) {
 		t.Errorf("chose %v", names)
 	}
-	if n := len(choose(rows(100), "", "")); n != len(rows(100)) {
+	if n := len(choose(rows(100), "", "", true)); n != len(rows(100)) {
 		t.Errorf("chose %d rows of %d", n, len(rows(100)))
 	}
 }

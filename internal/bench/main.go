@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"time"
@@ -57,6 +58,7 @@ func compare(ctx context.Context, args []string) error {
 		measured = flags.Duration("measure", time.Second, "length of a turn")
 		warmUp   = flags.Duration("warmup", 500*time.Millisecond, "load before each turn")
 		keys     = flags.Int("keys", 10_000, "keys of the limits, and sessions")
+		profile  = flags.String("cpuprofile", "", "write a CPU profile of this process to a `file`, and leave out the floors: with -only and -with, of one contender")
 	)
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -73,7 +75,7 @@ func compare(ctx context.Context, args []string) error {
 	if *rounds < 1 || *measured <= 0 || *keys < 1 || flags.NArg() > 0 {
 		return fmt.Errorf("bench: -rounds, -measure and -keys must be positive, and there are no arguments but sizing and scripts")
 	}
-	chosen := choose(rows(*keys), *only, *with)
+	chosen := choose(rows(*keys), *only, *with, *profile == "")
 	if len(chosen) == 0 {
 		return fmt.Errorf("bench: no row begins with %q; -list names them", *only)
 	}
@@ -87,13 +89,25 @@ func compare(ctx context.Context, args []string) error {
 		return nil
 	}
 
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	var h host
 	defer h.close()
 	s := startServer(&h)
 	if err := writeEnvironment(ctx, s); err != nil {
 		return err
 	}
-	fmt.Printf("Medians of %d rounds of %v, each after %v of warm-up.\n\n", *rounds, *measured, *warmUp)
+	fmt.Printf("Medians of %d rounds of %v, each after %v of warm-up. This process keeps %d MiB, as a service would.\n\n",
+		*rounds, *measured, *warmUp, serviceHeap>>20)
 	var results []result
 	for _, r := range chosen {
 		started := time.Now()
@@ -111,15 +125,15 @@ func compare(ctx context.Context, args []string) error {
 }
 
 // choose returns the rows whose names begin with one of only, with the entrants whose names
-// contain one of with. An empty list is all.
-func choose(all []row, only, with string) []row {
+// contain one of with, and the floors. An empty list is all.
+func choose(all []row, only, with string, floors bool) []row {
 	var chosen []row
 	for _, r := range all {
 		if !matches(r.name, only, strings.HasPrefix) {
 			continue
 		}
 		r.entrants = slices.DeleteFunc(slices.Clone(r.entrants), func(e entrant) bool {
-			return e.kind != floor && !matches(strings.ToLower(e.name), strings.ToLower(with), strings.Contains)
+			return !(e.kind == floor && floors) && !matches(strings.ToLower(e.name), strings.ToLower(with), strings.Contains)
 		})
 		chosen = append(chosen, r)
 	}
