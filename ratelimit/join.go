@@ -16,11 +16,13 @@ import (
 // that is alone goes its way on its own goroutine, and pays two locks.
 type joiner struct {
 	seed   maphash.Seed
-	shards [64]struct {
-		mu sync.Mutex
-		m  map[flightKey]*flight
-		_  [40]byte // a cache line each
-	}
+	shards [64]joinShard
+}
+
+type joinShard struct {
+	mu sync.Mutex
+	m  map[flightKey]*flight
+	_  [40]byte // a cache line each
 }
 
 // flightKey is what must be equal for Takes to be one call.
@@ -30,8 +32,18 @@ type flightKey struct {
 	rule rule
 }
 
-// flight is a call under way.
-type flight struct{ waiting []*waiter }
+// flight is the calls for one key that are under way.
+type flight struct {
+	calls   int
+	waiting []*waiter // for the next one
+}
+
+// When crowded Takes wait for a call under way, a second one is made: otherwise this
+// process and Redis would wait for each other in turn.
+const (
+	maxCalls = 2
+	crowded  = 24
+)
 
 // waiter is a Take that waits for the next call.
 type waiter struct {
@@ -84,39 +96,28 @@ func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c c
 	f := s.m[k]
 	if f == nil {
 		f = flights.Get().(*flight)
+		f.calls = 1
 		s.m[k] = f
 		s.mu.Unlock()
 		var out outcome
 		out.verdict, out.sent, out.err = c.call(ctx, k, 1)
 		s.mu.Lock()
-		if len(f.waiting) == 0 {
-			delete(s.m, k)
-			s.mu.Unlock()
-			flights.Put(f)
-			return out
+		if group := f.next(); group != nil {
+			go s.fly(f, group, timeout, k, c)
+		} else {
+			s.land(f, k)
 		}
 		s.mu.Unlock()
-		go func() {
-			for {
-				s.mu.Lock()
-				group := f.waiting
-				f.waiting = nil
-				if len(group) == 0 {
-					delete(s.m, k)
-					s.mu.Unlock()
-					flights.Put(f)
-					return
-				}
-				s.mu.Unlock()
-				decideAll(group, timeout, k, c)
-			}
-		}()
 		return out
 	}
 	w := waiters.Get().(*waiter)
 	w.ctx, w.since = ctx, time.Now()
 	w.state.Store(waiterWaits)
 	f.waiting = append(f.waiting, w)
+	if len(f.waiting) >= crowded && f.calls < maxCalls {
+		f.calls++
+		go s.fly(f, f.next(), timeout, k, c)
+	}
 	s.mu.Unlock()
 
 	select {
@@ -129,6 +130,33 @@ func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c c
 	}
 	<-w.done // the outcome came at the same moment
 	return w.collect()
+}
+
+// next returns those who wait, nil if nobody does. The shard is locked.
+func (f *flight) next() []*waiter {
+	group := f.waiting
+	f.waiting = nil
+	return group
+}
+
+// land notes the end of a call. The shard is locked.
+func (s *joinShard) land(f *flight, k flightKey) {
+	if f.calls--; f.calls == 0 {
+		delete(s.m, k)
+		flights.Put(f)
+	}
+}
+
+// fly makes calls for group and then for those who wait, until nobody does.
+func (s *joinShard) fly(f *flight, group []*waiter, timeout time.Duration, k flightKey, c caller) {
+	for group != nil {
+		decideAll(group, timeout, k, c)
+		s.mu.Lock()
+		if group = f.next(); group == nil {
+			s.land(f, k)
+		}
+		s.mu.Unlock()
+	}
 }
 
 // errSilence ends a joined call that Redis did not answer in time.
