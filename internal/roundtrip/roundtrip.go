@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,8 +44,8 @@ func (e *TimeoutError) Is(target error) bool { return target == context.Deadline
 // Sender sends commands over one client. It is safe for concurrent use and
 // owns no goroutine while nothing is under way.
 //
-// A call that is alone is made by its caller. Calls that come while maxLanes
-// others are under way wait for a lane and go together, in one pipeline.
+// A call that is alone is made by its caller. Those that come meanwhile are sent by
+// up to maxLanes goroutines, in pipelines of what has gathered.
 type Sender struct {
 	client  redis.UniversalClient
 	timeout time.Duration
@@ -66,13 +67,18 @@ type Sender struct {
 
 	mu    sync.Mutex
 	queue []*call
-	lanes int // under way; more than maxLanes after calls that got stuck
+	lanes int // under way and not stuck
+}
+
+// lane is a goroutine that sends pipelines, one after the other.
+type lane struct {
+	stuck bool // one of its calls has timed out; guarded by Sender.mu
 }
 
 // maxLanes is how many pipelines are under way at once. With one, this process
-// and Redis would wait for each other in turn; with more than three, the pipelines
+// and Redis would wait for each other in turn; with more than four, the pipelines
 // get short without getting done any sooner.
-const maxLanes = 3
+const maxLanes = 4
 
 // New returns a Sender whose calls take at most timeout each.
 func New(client redis.UniversalClient, timeout time.Duration) *Sender {
@@ -283,6 +289,7 @@ type call struct {
 	ctx   context.Context
 	cmd   redis.Cmder
 	state atomic.Uint32 // callQueued, callSent or callAbandoned
+	lane  *lane         // that has sent it; guarded by Sender.mu
 	done  chan struct{} // buffered: one token when cmd has its result
 	timer *time.Timer
 }
@@ -311,7 +318,7 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 		return s.alone(ctx, cmd)
 	}
 	c := s.calls.Get().(*call)
-	c.ctx, c.cmd = ctx, cmd
+	c.ctx, c.cmd, c.lane = ctx, cmd, nil
 	c.state.Store(callQueued)
 	c.timer.Reset(s.timeout)
 	s.queue = append(s.queue, c)
@@ -336,6 +343,10 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 		s.mu.Lock()
 		// Redis has not answered for a whole timeout: what is queued goes by
 		// another connection rather than wait behind this one.
+		if c.lane != nil && !c.lane.stuck {
+			c.lane.stuck = true
+			s.lanes--
+		}
 		s.start()
 		s.mu.Unlock()
 		return &TimeoutError{After: s.timeout}
@@ -381,18 +392,19 @@ func (s *Sender) patient(ctx context.Context) bool {
 // start has a goroutine send what is queued, if anything is. It is called with mu
 // held.
 func (s *Sender) start() {
-	if calls := s.take(nil); len(calls) > 0 {
+	if len(s.queue) > 0 {
 		s.lanes++
-		go s.send(calls)
+		go s.send(new(lane))
 	}
 }
 
-// take moves what is queued into calls. It is called with mu held.
-func (s *Sender) take(calls []*call) []*call {
+// take moves what is queued into calls, which l will send. It is called with mu held.
+func (s *Sender) take(calls []*call, l *lane) []*call {
 	calls = calls[:0]
 	n := 0
 	for ; n < len(s.queue) && len(calls) < maxBatch; n++ {
 		if c := s.queue[n]; c.state.CompareAndSwap(callQueued, callSent) {
+			c.lane = l
 			calls = append(calls, c)
 		}
 	}
@@ -402,26 +414,31 @@ func (s *Sender) take(calls []*call) []*call {
 	return calls
 }
 
-// send sends calls and then whatever is queued, until nothing is, or until
-// there are lanes enough without it.
-func (s *Sender) send(calls []*call) {
-	for {
-		s.exec(calls)
-		for _, c := range calls {
-			c.done <- struct{}{}
-		}
+// send sends what is queued, until nothing is, or until there are lanes enough
+// without it.
+func (s *Sender) send(l *lane) {
+	var calls []*call
+	for first := true; ; first = false {
+		// Goroutines that are ready to run go first: if they have calls to make, too,
+		// these go along. While there are none this costs nothing.
+		runtime.Gosched()
 		s.mu.Lock()
-		if s.lanes <= maxLanes {
-			calls = s.take(calls)
-		} else {
-			calls = nil
+		calls = calls[:0]
+		if !l.stuck && (first || s.lanes <= maxLanes) {
+			calls = s.take(calls, l)
 		}
 		if len(calls) == 0 {
-			s.lanes--
+			if !l.stuck {
+				s.lanes--
+			}
 			s.mu.Unlock()
 			return
 		}
 		s.mu.Unlock()
+		s.exec(calls)
+		for _, c := range calls {
+			c.done <- struct{}{}
+		}
 	}
 }
 

@@ -160,6 +160,39 @@ func TestTimeoutHoldsInABlackHole(t *testing.T) {
 	}
 }
 
+// Connections that hang for much longer than the timeout do not hold up what comes
+// after it.
+func TestOthersPassWhatHangs(t *testing.T) {
+	server := redistest.Shared(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), ReadTimeout: time.Minute, PoolSize: 100})
+	defer client.Close()
+	const timeout = 200 * time.Millisecond
+	s := roundtrip.New(client, timeout)
+	if _, err := s.Ints(t.Context(), incr, "hang", "0"); err != nil {
+		t.Fatal(err)
+	}
+	proxy.LoseReply("evalsha")
+	var wg sync.WaitGroup
+	for range 200 {
+		wg.Go(func() {
+			if _, err := s.Ints(t.Context(), incr, "hang", "0"); err == nil {
+				t.Error("no error for a lost reply")
+			}
+		})
+	}
+	wg.Wait()
+	proxy.Delay(0) // what hangs goes on hanging
+	for range 10 {
+		wg.Go(func() {
+			if _, err := s.Ints(t.Context(), incr, "hang", "0"); err != nil {
+				t.Errorf("a call after the ones that hang: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func TestContextEndsTheWaitAlone(t *testing.T) {
 	server := redistest.Shared(t)
 	proxy := redistest.NewProxy(t, server.Addr())
