@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -151,6 +152,8 @@ func (s *joinShard) land(f *flight, k flightKey) {
 func (s *joinShard) fly(f *flight, group []*waiter, timeout time.Duration, k flightKey, c caller) {
 	for group != nil {
 		decideAll(group, timeout, k, c)
+		// Those whom it has woken may come back at once, and are to join then.
+		runtime.Gosched()
 		s.mu.Lock()
 		if group = f.next(); group == nil {
 			s.land(f, k)
