@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/textproto"
 	"strings"
 	"time"
 
@@ -80,6 +81,40 @@ func isToken(s string) bool { return (&http.Cookie{Name: s}).Valid() == nil }
 // hasPrefixFold is case-insensitive, because browsers are.
 func hasPrefixFold(s, prefix string) bool {
 	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
+}
+
+// cookieNamed returns the value of the first cookie of a name, as r.Cookie does. The
+// values that we set it finds without making a Cookie of each.
+func cookieNamed(r *http.Request, name string) (value string, ok bool) {
+	for _, line := range r.Header["Cookie"] {
+		for line != "" {
+			var part string
+			part, line, _ = strings.Cut(line, ";")
+			n, v, _ := strings.Cut(textproto.TrimString(part), "=")
+			if textproto.TrimString(n) != name {
+				continue
+			}
+			if !isPlain(v) {
+				c, err := r.Cookie(name)
+				if err != nil {
+					return "", false
+				}
+				return c.Value, true
+			}
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// isPlain reports whether s consists of what base64url and the joints of our cookies do.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.' || c == '=') {
+			return false
+		}
+	}
+	return true
 }
 
 // apply writes the outcome of a commit into a response's header. A response

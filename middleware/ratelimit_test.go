@@ -539,7 +539,7 @@ func TestRateLimitAllocations(t *testing.T) {
 		most   float64
 	}{
 		{"passed", allowed("l", 5, 3, time.Minute), 2}, // the fields' values, X-RateLimit-Reset
-		{"refused", denied("l", time.Minute), 4},       // and Retry-After, the problem's fields
+		{"refused", denied("l", time.Minute), 2},       // all in one, X-RateLimit-Reset
 	} {
 		l := &steady{tc.result}
 		h := middleware.RateLimit{Limiter: l, Key: everybody}.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))

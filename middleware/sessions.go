@@ -113,7 +113,7 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 		}
 		h := w.Header()
 		if !slices.Contains(h["Vary"], "Cookie") {
-			h.Add("Vary", "Cookie")
+			h["Vary"] = append(h["Vary"], "Cookie")
 		}
 		l.apply(h, out, legacy)
 		return nil
@@ -131,12 +131,10 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 // whether the request has a legacy cookie.
 func (l *loader) read(r *http.Request) (value string, legacy bool) {
 	if l.LegacyCookie != "" {
-		if c, err := r.Cookie(l.LegacyCookie); err == nil {
-			value, legacy = c.Value, true
-		}
+		value, legacy = cookieNamed(r, l.LegacyCookie)
 	}
-	if c, err := r.Cookie(l.cookie.Name); err == nil {
-		value = c.Value
+	if own, ok := cookieNamed(r, l.cookie.Name); ok {
+		value = own
 	}
 	return value, legacy
 }

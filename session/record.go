@@ -48,10 +48,10 @@ const (
 // newID derives the key: <prefix>{tag}:s:<hash of the token>. Redis never sees
 // a token.
 func newID(prefix, token, tag string) id {
-	sum := sha256.Sum256([]byte(token))
+	var buf [128]byte // of most keys
+	sum := sha256.Sum256(append(buf[:0], token...))
 	var hash [tokenLen]byte
 	base64.RawURLEncoding.Encode(hash[:], sum[:])
-	var buf [128]byte // of most keys
 	b := append(buf[:0], prefix...)
 	b = append(b, '{')
 	if tag != "" {
@@ -89,16 +89,24 @@ func splitCookie(s string) (token, tag string, ok bool) {
 	if len(s) != tokenLen {
 		return "", "", false
 	}
-	for _, part := range [2]string{tag, s} {
-		for i := range len(part) {
-			c := part[i]
-			if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
-				return "", "", false
-			}
+	return s, tag, isBase64URL(tag) && isBase64URL(s)
+}
+
+func isBase64URL(s string) bool {
+	for i := range len(s) {
+		if !base64URLBytes[s[i]] {
+			return false
 		}
 	}
-	return s, tag, true
+	return true
 }
+
+var base64URLBytes = func() (table [256]bool) {
+	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") {
+		table[c] = true
+	}
+	return table
+}()
 
 // meta is what the manager itself keeps about a session. Times are whole
 // milliseconds. It is comparable, so that a change is seen.

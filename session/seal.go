@@ -4,11 +4,14 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash"
 	"slices"
+	"sync"
 
 	"github.com/gorilla/securecookie"
 )
@@ -48,8 +51,10 @@ func extract(secret []byte) ([]byte, error) {
 // no more is asked of SHA-256 than to hide the token behind its hash. The token
 // as HKDF's salt would run Extract for each record too, at twice the time.
 func deriveKey(prk []byte, purpose, token string, size int) ([]byte, error) {
-	return hkdf.Expand(sha256.New, prk, "gatehouse session "+purpose+" v1\x00"+token, size)
+	return hkdf.Expand(sha256.New, prk, keyInfo(purpose, token), size)
 }
+
+func keyInfo(purpose, token string) string { return "gatehouse session " + purpose + " v1\x00" + token }
 
 // AESGCMSealer seals with AES-256-GCM under a random 96-bit nonce and a key
 // derived by HKDF-SHA-256 from secret and token. It adds 28 bytes. The zero value
@@ -64,20 +69,34 @@ func (AESGCMSealer) Box(secret []byte) (Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	return gcmBox{prk, "aes-256-gcm"}, nil
+	return newGCMBox(prk, "aes-256-gcm"), nil
 }
 
 type gcmBox struct {
-	prk     []byte
 	purpose string
+	macs    *sync.Pool // of hash.Hash: HMACs under the extracted key
+}
+
+func newGCMBox(prk []byte, purpose string) gcmBox {
+	return gcmBox{purpose, &sync.Pool{New: func() any { return hmac.New(sha256.New, prk) }}}
+}
+
+// key is deriveKey for a key of 32 bytes, which are the first block of HKDF-Expand:
+// the HMAC of info and a 1. To begin an HMAC anew is much cheaper than to make one.
+func (g gcmBox) key(token string) (key [sha256.Size]byte) {
+	mac := g.macs.Get().(hash.Hash)
+	mac.Reset()
+	var buf [128]byte
+	b := append(append(buf[:0], keyInfo(g.purpose, token)...), 1)
+	mac.Write(b)
+	mac.Sum(key[:0])
+	g.macs.Put(mac)
+	return key
 }
 
 func (g gcmBox) aead(token string) (cipher.AEAD, error) {
-	key, err := deriveKey(g.prk, g.purpose, token, 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(key)
+	key := g.key(token)
+	block, err := aes.NewCipher(key[:])
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +375,7 @@ func (k *keyring) successorBox(id keyID, oldToken string) (Box, error) {
 	box, err := k.box(id)
 	if err == nil && box == nil {
 		// A token is uniformly random, so it may stand in for an extracted key.
-		box = gcmBox{[]byte(oldToken), "successor without secret"}
+		box = newGCMBox([]byte(oldToken), "successor without secret")
 	}
 	return box, err
 }

@@ -401,3 +401,22 @@ func BenchmarkSealer(b *testing.B) {
 		})
 	}
 }
+
+// The key of a record is HKDF's, whichever HMAC made it.
+func TestRecordKeyIsHKDF(t *testing.T) {
+	prk, err := extract(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	box := newGCMBox(prk, "aes-256-gcm")
+	for i := range 100 {
+		token := strings.Repeat(string(rune('a'+i%26)), i)
+		want, err := deriveKey(prk, "aes-256-gcm", token, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := box.key(token); string(got[:]) != string(want) {
+			t.Fatalf("token of %d bytes: another key", i)
+		}
+	}
+}

@@ -102,7 +102,7 @@ func (s *Sender) Client() redis.UniversalClient { return s.client }
 
 // Get returns the string at key, or redis.Nil. The bytes are not to be changed.
 func (s *Sender) Get(ctx context.Context, key string) ([]byte, error) {
-	cmd := &get{StringCmd: redis.NewStringCmd(ctx, "get", key)}
+	cmd := &get{StringCmd: *redis.NewStringCmd(ctx, "get", key)}
 	if s.cached {
 		// A pipeline would pass the cache by.
 		within := &timeoutIfAsked{Context: ctx, timeout: s.timeout}
@@ -253,12 +253,12 @@ func (c *once) bind(by *redis.Client)               { c.by = by }
 func (c *once) bound() (*redis.Client, redis.Cmder) { return c.by, c }
 
 type get struct {
-	*redis.StringCmd
+	redis.StringCmd
 	by *redis.Client
 }
 
 func (c *get) bind(by *redis.Client)               { c.by = by }
-func (c *get) bound() (*redis.Client, redis.Cmder) { return c.by, c.StringCmd }
+func (c *get) bound() (*redis.Client, redis.Cmder) { return c.by, &c.StringCmd }
 
 // divert is a hook that has a bound command processed by the client that it is
 // bound to. That one, made by WithTimeout, has none of the hooks of its origin:
