@@ -76,8 +76,9 @@ func (s signer) verify(cookie string) (value string, old, ok bool) {
 // knownCookies are digests of cookies that were found well signed, since a browser
 // sends the same one with each request, and to check a signature costs many times what
 // a digest does. It knows neither cookies nor what they are for. A place is taken over by the
-// cookie that came last. Nothing is forgotten, as a signature does not expire.
-type knownCookies [1 << 14]atomic.Pointer[[sha256.Size]byte]
+// cookie that came last, and nothing else is forgotten, as a signature does not expire. It
+// takes half a megabyte, and 32 bytes for each place that is taken.
+type knownCookies [1 << 16]atomic.Pointer[[sha256.Size]byte]
 
 func (k *knownCookies) place(sum *[sha256.Size]byte) *atomic.Pointer[[sha256.Size]byte] {
 	return &k[binary.BigEndian.Uint64(sum[:])%uint64(len(k))]

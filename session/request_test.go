@@ -453,3 +453,47 @@ func TestRememberedSessions(t *testing.T) {
 		}
 	})
 }
+
+// Whatever changes the values after a commit is pending until the next one.
+func TestPending(t *testing.T) {
+	m, cookie := realSession(t, Config{})
+	changes := map[string]func(ctx context.Context){
+		"Put":       func(ctx context.Context) { m.Put(ctx, "new", 1) },
+		"Remove":    func(ctx context.Context) { m.Remove(ctx, "string") },
+		"Clear":     func(ctx context.Context) { _ = m.Clear(ctx) },
+		"Pop":       func(ctx context.Context) { m.Pop(ctx, "string") },
+		"PopString": func(ctx context.Context) { m.PopString(ctx, "string") },
+		"PopBool":   func(ctx context.Context) { m.PopBool(ctx, "bool") },
+		"PopInt":    func(ctx context.Context) { m.PopInt(ctx, "int") },
+		"PopFloat":  func(ctx context.Context) { m.PopFloat(ctx, "float") },
+		"PopBytes":  func(ctx context.Context) { m.PopBytes(ctx, "bytes") },
+		"PopTime":   func(ctx context.Context) { m.PopTime(ctx, "time") },
+		"Key.Put":   func(ctx context.Context) { Key[int]("int").Put(ctx, m, 9) },
+	}
+	for name, change := range changes {
+		t.Run(name, func(t *testing.T) {
+			ctx := load(t, m, cookie)
+			m.Put(ctx, "string", "s")
+			m.Put(ctx, "bool", true)
+			m.Put(ctx, "int", 1)
+			m.Put(ctx, "float", 1.5)
+			m.Put(ctx, "bytes", []byte("b"))
+			m.Put(ctx, "time", time.Now())
+			for _, step := range []struct {
+				what    string
+				do      func()
+				pending bool
+			}{
+				{"puts", func() {}, true},
+				{"a commit", func() { commit(t, m, ctx) }, false},
+				{"what was there", func() { m.Put(ctx, "int", 1) }, false},
+				{"a change", func() { change(ctx) }, true},
+				{"another commit", func() { commit(t, m, ctx) }, false},
+			} {
+				if step.do(); m.Pending(ctx) != step.pending {
+					t.Fatalf("after %s: pending %v", step.what, m.Pending(ctx))
+				}
+			}
+		})
+	}
+}

@@ -128,7 +128,7 @@ func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
 	engine.Lifetime, engine.IdleTimeout, engine.HashTokenInStore = cfg.Lifetime, 0, false
 	engine.Store, engine.Codec = store, store.codec
 	return &Manager{
-		Values: engine, scs: engine, store: store, signer: signer,
+		Values: counting{engine, store}, scs: engine, store: store, signer: signer,
 		lifetime: cfg.Lifetime, rotateEvery: cfg.RotateEvery,
 	}, nil
 }
@@ -501,6 +501,7 @@ func (m *Manager) Commit(ctx context.Context) (Outcome, error) {
 			return Outcome{}, err
 		}
 	}
+	changes := st.changes.Load()
 	f := st.snapshot()
 	changed := m.scs.Status(ctx) == scs.Modified
 	if f.base == nil {
@@ -529,6 +530,7 @@ func (m *Manager) Commit(ctx context.Context) (Outcome, error) {
 		}
 		st.mu.Unlock()
 	}
+	st.committed.Store(changes)
 	return m.outcome(st)
 }
 
@@ -610,9 +612,10 @@ func (m *Manager) Pending(ctx context.Context) bool {
 		return false
 	case f.base != nil && f.meta != f.base.meta:
 		return true
-	case m.scs.Status(ctx) != scs.Modified:
+	case m.scs.Status(ctx) != scs.Modified || st.changes.Load() == st.committed.Load():
 		return false
 	}
+	// Something was put, but it may be what was there.
 	values := make(map[string]any)
 	for _, k := range m.scs.Keys(ctx) {
 		values[k] = m.scs.Get(ctx, k)

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 )
 
 // state is what one request knows of its session beyond the values: it is put
@@ -12,6 +13,9 @@ type state struct {
 	// cycle is held by the methods of the life cycle, network calls included, as
 	// scs holds a lock of its own over a commit. It comes first, then scs's, then mu.
 	cycle sync.Mutex
+
+	changes   atomic.Uint64 // of the values, made so far
+	committed atomic.Uint64 // those that the last commit knew of
 
 	mu sync.Mutex // never held across a network call
 	facts

@@ -3,12 +3,13 @@ package session
 import (
 	"context"
 	"time"
+
+	"github.com/alexedwards/scs/v2"
 )
 
 // Values reads and writes the data of the current session. It is the part of
-// *scs.SessionManager that does so, and is implemented by it. Changes are kept
-// in memory until Commit. The methods panic if ctx was not made by
-// [Manager.Load].
+// *scs.SessionManager that does so. Changes are kept in memory until Commit. The
+// methods panic if ctx was not made by [Manager.Load].
 //
 // What a Get method returns is the session's own: a slice or map that is
 // changed in place must be Put again to be saved.
@@ -36,6 +37,69 @@ type Values interface {
 	PopFloat(ctx context.Context, key string) float64
 	PopBytes(ctx context.Context, key string) []byte
 	PopTime(ctx context.Context, key string) time.Time
+}
+
+// counting is scs's manager, with a count of the changes that are made to a session.
+// One is counted after it is made: a commit that does not know of it may contain it.
+type counting struct {
+	*scs.SessionManager
+	store *Store
+}
+
+func (c counting) changed(ctx context.Context) {
+	if st := c.store.state(ctx); st != nil {
+		st.changes.Add(1)
+	}
+}
+
+func (c counting) Put(ctx context.Context, key string, val any) {
+	defer c.changed(ctx)
+	c.SessionManager.Put(ctx, key, val)
+}
+
+func (c counting) Remove(ctx context.Context, key string) {
+	defer c.changed(ctx)
+	c.SessionManager.Remove(ctx, key)
+}
+
+func (c counting) Clear(ctx context.Context) error {
+	defer c.changed(ctx)
+	return c.SessionManager.Clear(ctx)
+}
+
+func (c counting) Pop(ctx context.Context, key string) any {
+	defer c.changed(ctx)
+	return c.SessionManager.Pop(ctx, key)
+}
+
+func (c counting) PopString(ctx context.Context, key string) string {
+	defer c.changed(ctx)
+	return c.SessionManager.PopString(ctx, key)
+}
+
+func (c counting) PopBool(ctx context.Context, key string) bool {
+	defer c.changed(ctx)
+	return c.SessionManager.PopBool(ctx, key)
+}
+
+func (c counting) PopInt(ctx context.Context, key string) int {
+	defer c.changed(ctx)
+	return c.SessionManager.PopInt(ctx, key)
+}
+
+func (c counting) PopFloat(ctx context.Context, key string) float64 {
+	defer c.changed(ctx)
+	return c.SessionManager.PopFloat(ctx, key)
+}
+
+func (c counting) PopBytes(ctx context.Context, key string) []byte {
+	defer c.changed(ctx)
+	return c.SessionManager.PopBytes(ctx, key)
+}
+
+func (c counting) PopTime(ctx context.Context, key string) time.Time {
+	defer c.changed(ctx)
+	return c.SessionManager.PopTime(ctx, key)
 }
 
 // Key is the name of a session value of type T:
