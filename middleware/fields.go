@@ -45,9 +45,15 @@ func (l *RateLimit) describe(h http.Header, res *ratelimit.Result, values *singl
 	reset := epochSeconds(res)
 	others := h[fieldRemaining]
 	if !res.Allowed || len(others) == 0 || tighter(res.Remaining, reset, others[0], h) {
-		h[fieldLimit] = values.of(strconv.Itoa(res.Limit.Requests))
-		h[fieldRemaining] = values.of(strconv.Itoa(res.Remaining))
-		h[fieldReset] = values.of(strconv.FormatInt(reset, 10))
+		var buf [64]byte // three numbers, and one allocation for their digits
+		b := strconv.AppendInt(buf[:0], int64(res.Limit.Requests), 10)
+		limit := len(b)
+		b = strconv.AppendInt(b, int64(res.Remaining), 10)
+		remaining := len(b)
+		digits := string(strconv.AppendInt(b, reset, 10))
+		h[fieldLimit] = values.of(digits[:limit])
+		h[fieldRemaining] = values.of(digits[limit:remaining])
+		h[fieldReset] = values.of(digits[remaining:])
 		if l.IETFDraft11 {
 			l.describeIETF(h, res)
 		} else if len(others) > 0 {

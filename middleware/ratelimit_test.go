@@ -538,7 +538,7 @@ func TestRateLimitAllocations(t *testing.T) {
 		result ratelimit.Result
 		most   float64
 	}{
-		{"passed", allowed("l", 5, 3, time.Minute), 2}, // the fields' values, X-RateLimit-Reset
+		{"passed", allowed("l", 500, 300, time.Minute), 2}, // the fields' values, X-RateLimit-Reset
 		{"refused", denied("l", time.Minute), 2},       // all in one, X-RateLimit-Reset
 	} {
 		l := &steady{tc.result}

@@ -162,6 +162,7 @@ type record struct {
 	keyID    keyID
 	meta     meta
 	values   []byte // as the codec wrote them
+	box      Box    // that it was opened with, for its token; may be nil
 }
 
 // head is what a conditional commit compares.

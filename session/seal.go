@@ -94,30 +94,52 @@ func (g gcmBox) key(token string) (key [sha256.Size]byte) {
 	return key
 }
 
-func (g gcmBox) aead(token string) (cipher.AEAD, error) {
+// bind returns a Box for token alone.
+func (g gcmBox) bind(token string) (Box, error) {
 	key := g.key(token)
 	block, err := aes.NewCipher(key[:])
 	if err != nil {
 		return nil, err
 	}
 	// Random nonces are safe for 2³² messages a key, and this key has one session.
-	return cipher.NewGCMWithRandomNonce(block)
+	aead, err := cipher.NewGCMWithRandomNonce(block)
+	return boundBox{token, aead}, err
 }
 
 func (g gcmBox) Seal(dst, plaintext []byte, token string, additional []byte) ([]byte, error) {
-	aead, err := g.aead(token)
+	box, err := g.bind(token)
 	if err != nil {
 		return nil, err
 	}
-	return aead.Seal(dst, nil, plaintext, additional), nil
+	return box.Seal(dst, plaintext, token, additional)
 }
 
 func (g gcmBox) Open(dst, sealed []byte, token string, additional []byte) ([]byte, error) {
-	aead, err := g.aead(token)
+	box, err := g.bind(token)
 	if err != nil {
 		return nil, err
 	}
-	return aead.Open(dst, nil, sealed, additional)
+	return box.Open(dst, sealed, token, additional)
+}
+
+// boundBox is a gcmBox for one token.
+type boundBox struct {
+	token string
+	aead  cipher.AEAD
+}
+
+func (b boundBox) Seal(dst, plaintext []byte, token string, additional []byte) ([]byte, error) {
+	if token != b.token {
+		return nil, errUnreadable
+	}
+	return b.aead.Seal(dst, nil, plaintext, additional), nil
+}
+
+func (b boundBox) Open(dst, sealed []byte, token string, additional []byte) ([]byte, error) {
+	if token != b.token {
+		return nil, errUnreadable
+	}
+	return b.aead.Open(dst, nil, sealed, additional)
 }
 
 // SecureCookieSealer seals with gorilla/securecookie (AES-256-CTR, then
@@ -315,29 +337,29 @@ func additional(purpose, format byte, id keyID, redisKey string) []byte {
 	return append(a, redisKey...)
 }
 
-// seal appends to dst the payload of a record of the given format stored at
-// redisKey, sealed under k.current() and token; without secrets the payload as
-// it is. dst and payload must not overlap.
-func (k *keyring) seal(dst, payload []byte, format byte, token, redisKey string) ([]byte, error) {
-	id := k.current()
+// bind returns the Box of id, nil for plainKey without secrets. It is for one token if
+// that saves time: then the key is derived once, however often it is used.
+func (k *keyring) bind(id keyID, token string) (Box, error) {
 	box, err := k.box(id)
-	if err != nil {
-		return nil, err
+	if g, ok := box.(gcmBox); ok {
+		return g.bind(token)
 	}
+	return box, err
+}
+
+// sealRecord appends to dst the payload of a record of the given format stored at
+// redisKey, sealed under token in the box of id; without a box the payload as it is. dst
+// and payload must not overlap.
+func sealRecord(box Box, dst, payload []byte, format byte, id keyID, token, redisKey string) ([]byte, error) {
 	if box == nil {
 		return append(dst, payload...), nil
 	}
 	return sealIn(box, dst, payload, token, additional(purposeRecord, format, id, redisKey))
 }
 
-// open appends to dst what seal was given; without secrets and with a nil dst it
-// returns sealed itself. It returns errUnknownKey or errUnreadable. dst and sealed
-// must not overlap.
-func (k *keyring) open(dst, sealed []byte, format byte, id keyID, token, redisKey string) ([]byte, error) {
-	box, err := k.box(id)
-	if err != nil {
-		return nil, err
-	}
+// openRecord appends to dst what sealRecord was given; without a box and with a nil dst
+// it returns sealed itself. Its error is errUnreadable. dst and sealed must not overlap.
+func openRecord(box Box, dst, sealed []byte, format byte, id keyID, token, redisKey string) ([]byte, error) {
 	if box == nil {
 		if dst == nil {
 			return sealed, nil

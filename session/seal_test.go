@@ -38,6 +38,23 @@ func newTestKeyring(t testing.TB, sealer Sealer, secrets ...[]byte) *keyring {
 	return k
 }
 
+// seal and open do with a keyring what a Store does.
+func (k *keyring) seal(dst, payload []byte, format byte, token, redisKey string) ([]byte, error) {
+	box, err := k.bind(k.current(), token)
+	if err != nil {
+		return nil, err
+	}
+	return sealRecord(box, dst, payload, format, k.current(), token, redisKey)
+}
+
+func (k *keyring) open(dst, sealed []byte, format byte, id keyID, token, redisKey string) ([]byte, error) {
+	box, err := k.bind(id, token)
+	if err != nil {
+		return nil, err
+	}
+	return openRecord(box, dst, sealed, format, id, token, redisKey)
+}
+
 func mustSeal(t testing.TB, k *keyring, payload []byte) []byte {
 	t.Helper()
 	sealed, err := k.seal(nil, payload, testFormat, testToken, testRedisKey)
@@ -418,5 +435,25 @@ func TestRecordKeyIsHKDF(t *testing.T) {
 		if got := box.key(token); string(got[:]) != string(want) {
 			t.Fatalf("token of %d bytes: another key", i)
 		}
+	}
+}
+
+// A box that was made for one token does nothing for another.
+func TestBoundBoxKnowsItsToken(t *testing.T) {
+	k := newTestKeyring(t, nil, secretNew)
+	box, err := k.bind(k.current(), testToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := box.Seal(nil, []byte("x"), testToken, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := strings.Repeat("o", tokenLen)
+	if _, err := box.Seal(nil, []byte("x"), other, nil); err == nil {
+		t.Error("sealed for another token")
+	}
+	if _, err := box.Open(nil, sealed, other, nil); err == nil {
+		t.Error("opened for another token")
 	}
 }

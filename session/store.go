@@ -182,7 +182,11 @@ func (s *Store) open(at id, b []byte) (*record, error) {
 		touched:  int64(binary.BigEndian.Uint64(b[headLen:])),
 		keyID:    keyID(b[headLen+8 : liveHeader]),
 	}
-	payload, err := s.ring.open(nil, b[liveHeader:], formatLive, r.keyID, at.token, at.key)
+	var err error
+	if r.box, err = s.ring.bind(r.keyID, at.token); err != nil {
+		return nil, err
+	}
+	payload, err := openRecord(r.box, nil, b[liveHeader:], formatLive, r.keyID, at.token, at.key)
 	if err != nil {
 		return nil, err
 	}
@@ -191,13 +195,18 @@ func (s *Store) open(at id, b []byte) (*record, error) {
 }
 
 // seal renders a record. It sets the key id and the time of the last touch.
-func (s *Store) seal(r *record) ([]byte, error) {
+func (s *Store) seal(r *record) (b []byte, err error) {
 	r.keyID = s.ring.current()
 	r.touched = millis(s.now())
 	payload := make([]byte, 0, 1+4*9+len(r.meta.user)+len(r.values)+8)
 	payload = append(appendMeta(payload, r.meta), r.values...)
-	b := appendLive(make([]byte, 0, liveHeader+len(payload)+sealOverhead), r.revision, r.touched, r.keyID)
-	return s.ring.seal(b, payload, formatLive, r.id.token, r.id.key)
+	b = appendLive(make([]byte, 0, liveHeader+len(payload)+sealOverhead), r.revision, r.touched, r.keyID)
+	if r.box == nil {
+		if r.box, err = s.ring.bind(r.keyID, r.id.token); err != nil {
+			return nil, err
+		}
+	}
+	return sealRecord(r.box, b, payload, formatLive, r.keyID, r.id.token, r.id.key)
 }
 
 // A session is touched at most every idleTimeout/touchShare, and so lives up to
@@ -362,7 +371,10 @@ func (s *Store) update(ctx context.Context, st *state, base, current, mine *reco
 			s.adopt(st, current, base, mine)
 			return nil
 		}
-		next.id, next.revision = current.id, current.revision+1
+		next.id, next.revision, next.box = current.id, current.revision+1, nil
+		if current.keyID == s.ring.current() {
+			next.box = current.box // of the same token
+		}
 		instead, ok, err := s.put(ctx, next, current.head())
 		if err != nil {
 			return err
