@@ -539,7 +539,7 @@ func TestRateLimitAllocations(t *testing.T) {
 		most   float64
 	}{
 		{"passed", allowed("l", 500, 300, time.Minute), 2}, // the fields' values, X-RateLimit-Reset
-		{"refused", denied("l", time.Minute), 2},       // all in one, X-RateLimit-Reset
+		{"refused", denied("l", time.Minute), 2},           // all in one, X-RateLimit-Reset
 	} {
 		l := &steady{tc.result}
 		h := middleware.RateLimit{Limiter: l, Key: everybody}.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))

@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
 // joiner makes one call of the Takes of one key that arrive while another is
@@ -17,6 +18,7 @@ import (
 // that is alone goes its way on its own goroutine, and pays two locks.
 type joiner struct {
 	seed   maphash.Seed
+	yield  roundtrip.Yield
 	shards [64]joinShard
 }
 
@@ -104,7 +106,7 @@ func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c c
 		out.verdict, out.sent, out.err = c.call(ctx, k, 1)
 		s.mu.Lock()
 		if group := f.next(); group != nil {
-			go s.fly(f, group, timeout, k, c)
+			go s.fly(&j.yield, f, group, timeout, k, c)
 		} else {
 			s.land(f, k)
 		}
@@ -117,7 +119,7 @@ func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c c
 	f.waiting = append(f.waiting, w)
 	if len(f.waiting) >= crowded && f.calls < maxCalls {
 		f.calls++
-		go s.fly(f, f.next(), timeout, k, c)
+		go s.fly(&j.yield, f, f.next(), timeout, k, c)
 	}
 	s.mu.Unlock()
 
@@ -149,11 +151,10 @@ func (s *joinShard) land(f *flight, k flightKey) {
 }
 
 // fly makes calls for group and then for those who wait, until nobody does.
-func (s *joinShard) fly(f *flight, group []*waiter, timeout time.Duration, k flightKey, c caller) {
+func (s *joinShard) fly(yield *roundtrip.Yield, f *flight, group []*waiter, timeout time.Duration, k flightKey, c caller) {
 	for group != nil {
 		decideAll(group, timeout, k, c)
-		// Those whom it has woken may come back at once, and are to join then.
-		runtime.Gosched()
+		yield.Now() // those whom it has woken may come back at once, and are to join then
 		s.mu.Lock()
 		if group = f.next(); group == nil {
 			s.land(f, k)

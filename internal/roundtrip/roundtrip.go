@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,6 +63,8 @@ type Sender struct {
 	// Each Sender has its own calls: a timer or channel that was made in a
 	// bubble of testing/synctest must not get out of it.
 	calls sync.Pool
+
+	yield Yield
 
 	mu    sync.Mutex
 	queue []*call
@@ -419,9 +420,7 @@ func (s *Sender) take(calls []*call, l *lane) []*call {
 func (s *Sender) send(l *lane) {
 	var calls []*call
 	for first := true; ; first = false {
-		// Goroutines that are ready to run go first: if they have calls to make, too,
-		// these go along. While there are none this costs nothing.
-		runtime.Gosched()
+		s.yield.Now()
 		s.mu.Lock()
 		calls = calls[:0]
 		if !l.stuck && (first || s.lanes <= maxLanes) {
