@@ -39,7 +39,7 @@ if spent > 0 or ahead then
   part = part + spent * rest
   whole = whole + spent * step + (part - part % limit) / limit
   part = part % limit
-  call('SET', key, string.format(part == 0 and '%d' or '%d:%d', whole, part), 'PX', ttl)
+  -- include limit_fill.lua
 end
 if granted < n then
   retry = unit > limit and -1 or whole + unit * step + math.ceil((part + unit * rest) / limit) - edge

@@ -6,12 +6,12 @@
 --
 -- Where base is no member, base:2 is none: the entries of one claim have one time,
 -- so they are trimmed together, and those given back are taken from the end.
-local base, time = now, string.format('%d', now)
+local base, time = now, string.format('%d%06d', (now - now % 1000000) / 1000000, now % 1000000)
 local first = time
 while call('ZADD', key, 'NX', time, first) == 0 do
   -- As many steps as there are entries of this time pass most of them at once.
   base = base + (base == now and math.max(1, call('ZCOUNT', key, time, time)) or 1)
-  first = string.format('%d', base)
+  first = string.format('%.0f', base)
 end
 for i = 2, total, 1000 do -- unpack takes less than 8,000
   local args = {}

@@ -33,7 +33,7 @@ if used then
   at = now or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
   if ends < 0 or ends > at / 1000 + ttl then
     if now then
-      call('PEXPIREAT', key, string.format('%d', now / 1000 + ttl))
+      call('PEXPIREAT', key, string.format('%.0f', math.floor(now / 1000) + ttl))
     else
       call('PEXPIRE', key, ttl)
     end

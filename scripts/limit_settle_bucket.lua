@@ -12,7 +12,7 @@
 -- Reply: {permits spent, or 1 if anything was given back}. Spending is not denied;
 -- it empties the bucket at most. What the bucket has been refilled with since the
 -- Take is not given back again: permits are refilled in the order of their Takes.
-local call, key, limit, window = redis.call, KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[6])
+local call, key, limit, ttl, window = redis.call, KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[6])
 local delta, now = tonumber(ARGV[3]), tonumber(ARGV[7])
 -- include limit_now.lua
 -- include limit_level.lua
@@ -32,5 +32,5 @@ else
   if part < 0 then whole, part = whole - 1, part + limit end
   if whole < now then whole, part = now, 0 end
 end
-call('SET', key, string.format(part == 0 and '%d' or '%d:%d', whole, part), 'PX', ARGV[2])
+-- include limit_fill.lua
 return {math.max(1, delta)}

@@ -24,7 +24,10 @@ if dry or card + unit * n > limit then
 end
 if granted > 0 and not dry then
   local total = granted * cost
-  if card > 0 then stale = call('ZREMRANGEBYSCORE', key, '-inf', string.format('%d', old)) end
+  if card > 0 then
+    local edge = string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
+    stale = call('ZREMRANGEBYSCORE', key, '-inf', edge)
+  end
   -- include limit_claim.lua
   if stale > 0 or card == 0 then call('PEXPIRE', key, ttl) end
   card, stale, mark = card - stale + total, 0, base
