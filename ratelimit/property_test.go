@@ -278,7 +278,7 @@ func TestThePropertyCatchesBrokenScripts(t *testing.T) {
 		clockSteps bool
 	}{
 		{name: "members of one microsecond collide", algorithm: sliding,
-			old: "call('ZADD', key, 'NX', time, first) == 0", new: "call('ZADD', key, 'NX', time, first) == 2"},
+			old: "call('ZADD', key, 'NX', score, first) == 0", new: "call('ZADD', key, 'NX', score, first) == 2"},
 		{name: "an entry a window old still counts", algorithm: sliding,
 			old: "local old, unit, card = now - window,", new: "local old, unit, card = now - window - 1,"},
 		{name: "an entry leaves a microsecond early", algorithm: sliding,

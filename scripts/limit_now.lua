@@ -1,5 +1,4 @@
--- This sets now, unless a test has, to the microsecond of Redis's clock.
-if not now then
-  local time = call('TIME')
-  now = time[1] * 1000000 + time[2]
-end
+-- This sets now, unless a test has, to the microsecond of Redis's clock. time is what
+-- that said, or false.
+local time = not now and call('TIME')
+if time then now = time[1] * 1000000 + time[2] end
