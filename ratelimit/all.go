@@ -269,22 +269,21 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 	lead := group[0].remote
 	started := time.Now()
 	sent := lead.denials.now()
-	permission, err := lead.breaker.allow()
-	var reply []int64
-	if err == nil {
-		keys := make([]string, len(group))
-		args := make([]any, 2, 2+4*len(group))
-		args[0], args[1] = cost, ""
-		if lead.clock != nil {
-			args[1] = lead.clock()
-		}
-		for i, m := range group {
-			keys[i] = m.remote.redisKey(m.subject)
-			args = append(args, m.remote.algorithm.scriptName(), m.remote.requests, m.remote.ttl(m.remote.limit.rule()), m.remote.window)
-		}
-		reply, err = lead.sender.IntsOver(ctx, scripts.LimitAll, keys, args...)
-		lead.breaker.done(permission, ctx, err)
+	keys := make([]string, len(group))
+	args := make([]any, 2, 2+4*len(group))
+	args[0], args[1] = cost, ""
+	if lead.clock != nil {
+		args[1] = lead.clock()
 	}
+	for i, m := range group {
+		keys[i] = m.remote.redisKey(m.subject)
+		args = append(args, m.remote.algorithm.scriptName(), m.remote.requests, m.remote.ttl(m.remote.limit.rule()), m.remote.window)
+	}
+	var reply []int64
+	err = lead.breaker.ask(ctx, func() (err error) {
+		reply, err = lead.sender.IntsOver(ctx, scripts.LimitAll, keys, args...)
+		return err
+	})
 	if err == nil && len(reply) != verdictLen*len(group) {
 		err = fmt.Errorf("a reply of %d numbers", len(reply))
 	}

@@ -65,6 +65,19 @@ func newBreaker(name string, logger *slog.Logger) *Breaker {
 // errGaveUp is what the breaker is told of a call whose caller gave up.
 var errGaveUp = errors.New("the caller gave up")
 
+// ask calls f if Redis may be asked, and goes by what came of it; also if a hook of the
+// client panics, which tells nothing about Redis.
+func (b *Breaker) ask(ctx context.Context, f func() error) (err error) {
+	permission, err := b.allow()
+	if err != nil {
+		return err
+	}
+	err = errGaveUp
+	defer func() { b.done(permission, ctx, err) }()
+	err = f()
+	return err
+}
+
 // allow reports whether Redis may be asked. The outcome of an allowed call must
 // be given to done, with the permission that allow returned.
 func (b *Breaker) allow() (permission func(error), err error) {

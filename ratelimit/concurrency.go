@@ -206,15 +206,14 @@ func (c *Concurrency) ttl() int64 {
 }
 
 func (c *Concurrency) run(ctx context.Context, script *scripts.Script, subject string, args ...any) ([]int64, error) {
-	permission, err := c.breaker.allow()
-	if err != nil {
-		return nil, failure(ctx, err)
-	}
 	if c.clock != nil {
 		args = append(args, c.clock())
 	}
-	reply, err := c.sender.Ints(ctx, script, c.prefix+subject+"}", args...)
-	c.breaker.done(permission, ctx, err)
+	var reply []int64
+	err := c.breaker.ask(ctx, func() (err error) {
+		reply, err = c.sender.Ints(ctx, script, c.prefix+subject+"}", args...)
+		return err
+	})
 	if err == nil && len(reply) == 0 {
 		err = errors.New("an empty reply")
 	}

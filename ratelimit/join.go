@@ -102,15 +102,17 @@ func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c c
 		f.calls = 1
 		s.m[k] = f
 		s.mu.Unlock()
+		defer func() { // also if a hook of the client panics
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if group := f.next(); group != nil {
+				go s.fly(&j.yield, f, group, timeout, k, c)
+			} else {
+				s.land(f, k)
+			}
+		}()
 		var out outcome
 		out.verdict, out.sent, out.err = c.call(ctx, k, 1)
-		s.mu.Lock()
-		if group := f.next(); group != nil {
-			go s.fly(&j.yield, f, group, timeout, k, c)
-		} else {
-			s.land(f, k)
-		}
-		s.mu.Unlock()
 		return out
 	}
 	w := waiters.Get().(*waiter)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -165,4 +166,51 @@ func TestRefundsOfJoinedTakes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// panicking is a caller whose first call panics, as a hook of the client can make it do.
+type panicking struct{ calls atomic.Int64 }
+
+func (p *panicking) call(context.Context, flightKey, int64) (verdict, time.Duration, error) {
+	if p.calls.Add(1) == 1 {
+		panic("a hook")
+	}
+	return verdict{granted: 1}, 0, nil
+}
+
+// A call that panics, which net/http survives, does not hold up those that come after it.
+func TestAJoinedCallThatPanics(t *testing.T) {
+	j, c, k := newJoiner(), new(panicking), flightKey{key: "k", cost: 1}
+	func() {
+		defer func() { _ = recover() }()
+		j.do(ctx, time.Second, k, c)
+		t.Error("the panic did not go on")
+	}()
+	after, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if out := j.do(after, time.Second, k, c); out.err != nil || out.verdict.granted != 1 {
+		t.Errorf("afterwards: %+v", out)
+	}
+}
+
+// Nor does it keep the breaker's only attempt for itself.
+func TestAnAttemptThatPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBreaker(nil)
+		if err := b.ask(ctx, func() error { return errors.New("silence") }); err == nil {
+			t.Fatal("no error")
+		}
+		if err := b.ask(ctx, func() error { return nil }); err == nil {
+			t.Fatal("the breaker has not opened")
+		}
+		time.Sleep(breakerPeriod + time.Millisecond)
+		func() {
+			defer func() { _ = recover() }()
+			_ = b.ask(ctx, func() error { panic("a hook") })
+			t.Error("the panic did not go on")
+		}()
+		if err := b.ask(ctx, func() error { return nil }); err != nil {
+			t.Errorf("after the panic: %v", err)
+		}
+	})
 }

@@ -149,14 +149,12 @@ func (l *remote) take(ctx context.Context, key string, cost int, res *Result) er
 }
 
 // call runs the script. Its rule is that of l.
-func (l *remote) call(ctx context.Context, k flightKey, n int64) (verdict, time.Duration, error) {
-	sent := l.denials.now()
-	permission, err := l.breaker.allow()
-	if err != nil {
-		return verdict{}, sent, err
-	}
-	v, err := l.decide(ctx, k, n)
-	l.breaker.done(permission, ctx, err)
+func (l *remote) call(ctx context.Context, k flightKey, n int64) (v verdict, sent time.Duration, err error) {
+	sent = l.denials.now()
+	err = l.breaker.ask(ctx, func() (err error) {
+		v, err = l.decide(ctx, k, n)
+		return err
+	})
 	return v, sent, err
 }
 
@@ -280,15 +278,14 @@ func (l *remote) Reset(ctx context.Context, key string) error {
 	if err := l.local.Reset(ctx, key); err != nil {
 		return err
 	}
-	permission, err := l.breaker.allow()
-	if err == nil {
-		keys := []string{l.redisKey(subject)}
-		if l.penalty != nil {
-			keys = append(keys, l.recordKey(subject))
-		}
-		_, err = l.sender.IntsOver(ctx, scripts.LimitReset, keys)
-		l.breaker.done(permission, ctx, err)
+	keys := []string{l.redisKey(subject)}
+	if l.penalty != nil {
+		keys = append(keys, l.recordKey(subject))
 	}
+	err := l.breaker.ask(ctx, func() error {
+		_, err := l.sender.IntsOver(ctx, scripts.LimitReset, keys)
+		return err
+	})
 	l.denials.forget(subject)
 	if err != nil {
 		return failure(ctx, err)

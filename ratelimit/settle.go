@@ -70,11 +70,10 @@ func (l *remote) Settle(ctx context.Context, key string, r Result, cost int) err
 	if err != nil || delta == 0 {
 		return err
 	}
-	permission, err := l.breaker.allow()
-	if err == nil {
-		_, err = l.sender.Ints(ctx, l.algorithm.settleScript(), l.redisKey(subject), l.settleArgs(rc, delta)...)
-		l.breaker.done(permission, ctx, err)
-	}
+	err = l.breaker.ask(ctx, func() error {
+		_, err := l.sender.Ints(ctx, l.algorithm.settleScript(), l.redisKey(subject), l.settleArgs(rc, delta)...)
+		return err
+	})
 	l.denials.forget(subject)
 	if err != nil {
 		return failure(ctx, err)

@@ -130,7 +130,7 @@ type boundBox struct {
 
 func (b boundBox) Seal(dst, plaintext []byte, token string, additional []byte) ([]byte, error) {
 	if token != b.token {
-		return nil, errUnreadable
+		return nil, errors.New("a box of another token")
 	}
 	return b.aead.Seal(dst, nil, plaintext, additional), nil
 }
