@@ -20,43 +20,39 @@ import (
 // being asked for: callers are redirected, and the limit stays exact.
 func TestSlotMigration(t *testing.T) {
 	cluster := redistest.StartCluster(t)
-	const limit = 2000
+	// The limit is used up during the last move.
+	const limit, moves, callers, each = 2000, 5, 8, 60
 	l, err := ratelimit.NewSlidingWindow(cluster.Client(), "moving", ratelimit.PerHour(limit), ratelimit.Config{Timeout: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	const key = "gatehouse:rl:moving:{k}"
 	ctx := t.Context()
-	var (
-		wg              sync.WaitGroup
-		allowed, failed atomic.Int64
-	)
-	for range 8 {
-		wg.Go(func() {
-			for range limit {
-				switch res, err := l.Take(ctx, "k", 1); {
-				case err != nil:
-					failed.Add(1)
-					t.Logf("Take: %v", err)
-				case res.Allowed:
-					allowed.Add(1)
-				}
-			}
-		})
-	}
+	var allowed, failed atomic.Int64
 	nodes := cluster.Nodes()
-	moves := 0
-	for from := owner(t, nodes, key); allowed.Load() < limit && moves < 1000; moves++ {
+	from := owner(t, nodes, key)
+	for range moves {
+		var wg sync.WaitGroup
+		for range callers {
+			wg.Go(func() {
+				for range each {
+					switch res, err := l.Take(ctx, "k", 1); {
+					case err != nil:
+						failed.Add(1)
+						t.Logf("Take: %v", err)
+					case res.Allowed:
+						allowed.Add(1)
+					}
+				}
+			})
+		}
 		to := (from + 1) % len(nodes)
 		migrate(t, nodes, from, to, key)
 		from = to
+		wg.Wait()
 	}
-	wg.Wait()
 	if allowed.Load() != limit || failed.Load() != 0 {
-		t.Errorf("%d of %d allowed, %d failed, over %d moves", allowed.Load(), limit, failed.Load(), moves)
-	}
-	if moves < 3 {
-		t.Errorf("the slot moved only %d times meanwhile", moves)
+		t.Errorf("%d of %d allowed, %d failed", allowed.Load(), limit, failed.Load())
 	}
 }
 
