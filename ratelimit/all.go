@@ -299,7 +299,7 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 		all = all && reply[verdictLen*i] > 0
 	}
 	for i, m := range group {
-		v, _ := verdictOf(reply[verdictLen*i:]) // there are enough
+		v, _ := verdictOf(reply[verdictLen*i : verdictLen*(i+1)]) // of the right length
 		r := m.remote
 		res := v.result(0, demand{cost: int64(cost)}, r.limit, r.name, FromRedis)
 		switch {

@@ -218,9 +218,9 @@ func unpack(reply any) (verdict, error) {
 	return verdictOf(numbers[:])
 }
 
-// verdictOf is the verdict in the first numbers of a reply.
+// verdictOf is the verdict that numbers tell.
 func verdictOf(numbers []int64) (verdict, error) {
-	if len(numbers) < verdictLen {
+	if len(numbers) != verdictLen {
 		return verdict{}, fmt.Errorf("a reply of %d numbers", len(numbers))
 	}
 	return verdict{

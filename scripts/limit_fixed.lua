@@ -41,8 +41,8 @@ if used then
     at = now or (ends - ttl) * 1000
   end
 else
-  local time = not now and call('TIME')
-  used, at, ends = 0, now or time[1] * 1000000 + time[2], 0
+  -- include limit_now.lua
+  used, at, ends = 0, now, 0
 end
 if not spend or used > limit then
   if spend then used = used - total end

@@ -33,6 +33,8 @@ func newSigner(secrets [][]byte) (signer, error) {
 		// The session's own lifetimes decide how long a cookie is good.
 		c := securecookie.New(key, nil).MaxAge(0)
 		s.codecs = append(s.codecs, c.SetSerializer(securecookie.NopEncoder{}))
+	}
+	if len(s.codecs) > 0 {
 		s.known = new(knownCookies)
 	}
 	return s, nil

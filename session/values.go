@@ -73,33 +73,27 @@ func (c counting) Pop(ctx context.Context, key string) any {
 }
 
 func (c counting) PopString(ctx context.Context, key string) string {
-	defer c.changed(ctx)
-	return c.SessionManager.PopString(ctx, key)
+	return Key[string](key).Pop(ctx, c)
 }
 
 func (c counting) PopBool(ctx context.Context, key string) bool {
-	defer c.changed(ctx)
-	return c.SessionManager.PopBool(ctx, key)
+	return Key[bool](key).Pop(ctx, c)
 }
 
 func (c counting) PopInt(ctx context.Context, key string) int {
-	defer c.changed(ctx)
-	return c.SessionManager.PopInt(ctx, key)
+	return Key[int](key).Pop(ctx, c)
 }
 
 func (c counting) PopFloat(ctx context.Context, key string) float64 {
-	defer c.changed(ctx)
-	return c.SessionManager.PopFloat(ctx, key)
+	return Key[float64](key).Pop(ctx, c)
 }
 
 func (c counting) PopBytes(ctx context.Context, key string) []byte {
-	defer c.changed(ctx)
-	return c.SessionManager.PopBytes(ctx, key)
+	return Key[[]byte](key).Pop(ctx, c)
 }
 
 func (c counting) PopTime(ctx context.Context, key string) time.Time {
-	defer c.changed(ctx)
-	return c.SessionManager.PopTime(ctx, key)
+	return Key[time.Time](key).Pop(ctx, c)
 }
 
 // Key is the name of a session value of type T:
