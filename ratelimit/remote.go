@@ -245,9 +245,13 @@ func (e *engine) ttl(r rule) int64 {
 	case e.algorithm == sliding:
 		return 2*e.widest.Load()/1000 + 1
 	default:
-		return r.window/1000 + 2
+		return r.window/1000 + bucketSlack
 	}
 }
+
+// bucketSlack is how many milliseconds longer than a window a token bucket is kept at
+// first: ten seconds, see limit_fill.lua, and what is lost to whole milliseconds.
+const bucketSlack = 10_000 + 2
 
 // failure is the error of a Take that got no decision.
 func failure(ctx context.Context, err error) error {

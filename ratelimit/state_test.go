@@ -176,6 +176,61 @@ func TestMissingTTLIsHealed(t *testing.T) {
 	})
 }
 
+// outlives takes from one bucket by limits of several windows, gives back, and reports
+// whether its key ever expires before the bucket is full again, or is kept for long after.
+func outlives(client redis.UniversalClient, name, script string) error {
+	widest := must(NewTokenBucket(client, name, PerMinute(60), Config{}))
+	SetScript(widest, script)
+	limits := []Limiter{widest}
+	for _, l := range []Limit{PerSecond(5), {Requests: 7, Window: 3 * time.Second}, PerMinute(1000), PerMinute(7)} {
+		limits = append(limits, must(widest.With(l)))
+	}
+	key, random := RedisKey(widest, "k"), rand.New(rand.NewPCG(1, 2))
+	for i := range 2000 {
+		l := limits[random.IntN(len(limits))]
+		engineOf(widest).denials.forget("k")
+		res, err := l.Take(ctx, "k", random.IntN(6))
+		if err != nil {
+			return err
+		}
+		if res.Allowed && random.IntN(3) == 0 {
+			if err := l.(Settler).Settle(ctx, "k", res, random.IntN(6)); err != nil {
+				return err
+			}
+		}
+		if random.IntN(200) == 0 {
+			client.Del(ctx, key)
+		}
+		kept := client.Get(ctx, key).Val()
+		if kept == "" {
+			continue
+		}
+		var full int64
+		if _, err := fmt.Sscan(strings.Split(kept, ":")[0], &full); err != nil {
+			return err
+		}
+		expires := client.PExpireTime(ctx, key).Val()
+		if expires <= time.Duration(full)*time.Microsecond {
+			return fmt.Errorf("step %d: full at %d µs, gone at %v", i, full, expires)
+		}
+		if ttl := client.PTTL(ctx, key).Val(); ttl <= 0 || ttl > time.Minute+11*time.Second {
+			return fmt.Errorf("step %d: TTL %v", i, ttl)
+		}
+	}
+	return nil
+}
+
+func TestBucketIsKeptUntilItIsFull(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	if err := outlives(client, "kept", scripts.TokenBucket.Source); err != nil {
+		t.Error(err)
+	}
+	never := broken(t, scripts.TokenBucket, "stored - stored % 10000000 == whole - whole % 10000000", "true")
+	if err := outlives(client, "never renewed", never.Source); err == nil {
+		t.Error("an expiry that is never renewed is not caught")
+	}
+}
+
 func TestMemoryPerKey(t *testing.T) {
 	client := redistest.Start(t).Client()
 	usage := func(l Limiter, takes int) int64 {

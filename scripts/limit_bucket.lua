@@ -1,14 +1,14 @@
 -- The token bucket: the generic cell rate algorithm (ITU-T I.371), whose whole state
 -- is the level, see limit_level.lua. Arguments and reply are those of limit_take.lua;
--- ttl is at least a window and a millisecond.
+-- ttl is that of limit_fill.lua.
 --
 -- One permit moves the level by window/limit, which need not be a whole number.
 -- It is counted in step + rest/limit, so all sums are of integers below 2^53 and
 -- nothing is ever rounded; but for the first guess of left, which is then put
 -- right by exact steps.
 --
--- It calls TIME, GET and SET. A denial writes nothing, except that a level further
--- ahead than a window, left by a clock that stepped back, becomes one window.
+-- It calls TIME, GET, and INCRBY or SET. A denial writes nothing, except that a level
+-- further ahead than a window, left by a clock that stepped back, becomes one window.
 --
 -- The marks are whole and part after the permits granted.
 -- include limit_now.lua

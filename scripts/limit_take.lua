@@ -21,13 +21,15 @@
 -- What it costs Redis 7.0.15, in thousands of instructions (callgrind, pipelines of 16,
 -- the network included; a call of a script that does nothing takes 12.1):
 --   an argument 1.3; arithmetic on one, as it is a string, 0.7
---   a call: TIME 8.1 with its two numbers, GET 5, SET with PX 12, INCR or PTTL 5 to 6
+--   a call: TIME 8.1 with its two numbers, GET 5, SET with PX 12, KEEPTTL in its place 7,
+--   INCR, INCRBY or PTTL 5 to 6
 --   a number of 16 digits as a string: '%.0f' 5.2, '%d%06d' of its two parts 3.3
 --   seven numbers as an array 8.2, packed 3.9
 --   a Lua function around the algorithm, and its arguments and results, 3.7
 -- In all: fixed 38.1 (as a function that called GET before INCR, with an array: 51.9),
--- bucket 58.8 (69.2), sliding 61.1 (73.0). In time: go run . scripts, in internal/bench.
-local call, struct = redis.call, rawget(_G, 'struct')
+-- bucket 49.0 (with SET and PX each time 58.8, as a function with an array 69.2),
+-- sliding 61.1 (73.0). In time: go run . scripts, in internal/bench.
+local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
 local cost, n, now, dry = (ARGV[4] or 1) + 0, (ARGV[5] or 1) + 0, ARGV[6] and ARGV[6] + 0, false
