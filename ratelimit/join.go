@@ -48,6 +48,10 @@ const (
 	crowded  = 24
 )
 
+// maxGather bounds how long those who wait are kept for others to join: it is less
+// than a call takes.
+const maxGather = 50 * time.Microsecond
+
 // waiter is a Take that waits for the next call.
 type waiter struct {
 	ctx   context.Context
@@ -156,12 +160,30 @@ func (s *joinShard) land(f *flight, k flightKey) {
 func (s *joinShard) fly(yield *roundtrip.Yield, f *flight, group []*waiter, timeout time.Duration, k flightKey, c caller) {
 	for group != nil {
 		decideAll(group, timeout, k, c)
-		yield.Now() // those whom it has woken may come back at once, and are to join then
+		s.gather(yield, f, len(group))
 		s.mu.Lock()
 		if group = f.next(); group == nil {
 			s.land(f, k)
 		}
 		s.mu.Unlock()
+	}
+}
+
+// gather lets those whom a call has woken go on, since some may come back at once: up
+// to n of them, as long as more do.
+func (s *joinShard) gather(yield *roundtrip.Yield, f *flight, n int) {
+	started := time.Now()
+	for idle, before := 0, 0; idle < 8; idle++ {
+		yield.Now()
+		s.mu.Lock()
+		waiting := len(f.waiting)
+		s.mu.Unlock()
+		if waiting >= n || time.Since(started) > maxGather {
+			return
+		}
+		if waiting > before {
+			idle, before = 0, waiting
+		}
 	}
 }
 
