@@ -173,8 +173,7 @@ func (s *joinShard) fly(yield *roundtrip.Yield, f *flight, group []*waiter, time
 // to n of them, as long as more do.
 func (s *joinShard) gather(yield *roundtrip.Yield, f *flight, n int) {
 	started := time.Now()
-	for idle, before := 0, 0; idle < 8; idle++ {
-		yield.Now()
+	for idle, before := 0, 0; idle < 8 && yield.Now(); idle++ {
 		s.mu.Lock()
 		waiting := len(f.waiting)
 		s.mu.Unlock()
@@ -182,8 +181,9 @@ func (s *joinShard) gather(yield *roundtrip.Yield, f *flight, n int) {
 			return
 		}
 		if waiting > before {
-			idle, before = 0, waiting
+			idle = 0
 		}
+		before = waiting
 	}
 }
 

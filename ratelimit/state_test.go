@@ -176,41 +176,57 @@ func TestMissingTTLIsHealed(t *testing.T) {
 	})
 }
 
-// outlives takes from one bucket by limits of several windows, gives back, and reports
-// whether its key ever expires before the bucket is full again, or is kept for long after.
+// outlives takes from one bucket by limits of several windows, gives back what was taken
+// now or long ago, and reports whether its key may expire before the bucket is full
+// again, or is kept for long after. A key is to last until the end of the ten seconds
+// in which the bucket is full, so that it does whenever the clock enters others.
 func outlives(client redis.UniversalClient, name, script string) error {
 	widest := must(NewTokenBucket(client, name, PerMinute(60), Config{}))
 	SetScript(widest, script)
 	limits := []Limiter{widest}
-	for _, l := range []Limit{PerSecond(5), {Requests: 7, Window: 3 * time.Second}, PerMinute(1000), PerMinute(7)} {
+	for _, l := range []Limit{PerSecond(5), {Requests: 7, Window: 3 * time.Second}, {Requests: 10, Window: 10 * time.Second},
+		PerMinute(1000), PerMinute(12), PerMinute(7)} {
 		limits = append(limits, must(widest.With(l)))
 	}
+	type taken struct {
+		by  Limiter
+		res Result
+	}
+	var past []taken
 	key, random := RedisKey(widest, "k"), rand.New(rand.NewPCG(1, 2))
-	for i := range 2000 {
-		l := limits[random.IntN(len(limits))]
-		engineOf(widest).denials.forget("k")
-		res, err := l.Take(ctx, "k", random.IntN(6))
-		if err != nil {
-			return err
-		}
-		if res.Allowed && random.IntN(3) == 0 {
-			if err := l.(Settler).Settle(ctx, "k", res, random.IntN(6)); err != nil {
+	for i := range 5000 {
+		switch {
+		case random.IntN(100) == 0:
+			client.Del(ctx, key)
+		case random.IntN(3) == 0 && len(past) > 0:
+			n := max(0, len(past)-1-random.IntN(5))
+			t := past[n]
+			past = append(past[:n], past[n+1:]...)
+			if err := t.by.(Settler).Settle(ctx, "k", t.res, random.IntN(6)); err != nil {
 				return err
 			}
+		default:
+			l := limits[random.IntN(len(limits))]
+			engineOf(widest).denials.forget("k")
+			res, err := l.Take(ctx, "k", random.IntN(6))
+			if err != nil {
+				return err
+			}
+			if res.Allowed {
+				past = append(past, taken{l, res})
+			}
 		}
-		if random.IntN(200) == 0 {
-			client.Del(ctx, key)
-		}
-		kept := client.Get(ctx, key).Val()
-		if kept == "" {
-			continue
+		level, err := client.Get(ctx, key).Result()
+		if err != nil {
+			continue // there is none
 		}
 		var full int64
-		if _, err := fmt.Sscan(strings.Split(kept, ":")[0], &full); err != nil {
+		if _, err := fmt.Sscan(strings.Split(level, ":")[0], &full); err != nil {
 			return err
 		}
-		expires := client.PExpireTime(ctx, key).Val()
-		if expires <= time.Duration(full)*time.Microsecond {
+		const ten = 10_000_000
+		until := time.Duration(full-full%ten+ten) * time.Microsecond
+		if expires := client.PExpireTime(ctx, key).Val(); expires < until {
 			return fmt.Errorf("step %d: full at %d µs, gone at %v", i, full, expires)
 		}
 		if ttl := client.PTTL(ctx, key).Val(); ttl <= 0 || ttl > time.Minute+11*time.Second {
@@ -225,9 +241,16 @@ func TestBucketIsKeptUntilItIsFull(t *testing.T) {
 	if err := outlives(client, "kept", scripts.TokenBucket.Source); err != nil {
 		t.Error(err)
 	}
-	never := broken(t, scripts.TokenBucket, "stored - stored % 10000000 == whole - whole % 10000000", "true")
-	if err := outlives(client, "never renewed", never.Source); err == nil {
-		t.Error("an expiry that is never renewed is not caught")
+	for name, wrong := range map[string]*scripts.Script{
+		"never renewed":      broken(t, scripts.TokenBucket, "local near = whole < kept", "local near = raw"),
+		"renewed too late":   broken(t, scripts.TokenBucket, "kept = whole - whole % 10000000 + 10000000", "kept = whole - whole % 10000000 + 20000000"),
+		"nine seconds short": broken(t, scripts.TokenBucket, "'PX', ttl", "'PX', ttl - 9000"),
+	} {
+		if err := outlives(client, name, wrong.Source); err == nil {
+			t.Errorf("an expiry %s is not caught", name)
+		} else {
+			t.Logf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -35,7 +35,7 @@ func scriptWorks() []scriptWork {
 		{name: "nothing", source: "return 1"},
 		{name: "sliding window", source: scripts.SlidingWindow.Source, args: []any{limit, 2001, window}},
 		{name: "fixed window", source: scripts.FixedWindow.Source, args: []any{limit, 999}},
-		{name: "token bucket", source: scripts.TokenBucket.Source, args: []any{limit, 1002, window}},
+		{name: "token bucket", source: scripts.TokenBucket.Source, args: []any{limit, 11_002, window}},
 		{name: "session commit", source: scripts.SessionCommit.Source, args: []any{head, record, 3_600_000}, before: put},
 		{name: "session touch", source: scripts.SessionTouch.Source, args: []any{"12345678", 3_600_000}, before: put},
 	}

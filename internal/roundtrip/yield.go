@@ -25,11 +25,11 @@ const (
 	leftOff  = 1000
 )
 
-// Now yields, or not.
-func (y *Yield) Now() {
+// Now yields, or not, and reports which.
+func (y *Yield) Now() bool {
 	if y.skip.Load() > 0 {
 		y.skip.Add(-1)
-		return
+		return false
 	}
 	gosched, now := y.gosched, y.now
 	if gosched == nil {
@@ -40,4 +40,5 @@ func (y *Yield) Now() {
 	if now().Sub(started) > maxYield {
 		y.skip.Store(leftOff)
 	}
+	return true
 }
