@@ -68,13 +68,13 @@ func (d *denials) recall(subject string, limit Limit, cost int, res *Result) boo
 	if d.keys.count.Load() == 0 {
 		return false
 	}
+	now := d.now()
 	s := d.keys.lock(subject)
 	entry, ok := s.m[subject]
 	if !ok {
 		s.mu.Unlock()
 		return false
 	}
-	now := d.now()
 	if now >= entry.expires {
 		d.keys.drop(s, subject)
 		s.mu.Unlock()
@@ -86,7 +86,7 @@ func (d *denials) recall(subject string, limit Limit, cost int, res *Result) boo
 	}
 	*res = entry.res
 	res.Source = FromCache
-	passed := now - entry.answered
+	passed := max(0, now-entry.answered)
 	res.at += passed.Microseconds()
 	passed = passed.Truncate(time.Microsecond)
 	switch {
