@@ -68,25 +68,27 @@ func (d *denials) recall(subject string, limit Limit, cost int, res *Result) boo
 	if d.keys.count.Load() == 0 {
 		return false
 	}
-	now := d.now()
 	s := d.keys.lock(subject)
 	entry, ok := s.m[subject]
-	if !ok {
-		s.mu.Unlock()
-		return false
-	}
-	if now >= entry.expires {
-		d.keys.drop(s, subject)
-		s.mu.Unlock()
-		return false
-	}
 	s.mu.Unlock()
+	if !ok {
+		return false
+	}
+	now := d.now()
+	if now >= entry.expires {
+		s.mu.Lock()
+		if s.m[subject] == entry { // not a later one
+			d.keys.drop(s, subject)
+		}
+		s.mu.Unlock()
+		return false
+	}
 	if entry.res.Limit != limit || max(cost, 1) < entry.cost {
 		return false
 	}
 	*res = entry.res
 	res.Source = FromCache
-	passed := max(0, now-entry.answered)
+	passed := now - entry.answered
 	res.at += passed.Microseconds()
 	passed = passed.Truncate(time.Microsecond)
 	switch {

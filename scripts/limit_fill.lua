@@ -4,8 +4,8 @@
 -- other, and mostly INCRBY is enough, at half the price. Ten are the same for all limits,
 -- since several may share a key.
 local near = whole < kept
-if near and stored and part == 0 and kept - whole <= 10000000 then
-  call('INCRBY', key, whole - stored) -- seven digits at most
+if near and stored and part == 0 then
+  call('INCRBY', key, whole - stored)
 else
   local second, micros = (whole - whole % 1000000) / 1000000, whole % 1000000
   local level = string.format(part == 0 and '%d%06d' or '%d%06d:%.0f', second, micros, part)
