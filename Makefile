@@ -50,11 +50,11 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 10s)
 
 .PHONY: bench
 bench: redis ## Measure Gatehouse beside its peers
-	cd internal/bench && go run .
+	cd internal/dev/bench && go run .
 
 .PHONY: bench-quick
 bench-quick: redis ## The same in short, to see that it runs
-	cd internal/bench && go run . -quick
+	cd internal/dev/bench && go run . -quick
 
 .PHONY: cover
 cover: redis ## Write coverage.out and coverage.html of the root module

@@ -29,7 +29,7 @@
 -- In all: fixed 38.1 (as a function that called GET before INCR, with an array: 51.9),
 -- bucket 49.0 (58.8 by SET with PX, as whenever a permit takes ten seconds or more; as a
 -- function with an array 69.2), sliding 61.1 (73.0). In time: go run . scripts, in
--- internal/bench.
+-- internal/dev/bench.
 local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]

@@ -14,7 +14,7 @@ import (
 	"github.com/alexedwards/scs/v2/memstore"
 	redigo "github.com/gomodule/redigo/redis"
 
-	"github.com/gatehouse-go/gatehouse/internal/redistest"
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 	"github.com/gatehouse-go/gatehouse/session"
 	"github.com/gatehouse-go/gatehouse/session/sessiontest"
 )

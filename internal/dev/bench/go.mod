@@ -1,4 +1,4 @@
-module github.com/gatehouse-go/gatehouse/internal/bench
+module github.com/gatehouse-go/gatehouse/internal/dev/bench
 
 go 1.26.0
 
@@ -36,4 +36,4 @@ require (
 	github.com/ulule/limiter/v3 v3.11.2
 )
 
-replace github.com/gatehouse-go/gatehouse => ../../
+replace github.com/gatehouse-go/gatehouse => ../../../

@@ -1,4 +1,4 @@
-module github.com/gatehouse-go/gatehouse/middleware/internal/routertest
+module github.com/gatehouse-go/gatehouse/internal/dev/routertest
 
 go 1.26.0
 

@@ -26,7 +26,7 @@ var forbidden = []struct{ from, to, why string }{
 	{"session", root + "/ratelimit", "limits and sessions are independent"},
 	{"session", root + "/middleware", "middleware is the top"},
 	{"", root + "/examples", "examples are no part of the kit"},
-	{"", root + "/internal/bench", "benchmarks are no part of the kit"},
+	{"", root + "/internal/dev/bench", "benchmarks are no part of the kit"},
 	{"", root + "/middleware/ginadapter", "gin stays in the adapter's module"},
 }
 
@@ -73,7 +73,7 @@ func TestUsedModules(t *testing.T) {
 	var kit []string
 	for _, p := range list(t, "./...") {
 		// For tests only, and out of users' reach.
-		if !within(p.ImportPath, root+"/internal/redistest") {
+		if !within(p.ImportPath, root+"/internal/dev/redistest") {
 			kit = append(kit, p.ImportPath)
 		}
 	}
@@ -117,7 +117,7 @@ func TestViolations(t *testing.T) {
 		{"middleware and both", "middleware", []string{root + "/session", root + "/ratelimit"}, 0},
 		{"ratelimit and net/http", "ratelimit", []string{"net/http"}, 1},
 		{"middleware and examples", "middleware", []string{root + "/examples/demo"}, 1},
-		{"redistest and bench", "internal/redistest", []string{root + "/internal/bench"}, 1},
+		{"redistest and bench", "internal/dev/redistest", []string{root + "/internal/dev/bench"}, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			from := root + "/" + tt.from
@@ -178,7 +178,7 @@ func goCommand(t *testing.T, args ...string) []byte {
 	t.Helper()
 	look(t)
 	cmd := exec.Command("go", args...)
-	cmd.Dir = "../.."
+	cmd.Dir = "../../.."
 	out, err := cmd.Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		t.Fatalf("go %q: %v\n%s", args, err, exit.Stderr)
@@ -192,7 +192,7 @@ func goCommand(t *testing.T, args ...string) []byte {
 // itself looked at has changed, and does not see what the go command reads.
 func look(t *testing.T) {
 	t.Helper()
-	err := filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir("../../..", func(path string, _ fs.DirEntry, err error) error {
 		if err == nil && (strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "go.mod")) {
 			_, err = os.Stat(path)
 		}
