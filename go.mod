@@ -3,11 +3,11 @@ module github.com/gatehouse-go/gatehouse
 go 1.26.0
 
 require (
-	// The session engine: values, tokens, lifetimes.
+	// Holds the values of a request; its Store interface; migration from it.
 	github.com/alexedwards/scs/v2 v2.9.0
 	// Structured fields (RFC 9651) for the IETF RateLimit headers.
 	github.com/dunglas/httpsfv v1.1.2
-	// Signs the session cookie; optional sealer of records.
+	// Signs the session cookie.
 	github.com/gorilla/securecookie v1.1.2
 	// The Redis client: standalone, Sentinel, Cluster.
 	github.com/redis/go-redis/v9 v9.23.0

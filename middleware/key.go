@@ -56,7 +56,7 @@ func ByUser(manager *session.Manager) KeyFunc {
 		if user := manager.UserID(r.Context()); user != "" {
 			return UserKey(user), nil
 		}
-		if manager.Info(r.Context()).Created.IsZero() {
+		if !manager.Loaded(r.Context()) {
 			return "", session.ErrNoSession
 		}
 		return "", fmt.Errorf("%w: nobody is logged in", ErrNoKey)
@@ -67,20 +67,20 @@ func ByUser(manager *session.Manager) KeyFunc {
 func UserKey(userID string) string { return "user:" + userID }
 
 // BySession counts by session. A visitor whose session is not stored yet has no
-// key ([ErrNoKey]); [FirstOf] names what counts him. A client gets a new key
-// with each new session, and so does a session whose ID changes: this keeps
-// visitors apart, it does not hold off one who drops his cookies. It must run
-// behind [Sessions] with that manager, or its error is [session.ErrNoSession].
+// key ([ErrNoKey]); [FirstOf] names what counts those. A client gets a new key
+// with each new session, and keeps it when the session's ID changes: this keeps
+// visitors apart, it does not hold off a client that drops its cookies. It must
+// run behind [Sessions] with that manager, or its error is
+// [session.ErrNoSession].
 func BySession(manager *session.Manager) KeyFunc {
 	return func(r *http.Request) (string, error) {
-		info := manager.Info(r.Context())
-		switch {
-		case info.Created.IsZero():
+		if !manager.Loaded(r.Context()) {
 			return "", session.ErrNoSession
-		case info.Fingerprint == "":
-			return "", fmt.Errorf("%w: no session is stored", ErrNoKey)
 		}
-		return "session:" + info.Fingerprint, nil
+		if handle := manager.Info(r.Context()).Handle; handle != "" {
+			return "session:" + handle, nil
+		}
+		return "", fmt.Errorf("%w: no session is stored", ErrNoKey)
 	}
 }
 

@@ -2,6 +2,7 @@ package middleware_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
 	"net/http"
@@ -125,11 +126,34 @@ func managerOn(t *testing.T, client redis.UniversalClient) *session.Manager {
 	m, err := session.New(client, session.Config{
 		Prefix:  t.Name() + ":",
 		Timeout: time.Minute, // patience for loaded machines
+		Logger:  slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// over is what tests of several kinds of Redis take, of a miniredis.
+func over(mini *miniredis.Miniredis) redistest.Backend {
+	return redistest.Backend{Name: "miniredis", Addrs: []string{mini.Addr()}, Mini: mini}
+}
+
+// advance moves the clock of one Redis server, and has the managers see it: they learn its
+// time from what they write.
+func advance(t testing.TB, b redistest.Backend, d time.Duration, managers ...*session.Manager) {
+	t.Helper()
+	b.Advance(t, d)
+	for _, m := range managers {
+		ctx, err := m.Load(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Put(ctx, "scratch", true)
+		if _, err := m.Finish(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // journal is a log that can be read.

@@ -19,14 +19,14 @@ import (
 // response takes its place, and the handler's writes fail. A session that cannot
 // be loaded is answered with an error, too, and keeps its cookie; a request
 // without a cookie is served in any case. A request whose client has gone is
-// saved all the same. If the handler panics, the session is unchanged, unless
-// the response had begun.
+// saved all the same. If the handler panics, a login is undone and the session is
+// what it was after the handler's last Commit, unless the response had begun.
 //
 // The zero value is not usable: Manager is required.
 //
-// When a request carries several cookies of the name, the first is used and the
-// others are ignored. Another host of the same domain can make a browser send
-// such cookies; the prefix __Host- of the default name prevents it.
+// When a request carries several cookies of the name, the first that leads to a session
+// counts. Another host of the same domain can make a browser send such cookies; the
+// prefix __Host- of the default name prevents it.
 type Sessions struct {
 	Manager *session.Manager // required
 
@@ -36,9 +36,10 @@ type Sessions struct {
 	// or as long as the session after the Manager's Remember.
 	Cookie http.Cookie
 
-	// LegacyCookie names a cookie that is read while a request has none of
-	// ours. It is deleted when ours is set. Use it with the Manager's Legacy
-	// store to move from another session library.
+	// LegacyCookie names the cookie of the Manager's Legacy store. It is looked at if none
+	// of ours leads to a session, and only for what can be a token of that store. It stays
+	// until its session ends, so that old servers go on beside new ones. If both cookies
+	// have one name, ours replaces it, and old servers do not know it.
 	LegacyCookie string
 
 	// DangerouslyAllowHTTP sends the cookie over plain HTTP, where anyone on
@@ -57,7 +58,7 @@ type Sessions struct {
 	OnLateChange func(LateChange)
 
 	// Logger gets sessions that cannot be loaded or saved, and late changes.
-	// nil: silent.
+	// nil: slog.Default().
 	Logger *slog.Logger
 }
 
@@ -88,73 +89,93 @@ func (s Sessions) Handler(next http.Handler) http.Handler {
 	if err := s.Validate(); err != nil {
 		panic(err)
 	}
+	if s.Logger == nil {
+		s.Logger = slog.Default()
+	}
 	l := &loader{Sessions: s}
 	l.cookie, _ = s.cookie() // checked by Validate
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.serve(w, r, next) })
 }
 
 func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	value, legacy := l.read(r)
-	ctx, err := l.Manager.Load(r.Context(), value)
+	ctx, err := l.load(r)
 	if err != nil {
 		l.fail(w, r, err)
 		return
 	}
+	outside := r
 	r = r.WithContext(ctx)
+	defer func() {
+		// The server removes the files of its own request alone, and what logs requests
+		// further out wants the route.
+		outside.MultipartForm, outside.Pattern = r.MultipartForm, r.Pattern
+	}()
 	outer := fieldsOf(w.Header())
-	hw := &headerWriter{ResponseWriter: w}
+	hw := &headerWriter{ResponseWriter: w, hijacked: func() { l.Manager.KeepID(ctx) }}
 	hw.before = func(int) error {
 		// Whether the client still listens does not matter to what it did.
-		out, err := l.Manager.Commit(context.WithoutCancel(r.Context()))
+		out, err := l.Manager.Finish(ctx)
+		h := w.Header()
 		if err != nil {
-			outer.restore(w.Header())
+			outer.restore(h)
+			l.apply(h, out)
 			l.fail(w, r, err)
 			return fmt.Errorf("middleware: response replaced, its session was not saved: %w", err)
 		}
-		h := w.Header()
 		if !slices.Contains(h["Vary"], "Cookie") {
 			h["Vary"] = append(h["Vary"], "Cookie")
 		}
-		l.apply(h, out, legacy)
+		l.apply(h, out)
 		return nil
 	}
+	returned := false
+	defer func() {
+		if !returned && !hw.began { // the handler panics
+			l.Manager.Abort(ctx)
+		}
+	}()
 	next.ServeHTTP(hw.wrap(), r)
+	returned = true
 
 	if !hw.began {
 		hw.begin(http.StatusOK)
-	} else if hw.err == nil && l.Manager.Pending(r.Context()) {
+	} else if hw.err == nil && l.Manager.Pending(ctx) {
 		l.reportLate(r)
 	}
 }
 
-// read returns the value of the session's cookie, "" if there is none, and
-// whether the request has a legacy cookie.
-func (l *loader) read(r *http.Request) (value string, legacy bool) {
-	if l.LegacyCookie != "" {
-		value, legacy = cookieNamed(r, l.LegacyCookie)
+// load finds the session that the request's cookies name.
+func (l *loader) load(r *http.Request) (context.Context, error) {
+	var buf [maxNamed]string
+	cookies := cookiesNamed(buf[:0], r, l.cookie.Name)
+	if l.LegacyCookie == "" {
+		return l.Manager.Load(r.Context(), cookies...)
 	}
-	if own, ok := cookieNamed(r, l.cookie.Name); ok {
-		value = own
+	var old [maxNamed]string
+	legacy := ""
+	for _, v := range cookiesNamed(old[:0], r, l.LegacyCookie) {
+		if len(v) == legacyTokenLen { // the first that can be one
+			legacy = v
+			break
+		}
 	}
-	return value, legacy
+	return l.Manager.LoadLegacy(r.Context(), legacy, cookies...)
 }
 
 // fail answers a request whose session could not be loaded or saved.
 func (l *loader) fail(w http.ResponseWriter, r *http.Request, err error) {
 	encode, isEncode := errors.AsType[*session.EncodeError](err)
-	if l.Logger != nil {
-		switch {
-		case isEncode:
-			l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: a value cannot be stored, request answered with an error",
-				slog.String("key", encode.Key), slog.String("method", r.Method), slog.String("route", route(r)))
-		case errors.Is(err, context.Canceled):
-			// The client hung up; nothing has failed.
-		default:
-			if skipped, now := l.outage.now(); now {
-				l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: not loaded or not saved, request answered with an error",
-					slog.Any("error", err), slog.String("method", r.Method), slog.String("route", route(r)),
-					slog.Int64("lines_left_out", skipped))
-			}
+	switch {
+	case isEncode:
+		l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: a value cannot be stored, request answered with an error",
+			slog.String("key", encode.Key), slog.String("method", r.Method), slog.String("route", route(r)))
+	case errors.Is(err, context.Canceled):
+		// The client hung up; nothing has failed.
+	default:
+		if skipped, now := l.outage.now(); now {
+			l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: not loaded or not saved, request answered with an error",
+				slog.Any("error", err), slog.String("method", r.Method), slog.String("route", route(r)),
+				slog.Int64("lines_left_out", skipped))
 		}
 	}
 	switch {
@@ -180,10 +201,8 @@ var (
 )
 
 func (l *loader) reportLate(r *http.Request) {
-	if l.Logger != nil {
-		l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: changed after the header was sent, the change is lost",
-			slog.String("method", r.Method), slog.String("route", route(r)))
-	}
+	l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: changed after the header was sent, the change is lost",
+		slog.String("method", r.Method), slog.String("route", route(r)))
 	if l.OnLateChange != nil {
 		l.OnLateChange(LateChange{Request: r})
 	}

@@ -1,10 +1,14 @@
 package session
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,28 +20,30 @@ import (
 const staleness = 500 * time.Millisecond
 
 // caching is a Manager whose client caches reads in process.
-func caching(t testing.TB, server *redistest.Server, addr string) *Manager {
+func caching(t testing.TB, addr string) *Manager {
 	t.Helper()
-	client := redis.NewClient(&redis.Options{
-		Addr: addr, Protocol: 3,
-		ClientSideCacheConfig: &redis.ClientSideCacheConfig{MaxStaleness: staleness},
+	return cachingIn(t, addr, func(o *redis.Options) {
+		o.ClientSideCacheConfig = &redis.ClientSideCacheConfig{MaxStaleness: staleness}
 	})
-	t.Cleanup(func() { client.Close() })
-	m, err := New(client, Config{Timeout: 100 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
 }
 
-// gets is how many GETs the server has answered.
-func gets(t testing.TB, server *redistest.Server) int {
+func cachingIn(t testing.TB, addr string, set func(*redis.Options)) *Manager {
+	t.Helper()
+	opts := &redis.Options{Addr: addr, Protocol: 3}
+	set(opts)
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { client.Close() })
+	return managerOver(t, client, Config{Timeout: 100 * time.Millisecond})
+}
+
+// hgets is how many HGETs the server has run, those of scripts included.
+func hgets(t testing.TB, server *redistest.Server) int {
 	t.Helper()
 	info, err := server.Client().Info(t.Context(), "commandstats").Result()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, after, ok := strings.Cut(info, "cmdstat_get:calls=")
+	_, after, ok := strings.Cut(info, "cmdstat_hget:calls=")
 	if !ok {
 		return 0
 	}
@@ -67,19 +73,19 @@ func servedFor(t testing.TB, m *Manager, cookie string) time.Duration {
 
 func TestCachedReadsCostNoCommand(t *testing.T) {
 	server := redistest.Start(t)
-	m := caching(t, server, server.Addr())
+	m := caching(t, server.Addr())
 	b := &browser{t: t, m: m}
 	b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann"); m.Put(ctx, "n", 1) })
 	warm(t, m, b.cookie, 1)
-	before := gets(t, server)
+	before := hgets(t, server)
 	for range 1000 {
 		if ctx := load(t, m, b.cookie); m.UserID(ctx) != "ann" || m.GetInt(ctx, "n") != 1 {
 			t.Fatal("the cache does not give the session")
 		}
 	}
 	// An entry is fetched anew when it is older than the staleness allowed.
-	if n := gets(t, server) - before; n > 10 {
-		t.Errorf("1000 cached reads cost %d GETs", n)
+	if n := hgets(t, server) - before; n > 10 {
+		t.Errorf("1000 cached reads cost %d HGETs", n)
 	}
 }
 
@@ -98,7 +104,7 @@ func warm(t testing.TB, m *Manager, cookie string, n int) {
 
 func TestLogoutReachesTheOtherCache(t *testing.T) {
 	server := redistest.Start(t)
-	one, two := caching(t, server, server.Addr()), caching(t, server, server.Addr())
+	one, two := caching(t, server.Addr()), caching(t, server.Addr())
 	var took []time.Duration
 	for range 100 {
 		b := &browser{t: t, m: one}
@@ -118,7 +124,7 @@ func TestLogoutReachesTheOtherCache(t *testing.T) {
 
 func TestChangesMeetACacheThatIsBehind(t *testing.T) {
 	server := redistest.Start(t)
-	one, two := caching(t, server, server.Addr()), caching(t, server, server.Addr())
+	one, two := caching(t, server.Addr()), caching(t, server.Addr())
 	b := &browser{t: t, m: one}
 	b.request(func(ctx context.Context) { _ = one.Login(ctx, "ann"); one.Put(ctx, "n", 1) })
 	for i := range 200 {
@@ -126,10 +132,7 @@ func TestChangesMeetACacheThatIsBehind(t *testing.T) {
 		(&browser{t: t, m: one, cookie: b.cookie}).request(func(ctx context.Context) { one.Put(ctx, "one"+strconv.Itoa(i), i) })
 		(&browser{t: t, m: two, cookie: b.cookie}).request(func(ctx context.Context) { two.Put(ctx, "two"+strconv.Itoa(i), i) })
 	}
-	plain, err := New(server.Client(), Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	plain := managerOver(t, server.Client(), Config{})
 	if n := len(plain.Keys(load(t, plain, b.cookie))); n != 401 {
 		t.Errorf("%d of 401 keys", n)
 	}
@@ -143,7 +146,7 @@ func TestCacheWithoutInvalidations(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := redistest.Start(t)
 			proxy := redistest.NewProxy(t, server.Addr())
-			one, two := caching(t, server, server.Addr()), caching(t, server, proxy.Addr())
+			one, two := caching(t, server.Addr()), caching(t, proxy.Addr())
 			b := &browser{t: t, m: one}
 			b.request(func(ctx context.Context) { _ = one.Login(ctx, "ann"); one.Put(ctx, "n", 1) })
 			warm(t, two, b.cookie, 1)
@@ -156,5 +159,76 @@ func TestCacheWithoutInvalidations(t *testing.T) {
 				t.Errorf("a revoked session was served for %v", took)
 			}
 		})
+	}
+}
+
+// deafCache is a cache that no invalidation reaches while it is deaf, as if Redis had
+// forgotten to send them, and whose entries never get old.
+type deafCache struct {
+	redis.Cache
+	deaf atomic.Bool
+}
+
+func (c *deafCache) DeleteByRedisKey(key string) int {
+	// What the process itself has changed it drops by the same method.
+	if c.deaf.Load() && !bytes.Contains(debug.Stack(), []byte("roundtrip.(*Sender).forget")) {
+		return 0
+	}
+	return c.Cache.DeleteByRedisKey(key)
+}
+
+// TestATouchThatFindsNoRecordEndsTheCachedSession has a process that is never told of the
+// end of a session, and would show it forever: the use that it notes finds out.
+func TestATouchThatFindsNoRecordEndsTheCachedSession(t *testing.T) {
+	server := redistest.Start(t)
+	one := managerOver(t, server.Client(), Config{})
+	deaf := &deafCache{Cache: redis.NewLocalCache(redis.CacheConfig{MaxEntries: 1000})}
+	two := cachingIn(t, server.Addr(), func(o *redis.Options) { o.ClientSideCache = deaf })
+	for name, end := range map[string]func(b *browser){
+		"logout":      func(b *browser) { b.request(func(ctx context.Context) { _ = one.Logout(ctx) }) },
+		"a new login": func(b *browser) { b.request(func(ctx context.Context) { _ = one.Login(ctx, "bob") }) },
+		"a lost hash": func(b *browser) { server.Client().Del(context.Background(), idOf(t, one, b.cookie).key) },
+	} {
+		for _, put := range []bool{false, true} {
+			b := &browser{t: t, m: one}
+			b.request(func(ctx context.Context) { _ = one.Login(ctx, "ann"); one.Put(ctx, "n", 1) })
+			deaf.deaf.Store(false)
+			warm(t, two, b.cookie, 1)
+			deaf.deaf.Store(true)
+			cached := b.cookie
+			end(b)
+			if ctx := load(t, two, cached); two.UserID(ctx) != "ann" {
+				t.Fatalf("%s: the cache is not deaf", name)
+			}
+			server.Advance(4 * time.Minute)
+			one.records.clocks.forget()
+			two.records.clocks.forget()
+			// Asking for the time drops what is cached of the owner that it is asked for.
+			if _, err := two.records.now(t.Context(), two.records.keys.fresh(two.records.keys.visitor())); err != nil {
+				t.Fatal(err)
+			}
+			ctx := load(t, two, cached)
+			if two.UserID(ctx) != "ann" {
+				t.Fatalf("%s: the cache is not deaf", name)
+			}
+			if put {
+				two.Put(ctx, "late", 1)
+				if err := two.Commit(ctx); !errors.Is(err, ErrEnded) {
+					t.Errorf("%s: Commit: %v", name, err)
+				}
+			}
+			if o := finish(t, two, ctx); o != (Outcome{}) {
+				t.Errorf("%s, put %v: %+v", name, put, o)
+			}
+			if two.UserID(ctx) != "" || two.Exists(ctx, "n") {
+				t.Errorf("%s, put %v: the request still has the session", name, put)
+			}
+			if got := look(t, two, cached); !got.nothing() {
+				t.Errorf("%s, put %v: then the cache still gives %v", name, put, got)
+			}
+			if n := len(recordsAt(t, one, idOf(t, one, cached).key)); n != 0 {
+				t.Errorf("%s, put %v: the touch made a record", name, put)
+			}
+		}
 	}
 }

@@ -26,17 +26,14 @@ func realSession(t testing.TB, cfg Config) (*Manager, string) {
 	t.Helper()
 	client := redistest.Shared(t).Client(func(o *redis.Options) { o.MaxRetries = -1 })
 	cfg.Timeout = 5 * time.Second
-	m, err := New(client, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := managerOver(t, client, cfg)
 	b := &browser{t, m, ""}
 	b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann"); ordinary(m, ctx) })
 	return m, b.cookie
 }
 
-// TestAllocationsOfARead holds what a session that is found and not changed
-// allocates, go-redis included.
+// TestAllocationsOfARead holds what a session that is found and not changed allocates,
+// go-redis included.
 func TestAllocationsOfARead(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
@@ -49,7 +46,7 @@ func TestAllocationsOfARead(t *testing.T) {
 		got := testing.AllocsPerRun(500, func() {
 			ctx, err := m.Load(context.Background(), cookie)
 			if err == nil {
-				_, err = m.Commit(ctx)
+				_, err = m.Finish(ctx)
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -84,7 +81,7 @@ func benchmark(b *testing.B, do func(m *Manager, ctx context.Context)) {
 						b.Fatal(err)
 					}
 					do(m, ctx)
-					if _, err := m.Commit(ctx); err != nil {
+					if _, err := m.Finish(ctx); err != nil {
 						b.Fatal(err)
 					}
 				}

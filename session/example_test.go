@@ -27,7 +27,8 @@ func Example() {
 	defer client.Close()
 
 	sessions, err := session.New(client, session.Config{
-		Secrets: [][]byte{[]byte("from a file that only the service can read")},
+		Secrets:   [][]byte{[]byte("from a file that only the service can read")},
+		KeySecret: []byte("another of its kind, that never changes"),
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -40,7 +41,7 @@ func Example() {
 			log.Fatal(err)
 		}
 		handler(ctx)
-		outcome, err := sessions.Commit(ctx)
+		outcome, err := sessions.Finish(ctx)
 		if err != nil {
 			log.Fatal(err)
 		}
@@ -72,9 +73,10 @@ func Example() {
 	// afterwards the cookie stands for ""
 }
 
-// A service moves from scs/redisstore (scs/goredisstore alike) without logging
-// anybody out. Each session moves at its first use; when the longest lifetime
-// of the old ones has passed, Legacy can go.
+// A service moves from scs/redisstore (scs/goredisstore alike) without logging anybody
+// out. Each session is copied at its first use, and stays in the old store for servers
+// that are not there yet; when the longest lifetime of the old ones has passed, Legacy
+// can go.
 func ExampleConfig_legacy() {
 	server, err := miniredis.Run()
 	if err != nil {
@@ -95,29 +97,32 @@ func ExampleConfig_legacy() {
 		log.Fatal(err)
 	}
 
-	// From today on. In middleware.Sessions, LegacyCookie is the old cookie's
-	// name, scs's being "session". Types that were registered for the old sessions
-	// by gob.Register stay so.
+	// From today on. In middleware.Sessions, LegacyCookie is the old cookie's name, scs's
+	// being "session". Types that were registered for the old sessions by gob.Register
+	// stay so.
 	gob.Register(time.Time{})
 	client := goredis.NewClient(&goredis.Options{Addr: server.Addr()})
 	defer client.Close()
 	sessions, err := session.New(client, session.Config{
-		Secrets: [][]byte{bytes.Repeat([]byte("secret"), 8)},
-		Legacy:  redisstore.New(pool),
-		LegacyUser: func(values map[string]any) string {
-			user, _ := values["userID"].(string)
-			return user
+		Secrets:   [][]byte{bytes.Repeat([]byte("secret"), 8)},
+		KeySecret: bytes.Repeat([]byte("forever"), 8),
+		Legacy: session.Legacy{
+			Store: redisstore.New(pool),
+			User: func(values map[string]any) string {
+				user, _ := values["userID"].(string)
+				return user
+			},
 		},
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
-	ctx, err = sessions.Load(context.Background(), cookie)
+	ctx, err = sessions.LoadLegacy(context.Background(), cookie)
 	if err != nil {
 		log.Fatal(err)
 	}
 	fmt.Println(sessions.UserID(ctx), sessions.Get(ctx, "cart"))
-	outcome, err := sessions.Commit(ctx)
+	outcome, err := sessions.Finish(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -127,5 +132,5 @@ func ExampleConfig_legacy() {
 	// Output:
 	// ann [book]
 	// a new cookie: true
-	// still in the old store: false
+	// still in the old store: true
 }

@@ -2,110 +2,208 @@ package session
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
+
+	"github.com/gatehouse-go/gatehouse/internal/codec"
 )
 
-// scsRememberMe is where scs keeps its RememberMe, among the values.
-const scsRememberMe = "__rememberMe"
+// legacy is another scs store whose sessions go on here.
+type legacy struct {
+	Legacy
+	timeout time.Duration
+	slots   chan struct{}
+}
 
-// moveLegacy looks for a session of the legacy store and moves it to the
-// record of the same token: under parallel first requests one creates the
-// record, and the others find it.
-func (s *Store) moveLegacy(ctx context.Context, at id) (*record, verdict, error) {
-	b, ok, err := s.legacyFind(ctx, at.token)
+const (
+	// scsRememberMe is where scs keeps its RememberMe, among the values.
+	scsRememberMe = "__rememberMe"
+	// legacyCalls bounds the calls to the store that are under way: one that is deaf to
+	// its context holds a goroutine each until it answers.
+	legacyCalls = 64
+	// legacyTokenLen is that of the tokens of scs, 256 bits in base64url.
+	legacyTokenLen = 43
+)
+
+var (
+	errLegacyTimeout = errors.New("no answer from the legacy store in time")
+	errLegacyBusy    = fmt.Errorf("%d calls to the legacy store are waiting for an answer", legacyCalls)
+)
+
+func newLegacy(c checked) *legacy {
+	if c.Legacy.Store == nil {
+		return nil
+	}
+	return &legacy{c.Legacy, c.Timeout, make(chan struct{}, legacyCalls)}
+}
+
+// isLegacyToken reports whether s may be a token of scs. Other values are not asked for:
+// a sibling host may set a cookie of the legacy name to a value of ours.
+func isLegacyToken(s string) bool {
+	if len(s) != legacyTokenLen {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			return false
+		}
+	}
+	return true
+}
+
+// loadLegacy looks for a session of the legacy store and copies it. Under parallel first
+// requests one makes the copy, and the others find it. A copy that was logged out, or
+// whose user logged in anew, has left a tombstone in its place, which stands until the
+// legacy session ends.
+func (m *Manager) loadLegacy(ctx context.Context, st *state, legacyToken string) error {
+	b, ok, err := m.legacy.find(ctx, legacyToken)
 	if err != nil {
-		return nil, absent, unavailable(ctx, err)
+		return unavailable(ctx, err)
 	}
 	if !ok {
-		// Perhaps because another request has just moved it.
-		return s.find(ctx, at)
+		return nil
 	}
-	deadline, values, err := scs.GobCodec{}.Decode(b)
+	r, err := m.copied(ctx, legacyToken, b)
 	if err != nil {
-		s.reportUnreadable(ctx, "legacy session is not gob")
-		return nil, absent, nil
+		if errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+			return err
+		}
+		m.records.reportUnreadable(ctx, "legacy session: "+err.Error())
+		return nil
 	}
-	now := s.now()
-	if latest := now.Add(s.lifetime); deadline.After(latest) {
-		deadline = latest
+	a, err := m.records.create(ctx, r, 0)
+	if wrongType(err) { // it cannot be copied, nor does that lock the visitor out
+		m.records.reportUnreadable(ctx, "the key of its copy is no hash")
+		return nil
 	}
-	r := &record{id: at, revision: 1, meta: meta{created: millis(now), issued: millis(now), deadline: millis(deadline)}}
-	r.meta.persistent, _ = values[scsRememberMe].(bool)
+	if err != nil {
+		return err
+	}
+	f := found{what: live, record: r}
+	if a.outcome == refused {
+		if f, err = m.records.met(ctx, r.id, a); err != nil {
+			return err
+		}
+	}
+	switch {
+	case f.record != nil:
+		st.loaded(f.record)
+		st.stood = a.outcome != refused
+	case f.what == ended:
+		st.dead = true
+	}
+	return nil
+}
+
+// copied returns the record of a legacy session.
+func (m *Manager) copied(ctx context.Context, legacyToken string, b []byte) (*record, error) {
+	deadline, values, err := decodeLegacy(b)
+	if err != nil {
+		return nil, err
+	}
+	rememberMe, _ := values[scsRememberMe].(bool)
 	delete(values, scsRememberMe)
-	if s.legacyUser != nil {
-		r.meta.user = s.legacyUser(values)
+	changes := make(map[string][]byte, len(values))
+	for key, v := range values {
+		if changes[key], err = codec.Encode(key, v); err != nil {
+			m.records.log.LogAttrs(ctx, slog.LevelError, "session: a value of a legacy session cannot be stored and is left out", slog.String("key", key))
+			delete(changes, key)
+		}
 	}
-	if r.values, err = s.codec.Encode(time.Time{}, values); err != nil {
-		s.reportUnreadable(ctx, "legacy session holds what the codec cannot encode")
-		return nil, absent, nil
+	user := ""
+	if m.legacy.User != nil {
+		user = m.legacy.User(values)
 	}
-	instead, ok, err := s.put(ctx, r, "")
+	if len(user) > maxUserID {
+		return nil, fmt.Errorf("user ID of %d bytes, at most %d are possible", len(user), maxUserID)
+	}
+	r := &record{id: m.records.keys.copied(legacyToken, user), who: who{user: user}, values: codec.Values{}.Change(changes)}
+	r.head = head{persistent: rememberMe || m.persistent, copied: true, handle: newHandle()}
+	switch {
+	case rememberMe || user != "" && r.head.persistent:
+		r.head.kind = remembered
+	case user != "":
+		r.head.kind = login
+	}
+	now, err := m.records.now(ctx, r.id)
 	if err != nil {
-		return nil, absent, err
+		return nil, err
 	}
-	if !ok {
-		if instead == "" { // its deadline has passed
-			return nil, absent, nil
-		}
-		return s.resolve(ctx, at, []byte(instead))
-	}
-	if err := s.legacyDelete(ctx, at.token); err != nil {
-		return nil, absent, unavailable(ctx, err)
-	}
-	return r, found, nil
+	r.times.deadline = now + min(time.Until(deadline), m.legacy.Lifetime).Microseconds()
+	return r, nil
 }
 
-func (s *Store) legacyFind(ctx context.Context, token string) (b []byte, ok bool, err error) {
-	type result struct {
-		b  []byte
-		ok bool
+// decodeLegacy reads what scs has written. A few bytes may claim a map of a billion
+// entries, which gob would make, and a registered type may decode itself carelessly.
+func decodeLegacy(b []byte) (deadline time.Time, values map[string]any, err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("panic while decoding")
+		}
+	}()
+	plain, err := codec.CheckLegacy(b)
+	if err != nil {
+		return time.Time{}, nil, errors.New("not gob")
 	}
-	r, err := bounded(ctx, s.timeout, func(ctx context.Context) (r result, err error) {
-		if c, ok := s.legacy.(interface {
-			FindCtx(context.Context, string) ([]byte, bool, error)
-		}); ok {
-			r.b, r.ok, err = c.FindCtx(ctx, token)
+	if deadline, values, err = (scs.GobCodec{}).Decode(plain); err != nil {
+		return time.Time{}, nil, errors.New("not gob of known types")
+	}
+	return deadline, values, nil
+}
+
+func (l *legacy) find(ctx context.Context, token string) ([]byte, bool, error) {
+	var b []byte // read only when f has returned: it may do so later than bounded
+	var ok bool
+	err := l.bounded(ctx, func(ctx context.Context) (err error) {
+		if c, is := l.Store.(scs.CtxStore); is {
+			b, ok, err = c.FindCtx(ctx, token)
 		} else {
-			r.b, r.ok, err = s.legacy.Find(token)
+			b, ok, err = l.Store.Find(token)
 		}
-		return r, err
+		return err
 	})
-	return r.b, r.ok, err
-}
-
-func (s *Store) legacyDelete(ctx context.Context, token string) error {
-	_, err := bounded(ctx, s.timeout, func(ctx context.Context) (struct{}, error) {
-		if c, ok := s.legacy.(interface {
-			DeleteCtx(context.Context, string) error
-		}); ok {
-			return struct{}{}, c.DeleteCtx(ctx, token)
-		}
-		return struct{}{}, s.legacy.Delete(token)
-	})
-	return err
-}
-
-// bounded waits for f no longer than timeout: f may be deaf to its context, as
-// scs/redisstore is. Its goroutine ends when f does.
-func bounded[T any](ctx context.Context, timeout time.Duration, f func(context.Context) (T, error)) (T, error) {
-	type result struct {
-		t   T
-		err error
+	if err != nil {
+		return nil, false, err
 	}
-	within, cancel := context.WithTimeoutCause(ctx, timeout, errLegacyTimeout)
+	return b, ok, nil
+}
+
+func (l *legacy) delete(ctx context.Context, token string) error {
+	return l.bounded(ctx, func(ctx context.Context) error {
+		if c, is := l.Store.(scs.CtxStore); is {
+			return c.DeleteCtx(ctx, token)
+		}
+		return l.Store.Delete(token)
+	})
+}
+
+// bounded waits for f no longer than the timeout: f may be deaf to its context, as
+// scs/redisstore is. Its goroutine ends when f does.
+func (l *legacy) bounded(ctx context.Context, f func(context.Context) error) error {
+	within, cancel := context.WithTimeoutCause(ctx, l.timeout, errLegacyTimeout)
 	defer cancel()
-	done := make(chan result, 1)
+	select {
+	case l.slots <- struct{}{}:
+	case <-within.Done(): // a store that is merely busy frees one in time
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return errLegacyBusy
+	}
+	done := make(chan error, 1)
 	go func() {
-		t, err := f(within)
-		done <- result{t, err}
+		defer func() { <-l.slots }()
+		done <- f(within)
 	}()
 	select {
-	case r := <-done:
-		return r.t, r.err
+	case err := <-done:
+		return err
 	case <-within.Done():
-		var zero T
-		return zero, context.Cause(within)
+		return context.Cause(within)
 	}
 }

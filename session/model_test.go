@@ -4,30 +4,52 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
 
-// TestModel runs random requests of one visitor, now and then with a cookie that
-// he had before, and compares what he sees with a model: a user and a map.
+// TestModel runs random requests of one visitor, now and then with an older cookie, while
+// time passes, and compares what each of them sees with a model: a user and a map.
 func TestModel(t *testing.T) {
-	clock := newClock()
-	each(t, Config{now: clock.now, Grace: time.Hour, Lifetime: 1000 * time.Hour, IdleTimeout: -1}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+	const grace = time.Hour
+	cfg := Config{Rotation: Rotation{Grace: grace}, Lifetime: 1000 * time.Hour, IdleTimeout: -1, Timeout: 5 * time.Second}
+	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		rnd := newRand(t)
 		b := &browser{t, m, ""}
 		var user string
 		values := map[string]any{}
-		var same, retired []string // cookies that lead to the session, and such that must not
+		type rotated struct {
+			cookie string
+			at     time.Duration
+		}
+		var now time.Duration
+		var same []rotated   // lead to the session until their Grace ends
+		var retired []string // must not lead to it
 		retire := func() {
-			retired = append(append(retired, same...), b.cookie)
+			for _, r := range same {
+				retired = append(retired, r.cookie)
+			}
+			retired = append(retired, b.cookie)
 			same = nil
 		}
 		for step := range 600 {
+			if rnd.IntN(4) == 0 {
+				d := time.Duration(rnd.IntN(600)) * time.Second
+				advance(t, rb, d, m)
+				now += d
+			}
+			same = slices.DeleteFunc(same, func(r rotated) bool {
+				if now > r.at+grace {
+					retired = append(retired, r.cookie)
+				}
+				return now > r.at+grace-time.Minute // time passes during requests, too
+			})
 			use := &browser{t, m, b.cookie}
 			if len(same) > 0 && rnd.IntN(4) == 0 {
-				use.cookie = same[rnd.IntN(len(same))]
+				use.cookie = same[rnd.IntN(len(same))].cookie
 			}
 			before := b.cookie
 			op := rnd.IntN(12)
@@ -73,21 +95,37 @@ func TestModel(t *testing.T) {
 						}
 					}
 				}
+				if rnd.IntN(4) == 0 { // a commit, and perhaps more after it
+					if err := m.Commit(ctx); err != nil {
+						t.Fatal(err)
+					}
+					if rnd.IntN(2) == 0 {
+						m.Put(ctx, "after", step)
+						next["after"] = step
+					}
+				}
+				if got := valuesOf(m, ctx); fmt.Sprint(got) != fmt.Sprint(next) || m.UserID(ctx) != user {
+					t.Fatalf("step %d: %q has %v, want %q and %v", step, m.UserID(ctx), got, user, next)
+				}
 				values = next
 			})
 			switch {
 			case op == -1:
 				retire()
-				b.cookie = ""
-				if o.Action != CookieDelete {
+				want := CookieDelete
+				if len(values) > 0 { // a session was begun after the logout
+					want = CookieSet
+				}
+				if o.Action != want {
 					t.Fatalf("step %d: %+v after logout", step, o)
 				}
+				b.cookie = use.cookie
 			case op == 8 || op == 9:
 				retire()
 				b.cookie = use.cookie
 			case o.Action == CookieSet:
 				if before != "" && before != use.cookie {
-					same = append(same, before)
+					same = append(same, rotated{before, now})
 				}
 				b.cookie = use.cookie
 			}
@@ -98,9 +136,6 @@ func TestModel(t *testing.T) {
 						t.Fatalf("step %d: a retired cookie shows %+v", step, got)
 					}
 				}
-			}
-			if len(same) > 8 {
-				same = same[len(same)-8:] // further back there are too many rotations between
 			}
 		}
 	})

@@ -1,191 +1,370 @@
 package session
 
 import (
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/codec"
+	"github.com/gatehouse-go/gatehouse/internal/seal"
 )
 
-// A record is one string in Redis. Its first byte is the format:
+// What stands in a field of an owner's hash. Integers are big-endian, times are
+// microseconds of Redis's clock in seven bytes.
 //
-//	live     format, revision (8), last touched (8, Unix ms), key id (4), payload
-//	moved    format, key id (4), sealed successor
-//	ended    format
+//	record     1, flags, key id (4), revision (8), handle (9);
+//	           born, deadline, last touch, until (28); 0, or 1 and the field of the ID
+//	           before it (16); box of the owner; box of the token
+//	rotated    2, lived, end of Grace (7), until (7), handle (9), field of the next ID (16);
+//	           key id (4), box of the token of the next ID
+//	ended      3, lived, end of Grace (7), until (7), handle (9), field of the ID that took
+//	           its place, or zeros (16); reason
 //
-// Integers are big-endian. The scripts read the format and the revision, and
-// write the time of the last touch: these are not sealed, all else is.
+// The head of a record, its first 23 bytes, is authenticated with both boxes, and with the
+// token's that there is an owner's. The scripts
+// alone write what stands between head and boxes. The values stand in the box of the
+// token, or, when they are large, in a field of their own: "v" and the field's name, a
+// revision and the box.
 const (
-	formatLive      = 1 // a session
-	formatMoved     = 2 // the ID was rotated; the successor stands in the record
-	formatEnded     = 3 // somebody logged in with this ID; it leads nowhere
-	formatLoggedOut = 4 // logged out; left only where a legacy session might be moved to
+	formatRecord  = 1
+	formatRotated = 2
+	formatEnded   = 3
+
+	headLen      = 1 + 1 + len(seal.ID{}) + len(revision{}) + len(handle{})
+	timesLen     = 4 * timeLen
+	timeLen      = 7
+	tombstoneLen = 2 + 2*timeLen + len(handle{}) + fieldLen
+
+	// maxTime leaves the scripts room to add a lifetime, in what seven bytes and a float64
+	// can hold. It is in the year 2255.
+	maxTime = 1 << 53
 )
 
-const (
-	headLen    = 1 + 8 // what a conditional commit compares
-	keyIDLen   = len(keyID{})
-	liveHeader = headLen + 8 + keyIDLen
+// apartAbove is the size in bytes above which values stand in a field of their own. Below,
+// one command reads a session; above, a touch and a list would move them through Redis.
+const apartAbove = 2048
 
-	sealOverhead = 12 + 16 // AES-GCM's nonce and tag: what a sealed record is made room for
-)
+var errMalformed = errors.New("malformed")
 
-var errMalformed = errors.New("session: malformed record")
+// revision is drawn anew for each write: a writer that finds its own has written.
+type revision [8]byte
 
-// id names a session: the token is the secret, the tag its place in a cluster.
-type id struct {
-	token string // 256 random bits, base64url
-	tag   string // of the user; "" while nobody is logged in
-	key   string // of the record in Redis
-}
+// kind says which of the configured lives a session has.
+type kind uint8
 
 const (
-	tokenLen = 43 // 256 bits in base64url
-	tagLen   = 12
+	visitor kind = iota
+	login
+	remembered
+	kinds
 )
 
-// newID derives the key: <prefix>{tag}:s:<hash of the token>. Redis never sees
-// a token.
-func newID(prefix, token, tag string) id {
-	var buf [128]byte // of most keys
-	sum := sha256.Sum256(append(buf[:0], token...))
-	var hash [tokenLen]byte
-	base64.RawURLEncoding.Encode(hash[:], sum[:])
-	b := append(buf[:0], prefix...)
-	b = append(b, '{')
-	if tag != "" {
-		b = append(b, tag...)
-	} else {
-		b = append(b, hash[:tagLen]...)
-	}
-	b = append(b, "}:s:"...)
-	return id{token, tag, string(append(b, hash[:]...))}
+// head is what a record shows without a key, but for its times.
+type head struct {
+	kind       kind
+	persistent bool // its cookie outlives the browser
+	copied     bool // of a legacy store: it keeps its own deadline
+	apart      bool // its values stand in a field of their own
+	key        seal.ID
+	revision   revision
+	handle     handle
 }
 
-// userTag is the cluster hash tag of a user: all of a user's sessions live in
-// one slot.
-func userTag(userID string) string {
-	if userID == "" {
-		return ""
-	}
-	sum := sha256.Sum256([]byte(userID))
-	return base64.RawURLEncoding.EncodeToString(sum[:])[:tagLen]
+// times are microseconds of Redis's clock. Only scripts set them.
+type times struct{ born, deadline, touched, until int64 }
+
+// who is what the box of the owner holds.
+type who struct {
+	user          string
+	authenticated int64 // when the user logged in; 0: unknown, or nobody
+	issued        int64 // when the ID was made; 0: when the session was born
 }
 
-// cookie is what the browser holds, before it is signed.
-func (i id) cookie() string {
-	if i.tag == "" {
-		return i.token
-	}
-	return i.tag + "." + i.token
+// record is a session as it stands in Redis.
+type record struct {
+	id     id
+	head   head
+	times  times
+	who    who
+	values codec.Values
 }
 
-// splitCookie is the reverse of id.cookie. It accepts exactly that form.
-func splitCookie(s string) (token, tag string, ok bool) {
-	if len(s) == tagLen+1+tokenLen && s[tagLen] == '.' {
-		tag, s = s[:tagLen], s[tagLen+1:]
-	}
-	if len(s) != tokenLen {
-		return "", "", false
-	}
-	return s, tag, isBase64URL(tag) && isBase64URL(s)
-}
-
-func isBase64URL(s string) bool {
-	for i := range len(s) {
-		if !base64URLBytes[s[i]] {
-			return false
+func (h head) append(b []byte) []byte {
+	flags := byte(h.kind)
+	for i, set := range [...]bool{h.persistent, h.copied, h.apart} {
+		if set {
+			flags |= 4 << i
 		}
 	}
-	return true
+	b = append(b, formatRecord, flags)
+	b = append(b, h.key[:]...)
+	b = append(b, h.revision[:]...)
+	return append(b, h.handle[:]...)
 }
 
-var base64URLBytes = func() (table [256]bool) {
-	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") {
-		table[c] = true
-	}
-	return table
-}()
-
-// meta is what the manager itself keeps about a session. Times are whole
-// milliseconds. It is comparable, so that a change is seen.
-type meta struct {
-	user          string
-	created       int64 // when the session or, later, the login began
-	authenticated int64 // 0: nobody has logged in
-	issued        int64 // when the ID was made
-	deadline      int64 // absolute end
-	persistent    bool
+func (h *head) parse(b []byte) {
+	flags := b[1]
+	h.kind = kind(flags & 3)
+	h.persistent, h.copied, h.apart = flags&4 != 0, flags&8 != 0, flags&16 != 0
+	b = b[2:]
+	b = b[copy(h.key[:], b):]
+	b = b[copy(h.revision[:], b):]
+	copy(h.handle[:], b)
 }
 
-func appendMeta(b []byte, m meta) []byte {
-	var flags byte
-	if m.persistent {
-		flags = 1
-	}
-	b = append(b, flags)
-	for _, t := range [...]int64{m.created, m.authenticated, m.issued, m.deadline} {
-		b = binary.AppendVarint(b, t)
-	}
-	b = binary.AppendUvarint(b, uint64(len(m.user)))
-	return append(b, m.user...)
+func getTime(b []byte) int64 {
+	return int64(binary.BigEndian.Uint32(b))<<24 | int64(b[4])<<16 | int64(b[5])<<8 | int64(b[6])
 }
 
-func parseMeta(b []byte) (m meta, rest []byte, err error) {
-	if len(b) == 0 || b[0] > 1 {
-		return meta{}, nil, errMalformed
+// append encodes the facts about the owner; a visitor has none.
+func (w who) append(b []byte) []byte {
+	if w == (who{}) {
+		return b
 	}
-	m.persistent = b[0] == 1
-	b = b[1:]
-	for _, t := range [...]*int64{&m.created, &m.authenticated, &m.issued, &m.deadline} {
+	b = binary.AppendVarint(b, w.authenticated)
+	b = binary.AppendVarint(b, w.issued)
+	return append(b, w.user...)
+}
+
+func (w *who) parse(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	for _, t := range [...]*int64{&w.authenticated, &w.issued} {
 		v, n := binary.Varint(b)
 		if n <= 0 {
-			return meta{}, nil, errMalformed
+			return errMalformed
 		}
 		*t, b = v, b[n:]
 	}
-	v, n := binary.Uvarint(b)
-	if n <= 0 || v > uint64(len(b)-n) {
-		return meta{}, nil, errMalformed
+	w.user = string(b)
+	return nil
+}
+
+// sealer seals and opens records and what tombstones lead to.
+type sealer struct{ ring *seal.Ring }
+
+// bound is what boxes are authenticated with: whose hash, which field, which head.
+func bound(buf []byte, at id, head []byte) []byte {
+	b := append(buf, at.owner[:]...)
+	b = append(b, at.field...)
+	return append(b, head...)
+}
+
+// sealed is a record as a script takes it.
+type sealed struct {
+	head   []byte
+	boxes  []byte
+	values []byte // in a field of their own; nil: in the boxes
+}
+
+// seal renders a record under the newest secret, with a new revision. It sets what of
+// the head depends on that.
+func (s sealer) seal(r *record) (out sealed, err error) {
+	r.head.key = s.ring.Current()
+	r.head.revision = newRevision()
+	values := r.values.Bytes()
+	r.head.apart = len(values) > apartAbove
+	owners, err := s.ring.Box(r.head.key, purposeOwner, r.id.owner[:])
+	if err != nil {
+		return out, err
 	}
-	b = b[n:]
-	m.user = string(b[:v])
-	return m, b[v:], nil
-}
-
-// record is a live session as it stands in Redis.
-type record struct {
-	id       id
-	revision uint64
-	touched  int64 // Unix milliseconds
-	keyID    keyID
-	meta     meta
-	values   []byte // as the codec wrote them
-	box      Box    // that it was opened with, for its token; may be nil
-}
-
-// head is what a conditional commit compares.
-func (r *record) head() string {
-	var h [headLen]byte
-	h[0] = formatLive
-	binary.BigEndian.PutUint64(h[1:], r.revision)
-	return string(h[:])
-}
-
-func appendMillis(b []byte, ms int64) []byte { return binary.BigEndian.AppendUint64(b, uint64(ms)) }
-
-func appendLive(b []byte, revision uint64, touched int64, k keyID) []byte {
-	b = append(b, formatLive)
-	b = binary.BigEndian.AppendUint64(b, revision)
-	b = appendMillis(b, touched)
-	return append(b, k[:]...)
-}
-
-func millis(t time.Time) int64 { return t.UnixMilli() }
-func fromMillis(ms int64) time.Time {
-	if ms == 0 {
-		return time.Time{}
+	tokens, err := s.ring.Box(r.head.key, purposeToken, r.id.token[:])
+	if err != nil {
+		return out, err
 	}
-	return time.UnixMilli(ms).UTC()
+	var heads [headLen]byte
+	out.head = r.head.append(heads[:0])
+	var buf [128]byte
+	with := bound(buf[:0], r.id, out.head)
+	var facts [64]byte
+	box := r.who.append(facts[:0])
+	b := make([]byte, 2, 2+2*seal.Overhead+len(box)+len(values))
+	if len(box) > 0 {
+		b = owners.Seal(b, box, with)
+		binary.BigEndian.PutUint16(b, uint16(len(b)-2))
+	}
+	with = append(with, b[:2]...) // a record whose owner's box was taken away does not open
+	if r.head.apart {
+		v := append(make([]byte, 0, len(r.head.revision)+len(values)+seal.Overhead), r.head.revision[:]...)
+		out.values = tokens.Seal(v, values, with)
+		values = nil
+	}
+	if len(values) > 0 || out.values == nil {
+		b = tokens.Seal(b, values, with)
+	}
+	out.boxes = b
+	return out, nil
 }
+
+// open reads the record raw that stands at an ID. large returns the field of the values,
+// if they stand in one. raw is not to be changed afterwards.
+func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, error) {
+	if len(raw) < headLen+timesLen+1 {
+		return nil, errMalformed
+	}
+	r := &record{id: at}
+	r.head.parse(raw)
+	rest := raw[headLen:]
+	for i, t := range [...]*int64{&r.times.born, &r.times.deadline, &r.times.touched, &r.times.until} {
+		if *t = getTime(rest[i*timeLen:]); *t > maxTime {
+			return nil, errMalformed
+		}
+	}
+	rest = rest[timesLen:]
+	before := int(rest[0]) * fieldLen
+	if rest[0] > 1 || len(rest) < 1+before+2 || r.head.kind >= kinds {
+		return nil, errMalformed
+	}
+	rest = rest[1+before:]
+	size, sized := int(binary.BigEndian.Uint16(rest)), rest[:2]
+	if rest = rest[2:]; size > len(rest) {
+		return nil, errMalformed
+	}
+	var buf [128]byte
+	with := bound(buf[:0], at, raw[:headLen])
+	if size > 0 {
+		box, err := s.ring.Box(r.head.key, purposeOwner, at.owner[:])
+		if err != nil {
+			return nil, err
+		}
+		var facts [128]byte
+		b, err := box.Open(facts[:0], rest[:size], with)
+		if err == nil {
+			err = r.who.parse(b)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	box, err := s.ring.Box(r.head.key, purposeToken, at.token[:])
+	if err != nil {
+		return nil, err
+	}
+	b := rest[size:]
+	if with = append(with, sized...); r.head.apart {
+		if len(b) > 0 {
+			return nil, errMalformed
+		}
+		if b, err = large(); err != nil {
+			return nil, err
+		}
+		if len(b) < len(r.head.revision) || revision(b) != r.head.revision {
+			return nil, errTorn
+		}
+		b = b[len(r.head.revision):]
+	}
+	if b, err = box.Open(nil, b, with); err == nil {
+		r.values, err = codec.Parse(b)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// errTorn says that the values in their own field are not those of the record: another
+// write came between the two reads.
+var errTorn = errors.New("values of another revision")
+
+// What one secret is used for.
+const (
+	purposeOwner = "session owner"
+	purposeToken = "session token"
+	purposeLeads = "session successor"
+)
+
+// leadsTo seals the token that a rotated ID leads to. Without secrets it is sealed under
+// the old token alone, which Redis does not know either.
+func (s sealer) leadsTo(from, to id) ([]byte, error) {
+	key := s.ring.Current()
+	box, err := s.leadsBox(key, from)
+	if err != nil {
+		return nil, err
+	}
+	var buf [128]byte
+	return box.Seal(append([]byte(nil), key[:]...), to.token[:], bound(buf[:0], from, nil)), nil
+}
+
+// follow opens what leadsTo sealed.
+func (s sealer) follow(k keys, from id, b []byte) (id, error) {
+	var key seal.ID
+	if len(b) < len(key) {
+		return id{}, errMalformed
+	}
+	b = b[copy(key[:], b):]
+	box, err := s.leadsBox(key, from)
+	if err != nil {
+		return id{}, err
+	}
+	var buf [128]byte
+	to, err := box.Open(nil, b, bound(buf[:0], from, nil))
+	if err != nil {
+		return id{}, err
+	}
+	if len(to) != len(token{}) {
+		return id{}, errMalformed
+	}
+	return k.at(from.owner, token(to)), nil
+}
+
+func (s sealer) leadsBox(key seal.ID, from id) (seal.Box, error) {
+	if s.ring.Len() == 0 && key == seal.Plain {
+		return seal.TokenBox(purposeLeads, from.token[:]), nil
+	}
+	return s.ring.Box(key, purposeLeads, from.token[:])
+}
+
+// life is how long a session lasts.
+type life struct {
+	lifetime time.Duration
+	idle     time.Duration // 0: none
+}
+
+// A use is noted at most every idle/touchShare, and so a session lives up to that much
+// longer than idle after its last use.
+const touchShare = 20
+
+// slack is how long a session that is not used is there.
+func (l life) slack() time.Duration { return l.idle + l.idle/touchShare }
+
+// kept is how long Redis keeps a record after a write: for short, if that is not 0.
+func (l life) kept(short time.Duration) life {
+	if l.idle = l.slack(); short > 0 {
+		l.idle = short
+	}
+	return l
+}
+
+// deadline is the absolute end of a record under this life.
+func (l life) deadline(r *record) int64 {
+	if r.head.copied {
+		return r.times.deadline
+	}
+	return r.times.born + l.lifetime.Microseconds()
+}
+
+// over reports whether a record's time has passed. The record alone decides: a key that
+// outlived its TTL, on a replica or after a restore, is no session.
+func (l life) over(r *record, now int64) bool {
+	return now >= r.times.until || now >= l.deadline(r) ||
+		l.idle > 0 && now >= r.times.touched+l.slack().Microseconds()
+}
+
+// touchDue reports whether a use is to be noted.
+func (l life) touchDue(r *record, now int64) bool { return l.kept(0).moves(r, now) }
+
+// moves reports whether a write at now sets the times of a record: each idle/touchShare,
+// or when the configured life would move its end by as much. It is the script's own rule
+// (save.lua), of a life that is kept.
+func (l life) moves(r *record, now int64) bool {
+	step, end := l.lifetime.Microseconds()/lastSeenShare, l.deadline(r)
+	if l.idle > 0 {
+		step, end = l.idle.Microseconds()/(touchShare+1), min(end, now+l.idle.Microseconds())
+	}
+	return now-r.times.touched >= step || end-r.times.until >= step
+}
+
+// lastSeenShare is how often a session without an idle timeout notes its use, so that
+// LastSeen means something: a hundred times in its lifetime.
+const lastSeenShare = 100

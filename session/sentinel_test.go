@@ -8,15 +8,12 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
 
-// TestSentinelFailover loses the master: sessions cannot be loaded until the
-// replica has taken over, and are there then.
+// TestSentinelFailover loses the master: sessions cannot be loaded until the replica has
+// taken over, and are there then.
 func TestSentinelFailover(t *testing.T) {
 	sentinel := redistest.StartSentinel(t)
 	client := sentinel.Client()
-	m, err := New(client, Config{Secrets: [][]byte{secret}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := managerOver(t, client, Config{Secrets: [][]byte{secret}})
 	b := &browser{t: t, m: m}
 	b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann"); m.Put(ctx, "cart", "book") })
 	if n, err := client.Wait(t.Context(), 1, 5*time.Second).Result(); n != 1 || err != nil {

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +16,10 @@ import (
 
 func TestMain(m *testing.M) { redistest.Main(m) }
 
-var secret = []byte("0123456789abcdef0123456789abcdef")
+var (
+	secret    = []byte("0123456789abcdef0123456789abcdef")
+	keySecret = []byte("a key secret of 32 bytes, always")
+)
 
 // browser sends requests with the cookie it holds.
 type browser struct {
@@ -29,66 +33,83 @@ func (b *browser) request(handler func(ctx context.Context)) Outcome {
 	b.t.Helper()
 	ctx := load(b.t, b.m, b.cookie)
 	handler(ctx)
-	o := commit(b.t, b.m, ctx)
+	o := finish(b.t, b.m, ctx)
 	b.take(o)
 	return o
 }
 
-func load(t testing.TB, m *Manager, cookie string) context.Context {
+// take does with the cookie what a response says.
+func (b *browser) take(o Outcome) {
+	switch o.Action {
+	case CookieSet:
+		b.cookie = o.Value
+	case CookieDelete:
+		b.cookie = ""
+	}
+}
+
+func load(t testing.TB, m *Manager, cookies ...string) context.Context {
 	t.Helper()
-	ctx, err := m.Load(context.Background(), cookie)
+	ctx, err := m.Load(context.Background(), cookies...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return ctx
 }
 
-func commit(t testing.TB, m *Manager, ctx context.Context) Outcome {
+func finish(t testing.TB, m *Manager, ctx context.Context) Outcome {
 	t.Helper()
-	o, err := m.Commit(ctx)
+	o, err := m.Finish(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return o
 }
 
+// manager returns a Manager over a backend. With Secrets it has a KeySecret, too.
 func manager(t testing.TB, b redistest.Backend, cfg Config) *Manager {
 	t.Helper()
-	m, err := New(b.Client, cfg)
+	return managerOver(t, b.Client, cfg)
+}
+
+func managerOver(t testing.TB, client redis.UniversalClient, cfg Config) *Manager {
+	t.Helper()
+	if len(cfg.Secrets) > 0 && cfg.KeySecret == nil {
+		cfg.KeySecret = keySecret
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	m, err := New(client, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return m
 }
 
-// config is that of a further Manager of the same site.
-func (m *Manager) config(t testing.TB) Config {
+// advance moves Redis's clock, and has the Managers ask for it.
+func advance(t testing.TB, b redistest.Backend, d time.Duration, managers ...*Manager) {
 	t.Helper()
-	cfg := Config{Lifetime: m.lifetime, IdleTimeout: m.store.idleTimeout, RotateEvery: m.rotateEvery, Grace: m.store.grace, now: m.store.now}
-	if len(m.store.ring.keys) > 0 {
-		cfg.Secrets = [][]byte{secret}
+	b.Advance(t, d)
+	for _, m := range managers {
+		m.records.clocks.forget()
 	}
-	return cfg
 }
 
-// clock is one that tests set.
-type clock struct {
-	mu sync.Mutex
-	t  time.Time
+func (c *clocks) forget() {
+	for i := range c.of {
+		c.of[i].sample.Store(nil)
+	}
 }
 
-func newClock() *clock { return &clock{t: time.Now()} }
-
-func (c *clock) now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *clock) add(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
+// idOf is the ID that a cookie names.
+func idOf(t testing.TB, m *Manager, cookie string) id {
+	t.Helper()
+	v, _, ok := m.signer.verify(cookie)
+	if !ok {
+		t.Fatalf("cookie %q cannot be read", cookie)
+	}
+	return m.records.keys.at(v.split())
 }
 
 // each runs a test on every kind of Redis, plain and sealed.

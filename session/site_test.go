@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/alexedwards/scs/redisstore"
@@ -16,11 +18,11 @@ import (
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
-// site is a web site with sessions. The races run against several, so that it
-// shows whether they would catch a store that is wrong.
+// site is a web site with sessions. The races run against several, to show that they
+// catch a store that is wrong.
 type site interface {
 	load(cookie string) (context.Context, error)
-	commit(ctx context.Context) (cookie string, err error) // "": it stays as it was
+	finish(ctx context.Context) (cookie string, err error) // "": it stays as it was
 	put(ctx context.Context, key string, value any)
 	remove(ctx context.Context, key string)
 	values(ctx context.Context) map[string]any
@@ -28,24 +30,24 @@ type site interface {
 	rotate(ctx context.Context) error
 	logout(ctx context.Context) error
 	user(ctx context.Context) string
+	clockMoved()
 }
 
 // Sites, by the name that a child process is told.
 const (
 	siteKit           = "gatehouse"
 	siteSealed        = "gatehouse, sealed"
-	siteUnconditional = "gatehouse with unconditional commits"
+	siteUnconditional = "gatehouse with unconditional saves"
 	siteStock         = "scs with redisstore"
 )
 
-func newSite(name, addr string, later time.Duration) (site, error) {
+func newSite(name, addr string) (site, error) {
 	client := redis.NewClient(&redis.Options{Addr: addr})
-	// Patient, since the load is meant to be more than the machine can take. Later
-	// than the other processes, so that a mere read is a touch.
-	cfg := Config{Timeout: time.Minute, Grace: time.Minute, now: func() time.Time { return time.Now().Add(later) }}
+	// Patient, since the load is meant to be more than the machine can take.
+	cfg := Config{Timeout: time.Minute, Rotation: Rotation{Grace: 10 * time.Minute}, Logger: slog.New(slog.DiscardHandler)}
 	switch name {
 	case siteSealed:
-		cfg.Secrets = [][]byte{secret}
+		cfg.Secrets, cfg.KeySecret = [][]byte{secret}, keySecret
 	case siteUnconditional:
 		client.AddHook(unconditional{})
 	case siteStock:
@@ -65,8 +67,8 @@ type kitSite struct{ m *Manager }
 func (s kitSite) load(cookie string) (context.Context, error) {
 	return s.m.Load(context.Background(), cookie)
 }
-func (s kitSite) commit(ctx context.Context) (string, error) {
-	o, err := s.m.Commit(ctx)
+func (s kitSite) finish(ctx context.Context) (string, error) {
+	o, err := s.m.Finish(ctx)
 	return o.Value, err
 }
 func (s kitSite) put(ctx context.Context, key string, value any) { s.m.Put(ctx, key, value) }
@@ -76,6 +78,7 @@ func (s kitSite) rotate(ctx context.Context) error               { return s.m.Ro
 func (s kitSite) logout(ctx context.Context) error               { return s.m.Logout(ctx) }
 func (s kitSite) user(ctx context.Context) string                { return s.m.UserID(ctx) }
 func (s kitSite) values(ctx context.Context) map[string]any      { return valuesOf(s.m, ctx) }
+func (s kitSite) clockMoved()                                    { s.m.records.clocks.forget() }
 
 func valuesOf(v Values, ctx context.Context) map[string]any {
 	all := make(map[string]any)
@@ -99,7 +102,7 @@ const stockUser = "user"
 func (s stockSite) load(cookie string) (context.Context, error) {
 	return s.m.Load(context.Background(), cookie)
 }
-func (s stockSite) commit(ctx context.Context) (string, error) {
+func (s stockSite) finish(ctx context.Context) (string, error) {
 	if s.m.Status(ctx) != scs.Modified {
 		return "", nil
 	}
@@ -120,22 +123,18 @@ func (s stockSite) values(ctx context.Context) map[string]any {
 	delete(all, stockUser)
 	return all
 }
+func (s stockSite) clockMoved() {}
 
-// unconditional breaks a store: a commit and a touch are plain SETs, whatever
-// stands in Redis.
-type unconditional struct{}
-
-func (unconditional) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
-}
+// unconditional breaks a store: a save writes the record whatever stands in Redis.
+type unconditional struct{ onlyCommands }
 
 func (unconditional) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		set := asSet(ctx, cmd)
-		if set == nil {
+		over := overwriting(ctx, cmd)
+		if over == nil {
 			return next(ctx, cmd)
 		}
-		return written(cmd, next(ctx, set))
+		return answered(cmd, over, next(ctx, over))
 	}
 }
 
@@ -143,40 +142,51 @@ func (unconditional) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.P
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		sent := make([]redis.Cmder, len(cmds))
 		for i, cmd := range cmds {
-			if sent[i] = cmd; asSet(ctx, cmd) != nil {
-				sent[i] = asSet(ctx, cmd)
+			if sent[i] = cmd; nameOf(cmd) == "save" {
+				sent[i] = overwriting(ctx, cmd)
 			}
 		}
 		err := next(ctx, sent)
 		for i, cmd := range cmds {
 			if sent[i] != cmd {
-				_ = written(cmd, sent[i].Err())
+				_ = answered(cmd, sent[i].(*redis.Cmd), sent[i].Err())
 			}
 		}
 		return err
 	}
 }
 
-func asSet(ctx context.Context, cmd redis.Cmder) redis.Cmder {
-	args := cmd.Args()
-	if len(args) != 7 || args[1] != scripts.SessionCommit.SHA1 {
+// overwriting is the command that a save becomes; nil for any other.
+func overwriting(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
+	if nameOf(cmd) != "save" {
 		return nil
 	}
-	return redis.NewStatusCmd(ctx, "set", args[3], args[5], "px", args[6])
+	// KEYS[1]; field, known revision, head, boxes, lifetime, idle timeout, values
+	a := cmd.Args()[3:]
+	return redis.NewCmd(ctx, "eval", scripts.SessionCreate.Source, 1, a[0],
+		a[1], a[3], a[4], a[5], a[6], 0, a[7], "1")
 }
 
-func written(cmd redis.Cmder, err error) error {
+func answered(cmd redis.Cmder, by *redis.Cmd, err error) error {
 	if err != nil {
 		cmd.SetErr(err)
 		return err
 	}
-	cmd.(interface{ SetVal(any) }).SetVal(int64(1))
+	cmd.(interface{ SetVal(any) }).SetVal(by.Val())
 	return nil
+}
+
+// onlyCommands is the part of a hook that leaves connections alone.
+type onlyCommands struct{}
+
+func (onlyCommands) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
 }
 
 // commands counts what a client sends, and fails what it is told to.
 type commands struct {
-	mu   chan struct{}
+	onlyCommands
+	mu   sync.Mutex
 	seen []string
 	fail func(n int, command string) fate // n counts from 1; nil: nothing fails
 }
@@ -191,58 +201,62 @@ const (
 
 var errInjected = errors.New("injected failure")
 
+// countCommands is to be called before New: it sees what Managers made later send.
 func countCommands(client redis.UniversalClient) *commands {
-	c := &commands{mu: make(chan struct{}, 1)}
+	c := new(commands)
 	client.AddHook(c)
 	return c
 }
 
 // reset forgets what was seen, and sets what fails from now on.
 func (c *commands) reset(fail func(n int, command string) fate) {
-	c.mu <- struct{}{}
-	defer func() { <-c.mu }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.seen, c.fail = nil, fail
 }
 
 func (c *commands) all() []string {
-	c.mu <- struct{}{}
-	defer func() { <-c.mu }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	return append([]string(nil), c.seen...)
 }
 
 func (c *commands) note(cmd redis.Cmder) fate {
-	c.mu <- struct{}{}
-	defer func() { <-c.mu }()
 	name := nameOf(cmd)
 	switch name {
 	case "hello", "client", "cluster", "command", "ping":
 		return fateSent // what go-redis sends for itself
 	}
+	c.mu.Lock()
 	c.seen = append(c.seen, name)
-	if c.fail == nil {
+	n, fail := len(c.seen), c.fail
+	c.mu.Unlock()
+	if fail == nil {
 		return fateSent
 	}
-	return c.fail(len(c.seen), name)
+	return fail(n, name)
 }
 
-// nameOf is a command's, or that of the script it runs.
+// nameOf is a command's, or that of the script it runs: "save" and so on. A save of no
+// more than a use is a "touch".
 func nameOf(cmd redis.Cmder) string {
 	args := cmd.Args()
 	if len(args) > 1 {
-		switch args[1] {
-		case scripts.SessionCommit.SHA1, scripts.SessionCommit.Source:
-			return "commit"
-		case scripts.SessionTouch.SHA1, scripts.SessionTouch.Source:
-			return "touch"
-		case scripts.SessionEnd.SHA1, scripts.SessionEnd.Source:
-			return "end"
+		for name, s := range map[string]*scripts.Script{
+			"create": scripts.SessionCreate, "save": scripts.SessionSave, "rotate": scripts.SessionRotate,
+			"retire": scripts.SessionRetire, "end": scripts.SessionEnd, "sweep": scripts.SessionSweep,
+			"time": scripts.SessionTime, "heads": scripts.SessionHeads,
+		} {
+			if args[1] != s.SHA1 && args[1] != s.Source {
+				continue
+			}
+			if head, isString := args[min(6, len(args)-1)].(string); name == "save" && isString && head == "" {
+				return "touch"
+			}
+			return name
 		}
 	}
 	return strings.ToLower(cmd.Name())
-}
-
-func (c *commands) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
 }
 
 func (c *commands) ProcessHook(next redis.ProcessHook) redis.ProcessHook {

@@ -3,13 +3,12 @@ package session
 import (
 	"context"
 	"sync"
-	"time"
 )
 
-// turns lets the commits of one session that got into a conflict go one after
-// the other within this process. Without it, n writers of a session need about
-// n²/2 attempts; with it, attempts fail only because of other processes. The
-// turns are there for speed alone. The zero value is ready.
+// turns lets the commits of one session that got into a conflict go one after the other
+// within this process. Without it, n writers of a session need about n²/2 attempts; with
+// it, attempts fail only because of other processes. It is there for speed alone. The
+// zero value is ready.
 type turns struct {
 	mu sync.Mutex
 	m  map[string]*turn
@@ -17,15 +16,14 @@ type turns struct {
 
 type turn struct {
 	slot    chan struct{}
-	broken  chan struct{} // closed when one who had the turn has failed
+	broken  chan struct{} // closed when a commit that had the turn has failed
 	waiting int           // that hold or wait for the slot
 }
 
-// take waits for the turn of key, or for ctx, and lets the caller go without it
-// after patience, or when one before him has failed: if Redis hangs, those who
-// wait must not find that out one after the other. The turn is given back by
-// done.
-func (t *turns) take(ctx context.Context, key string, patience time.Duration) (done func(failed bool), err error) {
+// take waits for the turn of key or for ctx. It lets the caller go without it when a
+// commit before has failed: if Redis hangs, those who wait must not find that out one
+// after the other. done gives the turn back.
+func (t *turns) take(ctx context.Context, key string) (done func(failed bool), err error) {
 	t.mu.Lock()
 	e := t.m[key]
 	if e == nil {
@@ -52,17 +50,31 @@ func (t *turns) take(ctx context.Context, key string, patience time.Duration) (d
 			delete(t.m, key)
 		}
 	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
 	select {
 	case e.slot <- struct{}{}:
 		return func(failed bool) { <-e.slot; leave(failed) }, nil
 	case <-e.broken:
-	case <-timer.C:
 	case <-ctx.Done():
 		leave(false)
 		return nil, ctx.Err()
 	}
 	leave(false)
 	return func(bool) {}, nil
+}
+
+// myTurn is the turn of one commit; the zero value has none yet.
+type myTurn struct{ give func(failed bool) }
+
+// take waits for the turn, at the first conflict.
+func (t *myTurn) take(ctx context.Context, turns *turns, at id) (err error) {
+	if t.give == nil {
+		t.give, err = turns.take(ctx, at.key+at.field)
+	}
+	return err
+}
+
+func (t *myTurn) done(err error) {
+	if t.give != nil {
+		t.give(err != nil)
+	}
 }

@@ -2,17 +2,29 @@ package session
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
+
+	"github.com/gatehouse-go/gatehouse/internal/codec"
 )
 
-// Values reads and writes the data of the current session. It is the part of
-// *scs.SessionManager that does so. Changes are kept in memory until Commit. The
-// methods panic if ctx was not made by [Manager.Load].
+// EncodeError names the key whose value cannot be stored, and never shows the value.
+type EncodeError = codec.EncodeError
+
+// Values reads and writes the data of the current session. Its methods mean what those of
+// *scs.SessionManager do. Changes are kept in memory until a commit. The methods panic if
+// ctx was not made by [Manager.Load].
 //
-// What a Get method returns is the session's own: a slice or map that is
-// changed in place must be Put again to be saved.
+// What a Get method returns is the session's own: a slice or map that is changed in place
+// must be Put again to be saved. A Put is a change, also of what was there already: of
+// several requests that put one key, the last to commit wins.
+//
+// A value of a type that this server does not know, such as one that a newer release has
+// put, is as if it were not there. It stays in the session all the same, unless its key
+// is put or removed.
 type Values interface {
 	Put(ctx context.Context, key string, val any)
 	Get(ctx context.Context, key string) any
@@ -39,89 +51,232 @@ type Values interface {
 	PopTime(ctx context.Context, key string) time.Time
 }
 
-// counting is scs's manager, with a count of the changes that are made to a session.
-// One is counted after it is made: a commit that does not know of it may contain it.
-type counting struct {
-	*scs.SessionManager
-	store *Store
+// holder holds the values of a request, and nothing else: an scs manager without a store,
+// whose sessions are never loaded, saved or ended.
+var holder scs.SessionManager
+
+// working are the values that a request works with: those it found, as bytes until one of
+// them is asked for, and its changes. It is guarded by the state's lock.
+type working struct {
+	stored  codec.Values    // as they stand in Redis, as far as the request knows
+	decoded context.Context // in which holder has the values; nil: none was asked for yet
+	changed map[string]change
+	serial  uint64 // of the last change
 }
 
-func (c counting) changed(ctx context.Context) {
-	if st := c.store.state(ctx); st != nil {
-		st.changes.Add(1)
+// change is the last change of a key that no commit has saved.
+type change struct {
+	value   any
+	removed bool
+	serial  uint64
+}
+
+// of returns the context in which holder has the values.
+func (w *working) of(report func(key string, err error)) context.Context {
+	if w.decoded == nil {
+		w.decoded, _ = holder.Load(context.Background(), "") // asks no store
+		for e, err := range w.stored.Decode() {
+			w.show(e, err, report)
+		}
+	}
+	return w.decoded
+}
+
+// show puts a stored value among those that are read.
+func (w *working) show(e codec.Entry, err error, report func(key string, err error)) {
+	if err != nil {
+		report(e.Key, err)
+		holder.Remove(w.decoded, e.Key)
+		return
+	}
+	holder.Put(w.decoded, e.Key, e.Value)
+}
+
+func (w *working) note(key string, c change) {
+	if w.changed == nil {
+		w.changed = make(map[string]change)
+	}
+	w.serial++
+	c.serial = w.serial
+	w.changed[key] = c
+}
+
+// saved takes in what a commit has stored: the changes up to a serial, and what others
+// had saved meanwhile.
+func (w *working) saved(stored codec.Values, upTo uint64, report func(key string, err error)) {
+	for key, c := range w.changed {
+		if c.serial <= upTo {
+			delete(w.changed, key)
+		}
+	}
+	before := w.stored
+	w.stored = stored
+	if w.decoded == nil {
+		return
+	}
+	for key, b := range stored.All() {
+		if was, ok := before.Get(key); ok && string(was) == string(b) {
+			continue
+		}
+		if _, mine := w.changed[key]; !mine {
+			v, err := codec.Decode(b)
+			w.show(codec.Entry{Key: key, Value: v}, err, report)
+		}
+	}
+	for key := range before.All() {
+		if _, still := stored.Get(key); !still {
+			if _, mine := w.changed[key]; !mine {
+				holder.Remove(w.decoded, key)
+			}
+		}
 	}
 }
 
-func (c counting) Put(ctx context.Context, key string, val any) {
-	defer c.changed(ctx)
-	c.SessionManager.Put(ctx, key, val)
+// encode renders changes; a removal is nil.
+func encode(changes map[string]change) (map[string][]byte, error) {
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	out := make(map[string][]byte, len(changes))
+	for key, c := range changes {
+		if c.removed {
+			out[key] = nil
+			continue
+		}
+		b, err := codec.Encode(key, c.value)
+		if err != nil {
+			return nil, err
+		}
+		out[key] = b
+	}
+	return out, nil
 }
 
-func (c counting) Remove(ctx context.Context, key string) {
-	defer c.changed(ctx)
-	c.SessionManager.Remove(ctx, key)
+// values implements Values for the sessions of one Manager.
+type values struct{ m *Manager }
+
+// use runs f on the values of ctx's session. It panics as scs does.
+func (v values) use(ctx context.Context, f func(w *working, held context.Context)) {
+	st := v.m.state(ctx)
+	if st == nil {
+		panic("session: no session in the context")
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	f(&st.values, st.values.of(v.m.reportValue))
 }
 
-func (c counting) Clear(ctx context.Context) error {
-	defer c.changed(ctx)
-	return c.SessionManager.Clear(ctx)
+// held is where the values of ctx's session are, to be read.
+func (v values) held(ctx context.Context) (held context.Context) {
+	st := v.m.state(ctx)
+	if st == nil {
+		panic("session: no session in the context")
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.values.of(v.m.reportValue)
 }
 
-func (c counting) Pop(ctx context.Context, key string) any {
-	defer c.changed(ctx)
-	return c.SessionManager.Pop(ctx, key)
+func (m *Manager) reportValue(key string, err error) {
+	what := "session: a value cannot be read, it is kept as it is"
+	if errors.Is(err, codec.ErrUnknownType) {
+		what = "session: a value is of a type that is not known here, it is kept as it is"
+	}
+	m.records.log.LogAttrs(context.Background(), slog.LevelWarn, what, slog.String("key", key))
 }
 
-func (c counting) PopString(ctx context.Context, key string) string {
-	return Key[string](key).Pop(ctx, c)
+func (v values) Put(ctx context.Context, key string, val any) {
+	v.use(ctx, func(w *working, held context.Context) {
+		holder.Put(held, key, val)
+		w.note(key, change{value: val})
+	})
 }
 
-func (c counting) PopBool(ctx context.Context, key string) bool {
-	return Key[bool](key).Pop(ctx, c)
+func (v values) Remove(ctx context.Context, key string) {
+	v.use(ctx, func(w *working, held context.Context) {
+		_, stored := w.stored.Get(key)
+		if stored || holder.Exists(held, key) {
+			holder.Remove(held, key)
+			w.note(key, change{removed: true})
+		}
+	})
 }
 
-func (c counting) PopInt(ctx context.Context, key string) int {
-	return Key[int](key).Pop(ctx, c)
+func (v values) Pop(ctx context.Context, key string) (val any) {
+	v.use(ctx, func(w *working, held context.Context) {
+		if holder.Exists(held, key) {
+			val = holder.Pop(held, key)
+			w.note(key, change{removed: true})
+		}
+	})
+	return val
 }
 
-func (c counting) PopFloat(ctx context.Context, key string) float64 {
-	return Key[float64](key).Pop(ctx, c)
+func (v values) Clear(ctx context.Context) error {
+	v.use(ctx, func(w *working, held context.Context) { w.clear(held) })
+	return nil
 }
 
-func (c counting) PopBytes(ctx context.Context, key string) []byte {
-	return Key[[]byte](key).Pop(ctx, c)
+func (w *working) clear(held context.Context) {
+	for _, key := range holder.Keys(held) {
+		w.note(key, change{removed: true})
+	}
+	for key := range w.stored.All() {
+		w.note(key, change{removed: true})
+	}
+	_ = holder.Clear(held)
 }
 
-func (c counting) PopTime(ctx context.Context, key string) time.Time {
-	return Key[time.Time](key).Pop(ctx, c)
+func (v values) Get(ctx context.Context, key string) any     { return holder.Get(v.held(ctx), key) }
+func (v values) Exists(ctx context.Context, key string) bool { return holder.Exists(v.held(ctx), key) }
+func (v values) Keys(ctx context.Context) []string           { return holder.Keys(v.held(ctx)) }
+
+func (v values) GetString(ctx context.Context, key string) string {
+	return holder.GetString(v.held(ctx), key)
+}
+func (v values) GetBool(ctx context.Context, key string) bool {
+	return holder.GetBool(v.held(ctx), key)
+}
+func (v values) GetInt(ctx context.Context, key string) int {
+	return holder.GetInt(v.held(ctx), key)
+}
+func (v values) GetInt64(ctx context.Context, key string) int64 {
+	return holder.GetInt64(v.held(ctx), key)
+}
+func (v values) GetInt32(ctx context.Context, key string) int32 {
+	return holder.GetInt32(v.held(ctx), key)
+}
+func (v values) GetFloat(ctx context.Context, key string) float64 {
+	return holder.GetFloat(v.held(ctx), key)
+}
+func (v values) GetBytes(ctx context.Context, key string) []byte {
+	return holder.GetBytes(v.held(ctx), key)
+}
+func (v values) GetTime(ctx context.Context, key string) time.Time {
+	return holder.GetTime(v.held(ctx), key)
 }
 
-// Key is the name of a session value of type T:
-//
-//	const theme session.Key[string] = "theme"
-//	theme.Put(ctx, sessions, "dark")
-type Key[T any] string
-
-// Get returns the value, or the zero T if there is none or it is of another type.
-func (k Key[T]) Get(ctx context.Context, v Values) T {
-	t, _ := k.Lookup(ctx, v)
-	return t
+func (v values) PopString(ctx context.Context, key string) string {
+	val, _ := v.Pop(ctx, key).(string)
+	return val
 }
-
-// Lookup is Get that tells whether there is a value of type T.
-func (k Key[T]) Lookup(ctx context.Context, v Values) (T, bool) {
-	t, ok := v.Get(ctx, string(k)).(T)
-	return t, ok
+func (v values) PopBool(ctx context.Context, key string) bool {
+	val, _ := v.Pop(ctx, key).(bool)
+	return val
 }
-
-// Put sets the value.
-func (k Key[T]) Put(ctx context.Context, v Values, val T) { v.Put(ctx, string(k), val) }
-
-// Pop returns the value as Get does, and removes it.
-func (k Key[T]) Pop(ctx context.Context, v Values) T {
-	t, _ := v.Pop(ctx, string(k)).(T)
-	return t
+func (v values) PopInt(ctx context.Context, key string) int {
+	val, _ := v.Pop(ctx, key).(int)
+	return val
 }
-
-// Remove removes the value.
-func (k Key[T]) Remove(ctx context.Context, v Values) { v.Remove(ctx, string(k)) }
+func (v values) PopFloat(ctx context.Context, key string) float64 {
+	val, _ := v.Pop(ctx, key).(float64)
+	return val
+}
+func (v values) PopBytes(ctx context.Context, key string) []byte {
+	val, _ := v.Pop(ctx, key).([]byte)
+	return val
+}
+func (v values) PopTime(ctx context.Context, key string) time.Time {
+	val, _ := v.Pop(ctx, key).(time.Time)
+	return val
+}

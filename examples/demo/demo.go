@@ -18,8 +18,9 @@ import (
 
 // Config is what the demo can be told. The zero value works.
 type Config struct {
-	Secret string
-	Logger *slog.Logger
+	Secret    string
+	KeySecret string // required with Secret
+	Logger    *slog.Logger
 }
 
 // visits is a counter kept in the session.
@@ -34,11 +35,14 @@ type demo struct{ sessions *session.Manager }
 
 // New returns the whole service.
 func New(client redis.UniversalClient, cfg Config) (http.Handler, error) {
-	var secrets [][]byte
+	sealed := session.Config{Logger: cfg.Logger}
 	if cfg.Secret != "" {
-		secrets = [][]byte{[]byte(cfg.Secret)}
+		sealed.Secrets = [][]byte{[]byte(cfg.Secret)}
 	}
-	sessions, err := session.New(client, session.Config{Secrets: secrets, Logger: cfg.Logger})
+	if cfg.KeySecret != "" {
+		sealed.KeySecret = []byte(cfg.KeySecret)
+	}
+	sessions, err := session.New(client, sealed)
 	if err != nil {
 		return nil, err
 	}
@@ -85,10 +89,10 @@ func (d demo) page(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	_ = page.Execute(w, map[string]any{
-		"User":        info.UserID,
-		"Age":         time.Since(info.Created).Round(time.Second),
-		"Fingerprint": info.Fingerprint,
-		"Visits":      visits.Get(r.Context(), d.sessions),
+		"User":   info.UserID,
+		"Age":    time.Since(info.Created).Round(time.Second),
+		"Handle": info.Handle,
+		"Visits": visits.Get(r.Context(), d.sessions),
 	})
 }
 

@@ -52,7 +52,7 @@ func TestSessionOverTwoServers(t *testing.T) {
 				t.Errorf("me: %+v", me)
 			}
 			page, _ := other.Do(http.StatusOK, "GET", "/", "")
-			if !strings.Contains(page, "ann") || !strings.Contains(page, `id="fingerprint"`) {
+			if !strings.Contains(page, "ann") || !strings.Contains(page, `id="handle"`) {
 				t.Error("the page does not show the session")
 			}
 			if strings.Contains(page, after["session"]) {
@@ -110,13 +110,22 @@ func TestBadConfiguration(t *testing.T) {
 		t.Fatalf("embedded: %q, %v", where, err)
 	}
 	defer client.Close()
-	if _, err := New(client, Config{Secret: "short"}); err == nil || strings.Contains(err.Error(), "short\"") {
+	if _, err := New(client, Config{Secret: "short", KeySecret: keySecret}); err == nil || strings.Contains(err.Error(), "short\"") {
 		t.Errorf("a short secret: %v", err)
+	}
+	if _, err := New(client, Config{Secret: keySecret}); err == nil || !strings.Contains(err.Error(), "KeySecret") {
+		t.Errorf("no key secret: %v", err)
 	}
 }
 
+const keySecret = "a key secret of 32 bytes, always"
+
 func server(t *testing.T, b redistest.Backend, secret string) http.Handler {
-	handler, err := New(b.NewClient(t), Config{Secret: secret})
+	cfg := Config{Secret: secret}
+	if secret != "" {
+		cfg.KeySecret = keySecret
+	}
+	handler, err := New(b.NewClient(t), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

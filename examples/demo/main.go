@@ -1,11 +1,13 @@
 // Command demo is a web service with sessions and rate limits, to try them in
 // a browser or with curl.
 //
-//	ADDR            where it listens; default :8080
-//	REDIS_URL       such as redis://localhost:6379/0; default: a Redis inside
-//	                the process, which is gone when the demo is
-//	SESSION_SECRET  signs cookies and seals records, at least 32 bytes;
-//	                default: neither is done
+//	ADDR                where it listens; default :8080
+//	REDIS_URL           such as redis://localhost:6379/0; default: a Redis inside
+//	                    the process, which is gone when the demo is
+//	SESSION_SECRET      signs cookies and seals records, at least 32 bytes;
+//	                    default: neither is done
+//	SESSION_KEY_SECRET  hides user IDs in Redis, at least 32 bytes; required with
+//	                    SESSION_SECRET
 package main
 
 import (
@@ -41,7 +43,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	handler, err := New(client, Config{Secret: os.Getenv("SESSION_SECRET"), Logger: log})
+	handler, err := New(client, Config{
+		Secret: os.Getenv("SESSION_SECRET"), KeySecret: os.Getenv("SESSION_KEY_SECRET"), Logger: log,
+	})
 	if err != nil {
 		return err
 	}

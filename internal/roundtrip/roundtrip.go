@@ -101,9 +101,9 @@ func New(client redis.UniversalClient, timeout time.Duration) *Sender {
 // Client returns the client that the Sender was made with.
 func (s *Sender) Client() redis.UniversalClient { return s.client }
 
-// Get returns the string at key, or redis.Nil. The bytes are not to be changed.
-func (s *Sender) Get(ctx context.Context, key string) ([]byte, error) {
-	cmd := &get{StringCmd: *redis.NewStringCmd(ctx, "get", key)}
+// HGet returns a field of the hash at key, or redis.Nil. The bytes are not to be changed.
+func (s *Sender) HGet(ctx context.Context, key, field string) ([]byte, error) {
+	cmd := &hget{StringCmd: *redis.NewStringCmd(ctx, "hget", key, field)}
 	if s.cached {
 		// A pipeline would pass the cache by.
 		within := &timeoutIfAsked{Context: ctx, timeout: s.timeout}
@@ -160,12 +160,6 @@ func (c *timeoutIfAsked) Err() error {
 		return c.inner.Err()
 	}
 	return c.Context.Err()
-}
-
-// Set sets the string at key, whatever is there, for ttl milliseconds.
-func (s *Sender) Set(ctx context.Context, key string, value []byte, ttl int64) error {
-	defer s.forget(key)
-	return s.do(ctx, &once{Cmd: redis.NewCmd(ctx, "set", key, value, "px", ttl)})
 }
 
 // forget drops what this process has cached of a key that it has written.
@@ -253,13 +247,13 @@ func (*once) NoRetry() bool                         { return true }
 func (c *once) bind(by *redis.Client)               { c.by = by }
 func (c *once) bound() (*redis.Client, redis.Cmder) { return c.by, c }
 
-type get struct {
+type hget struct {
 	redis.StringCmd
 	by *redis.Client
 }
 
-func (c *get) bind(by *redis.Client)               { c.by = by }
-func (c *get) bound() (*redis.Client, redis.Cmder) { return c.by, &c.StringCmd }
+func (c *hget) bind(by *redis.Client)               { c.by = by }
+func (c *hget) bound() (*redis.Client, redis.Cmder) { return c.by, &c.StringCmd }
 
 // divert is a hook that has a bound command processed by the client that it is
 // bound to. That one, made by WithTimeout, has none of the hooks of its origin:

@@ -139,7 +139,11 @@ func testBytes(t *testing.T, _ Subject, s store) {
 	}
 	large := make([]byte, 1<<20)
 	_, _ = rand.Read(large)
-	for _, b := range [][]byte{{}, {0}, {0xff, 0xfe}, []byte("\r\n$5\r\n"), all, large} {
+	values := [][]byte{{}, {0}, {0xff, 0xfe}, []byte("\r\n$5\r\n"), all, large}
+	for _, n := range []int{1 << 11, 1 << 12, 1 << 16} { // stores may keep large data elsewhere
+		values = append(values, large[:n-100], large[:n-1], large[:n], large[:n+1])
+	}
+	for _, b := range values {
 		token := newToken()
 		put(t, s, token, b, inAnHour())
 		holds(t, s, token, b)
@@ -148,7 +152,8 @@ func testBytes(t *testing.T, _ Subject, s store) {
 
 func testOverwrite(t *testing.T, _ Subject, s store) {
 	token := newToken()
-	for _, v := range []string{"first", "a longer second", "3"} {
+	large := strings.Repeat("large ", 10_000)
+	for _, v := range []string{"first", "a longer second", "3", large, "5", large + large, large} {
 		put(t, s, token, []byte(v), inAnHour())
 		holds(t, s, token, []byte(v))
 	}
@@ -268,9 +273,9 @@ func testParallel(t *testing.T, _ Subject, s store) {
 			for j := range 20 {
 				put(t, s, own, fmt.Append(nil, i, j), inAnHour())
 				holds(t, s, own, fmt.Append(nil, i, j))
-				put(t, s, shared, bytes.Repeat([]byte{byte(i)}, 1000), inAnHour())
+				put(t, s, shared, bytes.Repeat([]byte{byte(i)}, 1000*(1+i)), inAnHour())
 				b, found, err := s.find(t.Context(), shared)
-				if err != nil || !found || len(b) != 1000 || !bytes.Equal(b, bytes.Repeat(b[:1], 1000)) {
+				if err != nil || !found || len(b) == 0 || len(b) != 1000*(1+int(b[0])) || !bytes.Equal(b, bytes.Repeat(b[:1], len(b))) {
 					t.Errorf("one of several parallel commits, but not as a whole: %v, %v, %.20q", found, err, b)
 				}
 			}

@@ -7,6 +7,7 @@
 //	go run . sizing -users 1000000 -rps 5000
 //	                          and how much Redis so many users and requests need
 //	go run . scripts          what the scripts alone cost Redis
+//	go run . holds            how long one call of a session's script keeps Redis from all others
 //
 // The contenders of a row take turns in one process and on one Redis, each turn after a warm-up,
 // and the medians over the rounds are printed as markdown. Ratios compare turns of the same round.
@@ -38,6 +39,8 @@ func main() {
 			command, args = sizing, args[1:]
 		case "scripts":
 			command, args = scriptCosts, args[1:]
+		case "holds":
+			command, args = holds, args[1:]
 		}
 	}
 	if err := command(context.Background(), args); err != nil {
@@ -73,7 +76,7 @@ func compare(ctx context.Context, args []string) error {
 		}
 	}
 	if *rounds < 1 || *measured <= 0 || *keys < 1 || flags.NArg() > 0 {
-		return fmt.Errorf("bench: -rounds, -measure and -keys must be positive, and there are no arguments but sizing and scripts")
+		return fmt.Errorf("bench: -rounds, -measure and -keys must be positive, and there are no arguments but sizing, scripts and holds")
 	}
 	chosen := choose(rows(*keys), *only, *with, *profile == "")
 	if len(chosen) == 0 {

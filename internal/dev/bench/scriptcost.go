@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -26,19 +27,33 @@ type scriptWork struct {
 // scriptWorks returns the scripts that a request can cost, each as a request would call it.
 func scriptWorks() []scriptWork {
 	const limit, window = "100", "1000000" // a second, in µs
-	head := "\x01\x00\x00\x00\x00\x00\x00\x00\x01"
-	record := head + strings.Repeat("r", 300)
+	const lifetime, idle = 24 * 3_600_000_000, 3_600_000_000
+	field, revision := "field of 16 byte", "revision"
+	head := "\x01\x01" + "\x00\x00\x00\x00" + revision + "handle of"
+	boxes := strings.Repeat("b", 330)
+	now := time.Now().UnixMicro()
+	record := head + micros7(now) + micros7(now+lifetime) + micros7(now) + micros7(now+idle) + "\x00" + boxes
 	put := func(ctx context.Context, c redis.Cmdable, key string) error {
-		return c.Set(ctx, key, record, time.Hour).Err()
+		if err := c.HSet(ctx, key, field, record).Err(); err != nil {
+			return err
+		}
+		return c.PExpire(ctx, key, time.Hour).Err()
 	}
 	return []scriptWork{
 		{name: "nothing", source: "return 1"},
 		{name: "sliding window", source: scripts.SlidingWindow.Source, args: []any{limit, 2001, window}},
 		{name: "fixed window", source: scripts.FixedWindow.Source, args: []any{limit, 999}},
 		{name: "token bucket", source: scripts.TokenBucket.Source, args: []any{limit, 11_002, window}},
-		{name: "session commit", source: scripts.SessionCommit.Source, args: []any{head, record, 3_600_000}, before: put},
-		{name: "session touch", source: scripts.SessionTouch.Source, args: []any{"12345678", 3_600_000}, before: put},
+		{name: "session commit", source: scripts.SessionSave.Source, args: []any{field, revision, head, boxes, lifetime, idle, ""}, before: put},
+		{name: "session touch", source: scripts.SessionSave.Source, args: []any{field, "", "", "", lifetime, idle, ""}, before: put},
 	}
+}
+
+// micros7 renders a time as it stands in a session's record.
+func micros7(us int64) string {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], uint64(us))
+	return string(b[1:])
 }
 
 // variants are further sources for one of the scriptWorks, from files.

@@ -41,7 +41,10 @@ var (
 	ordinarySeen = time.Date(2025, time.March, 14, 15, 9, 26, 535897932, time.UTC)
 )
 
-var secrets = [][]byte{bytes.Repeat([]byte("s"), 32)}
+var (
+	secrets   = [][]byte{bytes.Repeat([]byte("s"), 32)}
+	keySecret = bytes.Repeat([]byte("k"), 32)
+)
 
 // sessionKit is a session library and an application that does with it what the rows want. The
 // application's handlers answer 500 if the session does not hold what it should.
@@ -175,7 +178,11 @@ func newGatehouse(client *redis.Client, idle time.Duration, secrets [][]byte) (s
 	if idle == 0 {
 		idle = -1 // 0 would be the default, an hour
 	}
-	m, err := session.New(client, session.Config{IdleTimeout: idle, Secrets: secrets})
+	cfg := session.Config{IdleTimeout: idle, Secrets: secrets}
+	if len(secrets) > 0 {
+		cfg.KeySecret = keySecret
+	}
+	m, err := session.New(client, cfg)
 	if err != nil {
 		return sessionKit{}, err
 	}

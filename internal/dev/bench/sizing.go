@@ -84,7 +84,12 @@ func sizing(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	memory, err := s.sessionMemory(ctx, *quick)
+	if err != nil {
+		return err
+	}
 	writeSizes(limits, sessions)
+	writeMemory(memory)
 	if d.users > 0 || d.rate > 0 {
 		library := gatehousePlain
 		if *sealed {

@@ -66,7 +66,7 @@ func (c *Cluster) Client(set ...func(*redis.ClusterOptions)) *redis.ClusterClien
 	return client
 }
 
-// Flush deletes every key of every master. Loaded scripts stay.
+// Flush is [Server.Flush] for every master.
 func (c *Cluster) Flush() {
 	c.t.Helper()
 	for _, n := range c.nodes {

@@ -13,30 +13,36 @@ type Backend struct {
 	Client redis.UniversalClient
 	Addrs  []string
 
-	// Mini is nil on a real server. Its clock can be set; theirs cannot.
+	// Mini is nil on a real server.
 	Mini *miniredis.Miniredis
+
+	nodes []*Server // nil on miniredis
 }
 
 // Each runs f as a subtest on miniredis, on the shared standalone server and on the shared
-// cluster. Each flushes them, so neither its callers nor its subtests may be parallel to others
-// that use the shared servers.
+// cluster. Each flushes them before and after f, and undoes [Backend.Advance], so neither its
+// callers nor its subtests may be parallel to others that use the shared servers. Under
+// [MainStrict] a subtest fails that leaves keys which are unlisted or have no TTL.
 func Each(t *testing.T, f func(t *testing.T, b Backend)) {
 	t.Helper()
 	t.Run("miniredis", func(t *testing.T) {
 		m := miniredis.RunT(t)
 		c := redis.NewClient(&redis.Options{Addr: m.Addr()})
 		t.Cleanup(func() { c.Close() })
+		t.Cleanup(func() { checkLeft(t, m.Addr()) })
 		f(t, Backend{Name: "miniredis", Client: c, Addrs: []string{m.Addr()}, Mini: m})
 	})
 	t.Run("standalone", func(t *testing.T) {
 		s := Shared(t)
+		t.Cleanup(s.Flush) // here too, so that f's own test answers for what it left
 		s.Flush()
-		f(t, Backend{Name: "standalone", Client: s.Client(), Addrs: []string{s.Addr()}})
+		f(t, Backend{Name: "standalone", Client: s.Client(), Addrs: []string{s.Addr()}, nodes: []*Server{s}})
 	})
 	t.Run("cluster", func(t *testing.T) {
 		c := SharedCluster(t)
+		t.Cleanup(c.Flush)
 		c.Flush()
-		f(t, Backend{Name: "cluster", Client: c.Client(), Addrs: c.Addrs()})
+		f(t, Backend{Name: "cluster", Client: c.Client(), Addrs: c.Addrs(), nodes: c.nodes})
 	})
 }
 

@@ -33,6 +33,19 @@ func policy(ci, mode string, installed bool) (verdict, string) {
 	}
 }
 
+// clockPolicy decides what a test does that moves a real server's clock, from the variable CI
+// and from why that clock cannot be moved, which is nil if it can.
+func clockPolicy(ci string, why error) (verdict, string) {
+	switch {
+	case why == nil:
+		return run, ""
+	case ci == "true":
+		return fail, "cannot move the clock of a real Redis, and CI=true: " + why.Error()
+	default:
+		return skip, "cannot move the clock of a real Redis: " + why.Error()
+	}
+}
+
 // require skips or fails t when it cannot have a real server.
 func require(t testing.TB) {
 	t.Helper()

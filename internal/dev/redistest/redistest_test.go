@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -14,7 +15,12 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-func TestMain(m *testing.M) { Main(m) }
+func TestMain(m *testing.M) {
+	if patterns := os.Getenv("REDISTEST_CHILD_STRICT"); patterns != "" {
+		MainStrict(m, patterns)
+	}
+	Main(m)
+}
 
 func TestPolicy(t *testing.T) {
 	for _, tt := range []struct {

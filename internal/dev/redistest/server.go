@@ -6,6 +6,8 @@
 //
 // A test that cannot have a server fails. With GATEHOUSE_TEST_REDIS=off it is skipped instead,
 // unless CI=true, where that is a failure too.
+//
+// The clocks of these servers can be moved, on Linux with a C compiler: see [Server.Advance].
 package redistest
 
 import (
@@ -44,13 +46,13 @@ func launchServer(args ...string) (*process, error) {
 		password = args[i+1]
 	}
 	return launch(password, func(port int, dir string) ([]string, error) {
-		return append([]string{"redis-server",
+		return withClock(dir, append([]string{"redis-server",
 			"--port", strconv.Itoa(port),
 			"--bind", "127.0.0.1",
 			"--dir", dir,
 			"--save", "",
 			"--appendonly", "no",
-		}, args...), nil
+		}, args...))
 	})
 }
 
@@ -68,9 +70,13 @@ func (s *Server) Client(set ...func(*redis.Options)) *redis.Client {
 	return c
 }
 
-// Flush deletes every key. Loaded scripts stay.
+// Flush deletes every key. Loaded scripts stay. On a shared server under [MainStrict], keys that
+// are unlisted or have no TTL fail the test first.
 func (s *Server) Flush() {
 	s.t.Helper()
+	if s.shared {
+		checkLeft(s.t, s.Addr())
+	}
 	c := s.p.client()
 	defer c.Close()
 	if err := c.FlushAll(context.Background()).Err(); err != nil {

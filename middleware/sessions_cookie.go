@@ -1,0 +1,146 @@
+package middleware
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/textproto"
+	"strings"
+	"time"
+
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+// cookie returns the template with its defaults, and all that is wrong with it.
+// What browsers refuse is refused here, because they do so in silence.
+func (s Sessions) cookie() (http.Cookie, error) {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("middleware: Sessions."+format, args...))
+	}
+	c := s.Cookie
+	c.HttpOnly, c.Secure = true, !s.DangerouslyAllowHTTP
+	if c.Name == "" {
+		c.Name = "__Host-session"
+		if s.DangerouslyAllowHTTP {
+			c.Name = "session" // browsers refuse the prefix without Secure
+		}
+	}
+	if c.Path == "" {
+		c.Path = "/"
+	}
+	if c.SameSite == 0 {
+		c.SameSite = http.SameSiteLaxMode
+	}
+
+	switch {
+	case !isToken(c.Name):
+		bad("Cookie.Name %q is no token", c.Name)
+	case hasPrefixFold(c.Name, "__Host-") && (c.Domain != "" || c.Path != "/"):
+		bad("Cookie.Name %q must have no Domain and the Path /", c.Name)
+	}
+	for _, prefix := range []string{"__Host-", "__Secure-", "__Http-"} {
+		if hasPrefixFold(c.Name, prefix) && !c.Secure {
+			bad("Cookie.Name %q cannot be used with DangerouslyAllowHTTP", c.Name)
+		}
+	}
+	if !strings.HasPrefix(c.Path, "/") || (&http.Cookie{Name: "n", Path: c.Path}).Valid() != nil {
+		bad("Cookie.Path %q is no path", c.Path)
+	}
+	if (&http.Cookie{Name: "n", Domain: c.Domain}).Valid() != nil {
+		bad("Cookie.Domain %q is no domain", c.Domain)
+	}
+	switch c.SameSite {
+	case http.SameSiteLaxMode, http.SameSiteStrictMode:
+	case http.SameSiteNoneMode:
+		if !c.Secure {
+			bad("Cookie.SameSite None cannot be used with DangerouslyAllowHTTP")
+		}
+	default:
+		bad("Cookie.SameSite must be Lax, Strict or None")
+	}
+	if c.Partitioned && !c.Secure {
+		bad("Cookie.Partitioned cannot be used with DangerouslyAllowHTTP")
+	}
+	if c.Value != "" || !c.Expires.IsZero() || c.MaxAge != 0 {
+		bad("Cookie has a Value, Expires or MaxAge: those are the Manager's")
+	}
+	if s.LegacyCookie != "" && !isToken(s.LegacyCookie) {
+		bad("LegacyCookie %q is no token", s.LegacyCookie)
+	}
+	return c, errors.Join(errs...)
+}
+
+// isToken reports whether s can be the name of a cookie or a header (RFC 9110,
+// section 5.6.2).
+func isToken(s string) bool { return (&http.Cookie{Name: s}).Valid() == nil }
+
+// hasPrefixFold is case-insensitive, because browsers are.
+func hasPrefixFold(s, prefix string) bool {
+	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
+}
+
+// maxNamed bounds how many cookies of one name are looked at.
+const maxNamed = 16
+
+// legacyTokenLen is the length of the tokens of scs, 256 bits in base64url.
+const legacyTokenLen = 43
+
+// cookiesNamed appends the values of the cookies of a name to values, no more than it has
+// room for. It is r.CookiesNamed without the values that no session cookie has, and makes
+// no Cookie of each: whatever a client sends, it allocates nothing.
+func cookiesNamed(values []string, r *http.Request, name string) []string {
+	for _, line := range r.Header["Cookie"] {
+		for line != "" && len(values) < cap(values) {
+			var part string
+			part, line, _ = strings.Cut(line, ";")
+			n, v, _ := strings.Cut(textproto.TrimString(part), "=")
+			if textproto.TrimString(n) != name {
+				continue
+			}
+			if len(v) > 1 && v[0] == '"' && v[len(v)-1] == '"' {
+				v = v[1 : len(v)-1]
+			}
+			if isPlain(v) {
+				values = append(values, v)
+			}
+		}
+	}
+	return values
+}
+
+// isPlain reports whether s consists of what base64url and the joints of session cookies do.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.' || c == '=') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// apply writes the outcome of a request into its response's header. A response that
+// carries a cookie may not be stored anywhere, whatever the handler said.
+func (l *loader) apply(h http.Header, out session.Outcome) {
+	if out.Action == session.CookieKeep {
+		return
+	}
+	c := l.cookie
+	switch {
+	case out.Action == session.CookieDelete:
+		c.MaxAge, c.Expires = -1, time.Unix(1, 0)
+	case out.MaxAge > 0:
+		c.Value = out.Value
+		c.MaxAge, c.Expires = int(max(1, ceilSeconds(out.MaxAge))), time.Now().Add(out.MaxAge)
+	default:
+		c.Value = out.Value
+	}
+	h.Add("Set-Cookie", c.String())
+	if out.Legacy && l.LegacyCookie != c.Name {
+		gone := http.Cookie{Name: l.LegacyCookie, Path: "/", MaxAge: -1, Expires: time.Unix(1, 0)}
+		h.Add("Set-Cookie", gone.String())
+	}
+	h.Set("Cache-Control", noStore)
+	h.Del("CDN-Cache-Control")
+	h.Del("Surrogate-Control")
+}

@@ -1,0 +1,78 @@
+-- Creates a record: the one way in which a session comes into being.
+--
+-- KEYS[1]  the owner's hash
+-- ARGV[1]  field
+-- ARGV[2]  head, 23 bytes
+-- ARGV[3]  boxes
+-- ARGV[4]  lifetime, µs
+-- ARGV[5]  idle timeout, µs; 0: none
+-- ARGV[6]  deadline that the record keeps, µs since 1970; 0: its lifetime decides
+-- ARGV[7]  values in a field of their own, or ""
+-- ARGV[8]  "1": overwrite what is there
+--
+-- Reply: now, created; -now, created, and a sweep is due; {now, 0, there}, not created:
+-- there stands at the field, or "" if the deadline has passed. now is Redis's time in µs.
+local call, key, field = redis.call, KEYS[1], ARGV[1]
+local clock = call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+
+-- Times are seven bytes, big-endian. miniredis has no struct.
+local struct = rawget(_G, 'struct')
+local pack = struct and struct.pack or function(_, ...)
+  local s = ''
+  for _, n in ipairs({...}) do
+    local b = ''
+    for _ = 1, 7 do
+      b = string.char(n % 256) .. b
+      n = (n - n % 256) / 256
+    end
+    s = s .. b
+  end
+  return s
+end
+local times = struct and struct.unpack or function(format, s, i)
+  local out = {}
+  for k = 1, (#format - 1) / 2 do
+    out[k] = 0
+    for j = i + 7 * k - 7, i + 7 * k - 1 do
+      out[k] = out[k] * 256 + s:byte(j)
+    end
+  end
+  return unpack(out)
+end
+
+local there = call('HGET', key, field)
+if there and ARGV[8] ~= '1' then
+  local format, flags = there:byte(1, 2)
+  local at = format == 1 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
+  if format == 1 and #there >= 52 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now then
+    return {now, 0, there}
+  end
+end
+local deadline, idle = now + ARGV[4], tonumber(ARGV[5])
+if ARGV[6] ~= '0' then
+  deadline = tonumber(ARGV[6])
+end
+if deadline <= now then
+  return {now, 0, ''}
+end
+local ends = deadline
+if idle > 0 and now + idle < deadline then
+  ends = now + idle
+end
+call('HSET', key, field, ARGV[2] .. pack('>I7I7I7I7', now, deadline, now, ends) .. '\0' .. ARGV[3])
+if ARGV[7] ~= '' then
+  call('HSET', key, 'v' .. field, ARGV[7])
+elseif there then
+  call('HDEL', key, 'v' .. field)
+end
+local last = ARGV[6] ~= '0' and deadline or ends
+local ms = (last - last % 1000) / 1000 + 1
+if call('PEXPIREAT', key, ms, 'GT') == 0 and call('PTTL', key) == -1 then
+  call('PEXPIREAT', key, ms)
+end
+local n = call('HLEN', key)
+if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
+  return -now
+end
+return now

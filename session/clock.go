@@ -1,0 +1,105 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/scripts"
+)
+
+// All times of a session are those of the Redis that keeps it: a server whose own clock
+// is wrong neither ends a session early nor keeps it. A read brings no time along, so
+// each process keeps its estimate of Redis's clock, from the replies of scripts, and from
+// asking once a minute where there were none.
+type clocks struct {
+	of [256]clock // by partition: in a cluster the masters' clocks may differ
+	// single says that one server has all partitions.
+	single bool
+}
+
+func newClocks(client redis.UniversalClient) *clocks {
+	_, single := client.(*redis.Client)
+	return &clocks{single: single}
+}
+
+func (c *clocks) at(at id) *clock {
+	if c.single {
+		return &c.of[0]
+	}
+	return &c.of[at.owner[0]]
+}
+
+// clock is the estimate of one server's clock. The zero value knows nothing yet.
+type clock struct {
+	sample atomic.Pointer[sample]
+	asking atomic.Bool
+}
+
+// sample is one reading. The server's clock said redis at some moment between sent and
+// received.
+type sample struct {
+	redis    int64 // µs
+	received time.Time
+	within   time.Duration // between sent and received
+}
+
+const (
+	clockAge   = time.Minute // after which a server is asked
+	clockDrift = 100e-6      // of two clocks against each other
+)
+
+// now returns the estimate of the server's clock.
+func (s *sample) now() int64 {
+	// In the middle, the error is half of the round trip at most.
+	return s.redis + (s.within / 2).Microseconds() + time.Since(s.received).Microseconds()
+}
+
+// err is how far now may be off.
+func (s *sample) err(age time.Duration) time.Duration {
+	return s.within/2 + time.Duration(float64(age)*clockDrift)
+}
+
+// learn takes a reading from a reply. The better reading stays, unless the two contradict
+// each other: then the server's clock was set.
+func (c *clock) learn(redis int64, sent, received time.Time) {
+	next := &sample{redis, received, received.Sub(sent)}
+	if old := c.sample.Load(); old != nil {
+		age := received.Sub(old.received)
+		off := time.Duration(old.now()-next.now()) * time.Microsecond
+		if age < clockAge/2 && old.err(age) <= next.err(0) && off.Abs() <= old.err(age)+next.err(0) {
+			return
+		}
+	}
+	c.sample.Store(next)
+}
+
+// known returns the estimate as it is, 0 if there is none.
+func (c *clock) known() int64 {
+	if s := c.sample.Load(); s != nil {
+		return s.now()
+	}
+	return 0
+}
+
+// now returns the time of the server that keeps a session, in microseconds.
+func (s *records) now(ctx context.Context, at id) (int64, error) {
+	c := s.clocks.at(at)
+	known := c.sample.Load()
+	if known != nil && (time.Since(known.received) < clockAge || !c.asking.CompareAndSwap(false, true)) {
+		return known.now(), nil
+	}
+	defer c.asking.Store(false)
+	r, err := s.run(ctx, scripts.SessionTime, at)
+	var refused redis.Error
+	switch {
+	case err == nil:
+		return r.now, nil
+	case known != nil && errors.As(err, &refused): // an old estimate is better than none
+		return known.now(), nil
+	}
+	return 0, err // no further command for who has waited for this one
+}

@@ -1,0 +1,487 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/codec"
+)
+
+// CookieAction is what a response has to do with the session cookie.
+type CookieAction uint8
+
+const (
+	CookieKeep   CookieAction = iota // nothing
+	CookieSet                        // set it
+	CookieDelete                     // delete it; only after Logout
+)
+
+// Outcome is what Finish means for the cookie. The zero value means nothing.
+type Outcome struct {
+	Action CookieAction
+	Value  string        // of CookieSet
+	MaxAge time.Duration // of CookieSet: from now on; zero means until the browser is closed
+	// Legacy says that the cookie of the legacy store is to be deleted: its session has
+	// ended.
+	Legacy bool
+}
+
+// Commit saves the changes made so far. It may be called any number of times, also after
+// Finish, and lets the cookie still reach the response. It does not change the ID: a
+// rotation and the end of a login's old ID wait for Finish.
+//
+// When another request changed the session meanwhile, both changes are merged key by key;
+// of one key the last commit wins. What this request reads afterwards includes the
+// others' changes.
+//
+// The error is [ErrEnded] if the session has ended meanwhile; ctx then holds an empty one
+// that only a Login can save. Or it is an [*EncodeError] for a value that cannot be
+// encoded, [ErrFinished] for a first change whose cookie cannot be sent any more,
+// [ErrConflict], [ErrUnavailable], [ErrNoSession], or ctx's own. After any of the last
+// four, what was changed may or may not have been saved as a whole, never in part.
+// Commit ends within twice Config.Timeout.
+func (m *Manager) Commit(ctx context.Context) error {
+	st := m.state(ctx)
+	if st == nil {
+		return ErrNoSession
+	}
+	d, err := m.draft(st)
+	switch {
+	case err != nil:
+		return err
+	case d.late:
+		return ErrFinished
+	case !m.due(ctx, d):
+		return nil
+	}
+	ctx, cancel := m.bound(ctx)
+	defer cancel()
+	return m.commit(ctx, st, d)
+}
+
+// Finish saves what was changed, rotates the ID if that is due, completes a Login, and
+// says what to do with the cookie. It belongs just before the first byte of the response.
+// It may be called again, when nothing can change the cookie any more. The rest is as
+// with Commit, but that a session that has ended meanwhile is no error: its changes are
+// not saved, and no cookie is set.
+//
+// A ctx that has been cancelled, since the client has hung up, keeps Finish from rotating
+// by itself: the cookie would not arrive. Everything else is done all the same.
+//
+// An error may come with an Outcome whose cookie is to be set nevertheless: when it is
+// not known whether the old ID of a login still lives.
+func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
+	st := m.state(ctx)
+	if st == nil {
+		return Outcome{}, ErrNoSession
+	}
+	st.stale()
+	d, err := m.draft(st)
+	if err != nil {
+		return Outcome{}, err
+	}
+	turn := d.rotate || ctx.Err() == nil && m.rotationDue(ctx, d)
+	if d.late {
+		err = ErrFinished
+	} else if d.login != nil || turn || m.due(ctx, d) {
+		ctx, cancel := m.bound(context.WithoutCancel(ctx))
+		defer cancel()
+		err = m.finish(ctx, st, d, turn)
+	}
+	if errors.Is(err, ErrEnded) {
+		err = nil
+	}
+	out, signing := m.outcome(st, err)
+	return out, errors.Join(err, signing)
+}
+
+// finish does what Finish has to do in Redis.
+func (m *Manager) finish(ctx context.Context, st *state, d draft, turn bool) error {
+	if d.login != nil {
+		return m.complete(ctx, st, d)
+	}
+	if d.confirm && d.fresh { // a login may have come since this request's Commit
+		if err := m.mark(ctx, st, d, d.record.id); err != nil {
+			return err
+		}
+	}
+	if turn {
+		return m.rotateID(ctx, st, d)
+	}
+	return m.commit(ctx, st, d)
+}
+
+// stale forgets that the record stood when a Commit, or the copy of a legacy session, was
+// made: it may have ended since, and a cookie is set only for what stands at the response.
+// A pending Login is looked at by complete.
+func (st *state) stale() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.stood = st.stood && st.login != nil
+}
+
+// due reports whether a commit has anything to do in Redis.
+func (m *Manager) due(ctx context.Context, d draft) bool {
+	if d.record == nil {
+		return len(d.changes) > 0
+	}
+	if d.wanted() || d.confirm {
+		return true
+	}
+	if d.login != nil { // a use would give the record its whole life, before Finish does
+		return false
+	}
+	now, err := m.records.now(ctx, d.record.id)
+	return err == nil && m.records.lives[d.record.head.kind].touchDue(d.record, now)
+}
+
+// bound gives a commit as a whole its deadline: twice the timeout, less what it may take
+// to undo a login.
+func (m *Manager) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, 2*m.records.timeout-m.undoTime(), errSlow)
+}
+
+var errSlow = fmt.Errorf("%w: its answers took too long together", ErrUnavailable)
+
+// draft is what a commit sets out to save: a copy of the state.
+type draft struct {
+	epoch   uint64
+	record  *record
+	named   []named
+	begun   id
+	fresh   bool
+	facts   facts
+	changes map[string][]byte
+	serial  uint64
+	login   *pending
+	dead    bool
+	rotate  bool
+	keepID  bool
+	confirm bool // the response would set a cookie for a record that was only read
+	late    bool // a first change, and no cookie can be sent any more
+}
+
+// draft takes what is to be saved under the lock, and encodes it.
+func (m *Manager) draft(st *state) (draft, error) {
+	st.mu.Lock()
+	d := draft{
+		epoch: st.epoch, record: st.record, named: st.named, fresh: st.fresh, facts: st.facts,
+		serial: st.values.serial, login: st.login, dead: st.dead, rotate: st.rotate && st.record != nil,
+		keepID: st.keepID || st.finished, confirm: st.cookieDue() && !st.stood,
+	}
+	var changed map[string]change
+	if len(st.values.changed) > 0 {
+		changed = make(map[string]change, len(st.values.changed))
+		for key, c := range st.values.changed {
+			changed[key] = c
+		}
+	}
+	if st.record == nil && !st.dead {
+		puts := false
+		for _, c := range changed {
+			puts = puts || !c.removed
+		}
+		if !puts { // nothing there, and nothing put: nothing to begin a session for
+			changed = nil
+		} else if d.late = st.finished; !d.late {
+			if st.begun == nil {
+				fresh := m.records.keys.fresh(m.records.keys.visitor())
+				st.begun = &fresh
+			}
+			d.begun = *st.begun
+		}
+	}
+	st.mu.Unlock()
+	var err error
+	d.changes, err = encode(changed)
+	return d, err
+}
+
+// wanted reports whether the request has anything to save.
+func (d draft) wanted() bool { return len(d.changes) > 0 || d.factsChanged() }
+
+func (d draft) factsChanged() bool {
+	return d.record != nil && d.facts != facts{d.record.head.kind, d.record.head.persistent}
+}
+
+// commit saves a draft under the ID that the session has, or begins one.
+func (m *Manager) commit(ctx context.Context, st *state, d draft) error {
+	switch {
+	case d.dead && len(d.changes) > 0:
+		m.lose(ctx, st, d)
+		return ErrEnded
+	case d.dead:
+		return nil
+	case d.record != nil:
+		return m.update(ctx, st, d, d.record)
+	case len(d.changes) > 0:
+		return m.begin(ctx, st, d)
+	}
+	return nil
+}
+
+// begin makes the session of a visitor who has none.
+func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
+	if err := m.mark(ctx, st, d, d.begun); err != nil {
+		return err
+	}
+	r := &record{id: d.begun, values: codec.Values{}.Change(d.changes)}
+	r.head = head{kind: d.facts.kind, persistent: d.facts.persistent, handle: newHandle()}
+	a, err := m.records.create(ctx, r, 0)
+	if err != nil {
+		return err
+	}
+	if a.outcome != refused {
+		st.apply(m, d, r)
+		return nil
+	}
+	// Another commit of this request has begun it.
+	f, err := m.records.met(ctx, r.id, a)
+	if err != nil {
+		return err
+	}
+	if steps[f.what][save] == drop {
+		m.lose(ctx, st, d)
+		return ErrEnded
+	}
+	return m.update(ctx, st, d, f.record)
+}
+
+// mark leaves a tombstone at the IDs that the cookies named, for a session that this request
+// begins: an answer that was under way since before must not set its cookie over this one's.
+// If another's tombstone came first, this request is the late one.
+func (m *Manager) mark(ctx context.Context, st *state, d draft, session id) error {
+	mark := handle([]byte(session.field))
+	for _, n := range d.named {
+		how := steps[n.what][save]
+		if how != bury && how != start {
+			continue
+		}
+		a, err := m.records.end(ctx, n.id, endMark, revision{}, mark)
+		if err != nil {
+			return err
+		}
+		if a.outcome == refused && !(how == start && m.records.stays(n.id, a.there)) && !marked(a.there, mark) {
+			m.lose(ctx, st, d)
+			return ErrEnded
+		}
+	}
+	return nil
+}
+
+// update saves a draft over the record that stands in Redis as far as is known.
+func (m *Manager) update(ctx context.Context, st *state, d draft, over *record) (err error) {
+	var turn myTurn
+	defer func() { turn.done(err) }()
+	for {
+		if !d.wanted() {
+			return m.noteUse(ctx, st, d, over)
+		}
+		next := d.over(over)
+		a, err := m.records.save(ctx, next, over.head.revision, m.short(d))
+		if err != nil {
+			return err
+		}
+		if a.outcome != refused {
+			st.apply(m, d, next)
+			return nil
+		}
+		f, err := m.records.met(ctx, over.id, a)
+		if err != nil {
+			return err
+		}
+		switch steps[f.what][save] {
+		case drop:
+			m.lose(ctx, st, d)
+			return ErrEnded
+		case merge:
+			if f.record.head.revision == next.head.revision { // written, and the reply was lost
+				st.apply(m, d, next)
+				return nil
+			}
+		}
+		over = f.record
+		if err := turn.take(ctx, &m.records.turns, over.id); err != nil {
+			return conflict(err)
+		}
+	}
+}
+
+// over returns the record that a draft makes of another: its changes on what stands there.
+func (d draft) over(r *record) *record {
+	next := *r
+	next.values = r.values.Change(d.changes)
+	if d.factsChanged() {
+		next.head.kind, next.head.persistent = d.facts.kind, d.facts.persistent
+	}
+	return &next
+}
+
+// short is how long a record stands that only Finish gives its own life.
+func (m *Manager) short(d draft) time.Duration {
+	if d.login == nil || len(d.login.old) == 0 {
+		return 0
+	}
+	return m.records.timeout + m.records.grace
+}
+
+// noteUse notes in Redis that a session is used, when that is due, or when the response
+// sets a cookie: the session may have ended since it was read, and a late cookie would take
+// the place of a new login's. A record of an old secret is then sealed with the new one.
+// That it fails fails no request: the session has been read, and the next one tries again.
+func (m *Manager) noteUse(ctx context.Context, st *state, d draft, r *record) error {
+	used := *r
+	if r == d.record {
+		var a reply
+		var err error
+		if r.head.key != m.records.sealer.ring.Current() {
+			a, err = m.records.save(ctx, &used, r.head.revision, 0)
+		} else {
+			a, err = m.records.touch(ctx, &used)
+		}
+		switch {
+		case err != nil && d.confirm && d.fresh:
+			return err // without its cookie nobody would find what a Commit has saved
+		case err != nil:
+			m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: use not noted", slog.Any("error", err))
+			return nil
+		case a.outcome == refused:
+			f, err := m.records.met(ctx, r.id, a)
+			if err != nil && d.confirm && d.fresh {
+				return err
+			}
+			if err != nil {
+				return nil
+			}
+			if steps[f.what][save] == drop {
+				st.lost(m, d.epoch)
+				return nil
+			}
+			used = *f.record
+		}
+	}
+	st.apply(m, d, &used)
+	return nil
+}
+
+// apply takes in what a commit has saved, unless a login or a logout came meanwhile.
+func (st *state) apply(m *Manager, d draft, r *record) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.epoch != d.epoch {
+		return
+	}
+	if st.facts == d.facts {
+		st.facts = facts{r.head.kind, r.head.persistent}
+	}
+	st.fresh = st.fresh || d.begun.field != ""
+	st.record, st.begun, st.loggedOut, st.stood = r, nil, false, true
+	if st.login != nil && len(d.changes) > 0 { // Finish may have to make them anew, on what others saved
+		p := *st.login
+		p.changes = merged(p.changes, d.changes)
+		st.login = &p
+	}
+	st.values.saved(r.values, d.serial, m.reportValue)
+}
+
+// lost empties the session of a request that has ended meanwhile: what it held must not
+// get into that of who logs in next.
+func (st *state) lost(m *Manager, epoch uint64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.epoch != epoch {
+		return
+	}
+	st.epoch++
+	if st.record != nil {
+		st.named = append(st.named, named{st.record.id, ended})
+	}
+	st.record, st.login, st.begun = nil, nil, nil
+	st.dead, st.rotate, st.stood = true, false, false
+	st.values = working{serial: st.values.serial}
+	st.facts = facts{persistent: m.persistent}
+}
+
+// lose is lost, with a line in the log if changes are.
+func (m *Manager) lose(ctx context.Context, st *state, d draft) {
+	if len(d.changes) > 0 {
+		m.records.reportDropped(ctx)
+	}
+	st.lost(m, d.epoch)
+}
+
+// conflict names what ran out while commits waited for each other.
+func conflict(err error) error {
+	if err != nil && errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", ErrConflict, err)
+	}
+	return err
+}
+
+// cookieDue reports whether the browser holds another cookie than the session's.
+func (st *state) cookieDue() bool {
+	r := st.record
+	return r != nil && !(st.held.any && st.held.id == r.id && !st.held.outdated && st.held.persistent == r.head.persistent)
+}
+
+// outcome says what the browser is to do with its cookie: it follows from what it holds
+// and what stands in Redis.
+func (m *Manager) outcome(st *state, failed error) (Outcome, error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if failed != nil && (st.login == nil || !st.login.unknown) {
+		return Outcome{}, nil
+	}
+	st.finished = true
+	r := st.record
+	switch {
+	case r == nil && st.loggedOut:
+		out := Outcome{Action: CookieDelete, Legacy: st.held.legacy != ""}
+		st.loggedOut, st.held = false, held{}
+		return out, nil
+	case !st.cookieDue() || !st.stood:
+		return Outcome{}, nil
+	}
+	value, err := m.signer.sign(r.id.cookie())
+	if err != nil {
+		return Outcome{}, err
+	}
+	out := Outcome{Action: CookieSet, Value: value, Legacy: st.held.legacy != "" && !r.head.copied}
+	if r.head.persistent {
+		left := m.records.lives[r.head.kind].deadline(r) - m.records.clocks.at(r.id).known()
+		out.MaxAge = max(time.Second, time.Duration(left)*time.Microsecond)
+	}
+	legacy := st.held.legacy
+	if out.Legacy {
+		legacy = ""
+	}
+	st.held = held{id: r.id, any: true, persistent: r.head.persistent, legacy: legacy}
+	return out, nil
+}
+
+// Pending reports whether the session has changes that no commit has saved.
+func (m *Manager) Pending(ctx context.Context) bool {
+	st := m.state(ctx)
+	if st == nil {
+		return false
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch {
+	case st.dead:
+		return false
+	case st.login != nil || st.rotate:
+		return true
+	case st.record != nil && st.facts != facts{st.record.head.kind, st.record.head.persistent}:
+		return true
+	}
+	for _, c := range st.values.changed {
+		if st.record != nil || !c.removed {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,141 @@
+package session
+
+import (
+	"context"
+	"sync"
+)
+
+// state is what one request knows of its session.
+type state struct {
+	mu sync.Mutex // never held over a round trip
+
+	held   held    // what the browser holds, as far as the request knows
+	named  []named // IDs that its cookies named and where nothing is that it could use
+	record *record // the session as it stands in Redis, as far as the request knows; nil: none
+	facts  facts   // as they should be saved
+	values working
+	login  *pending // a login that Finish has to complete
+	begun  *id      // of the session that a first commit begins
+	epoch  uint64   // counts logins, logouts and ends: what was under way before is not applied
+
+	fresh     bool // a commit of this request has begun the session
+	stood     bool // a script of this request has found or written the record
+	dead      bool // the ID leads nowhere any more: nothing is saved, but by a Login
+	loggedOut bool // Logout was called, and no session begun since
+	rotate    bool // Rotate was called
+	keepID    bool // KeepID was called
+	finished  bool // Finish has returned
+}
+
+// held is the session cookie of a browser.
+type held struct {
+	id         id
+	any        bool
+	outdated   bool // signed with an old secret, or the legacy store's
+	persistent bool
+	legacy     string // the token of the legacy store
+}
+
+// named is an ID of a cookie, and what stands there.
+type named struct {
+	id   id
+	what standing // ended, nothing or unreadable
+}
+
+// facts are what a request may change of its session besides values and user.
+type facts struct {
+	kind       kind
+	persistent bool
+}
+
+// withState is the context of a request with its state: a context.WithValue that holds
+// the value itself.
+type withState struct {
+	context.Context
+	m *Manager
+	state
+}
+
+type stateKey struct{ m *Manager }
+
+func (c *withState) Value(key any) any {
+	if k, ok := key.(stateKey); ok && k.m == c.m {
+		return &c.state
+	}
+	return c.Context.Value(key)
+}
+
+func (m *Manager) state(ctx context.Context) *state {
+	st, _ := ctx.Value(stateKey{m}).(*state)
+	return st
+}
+
+// maxCookies bounds how many cookies of one request are looked up.
+const maxCookies = 4
+
+// Load returns a context with the session that one of the cookies names, or with a new,
+// anonymous one: then nothing is in Redis until a change is committed, under an ID of its
+// own. Of several cookies the first that leads to a session counts. One that is
+// malformed or badly signed costs no command, and of the others no more than four are
+// looked up. A context that has a session of this Manager is returned as it is.
+//
+// The error is [ErrUnavailable], or ctx's own.
+func (m *Manager) Load(ctx context.Context, cookies ...string) (context.Context, error) {
+	return m.load(ctx, "", cookies)
+}
+
+// LoadLegacy is Load with the cookie of the legacy store, which is looked at if none of
+// the others leads to a session.
+func (m *Manager) LoadLegacy(ctx context.Context, legacyToken string, cookies ...string) (context.Context, error) {
+	return m.load(ctx, legacyToken, cookies)
+}
+
+func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string) (context.Context, error) {
+	if m.state(ctx) != nil {
+		return ctx, nil
+	}
+	within := &withState{Context: ctx, m: m}
+	st := &within.state
+	st.facts.persistent = m.persistent
+	looked := 0
+	for _, cookie := range cookies {
+		value, outdated, ok := m.signer.verify(cookie)
+		if !ok || looked == maxCookies {
+			continue
+		}
+		looked++
+		at := m.records.keys.at(value.split())
+		f, err := m.records.find(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		if f.what == live {
+			st.loaded(f.record)
+			st.held = held{id: at, any: true, outdated: outdated, persistent: f.record.head.persistent}
+			st.dead = false
+			break
+		}
+		st.held.any = true
+		st.dead = st.dead || steps[f.what][save] == drop
+		st.named = append(st.named, named{at, f.what})
+		if f.what == unreadable && f.beyond != nil {
+			st.named = append(st.named, named{*f.beyond, f.what})
+		}
+	}
+	if m.legacy != nil && isLegacyToken(legacyToken) {
+		st.held.legacy = legacyToken
+		if st.record == nil && !st.dead {
+			if err := m.loadLegacy(ctx, st, legacyToken); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return within, nil
+}
+
+// loaded takes in a session as it stands in Redis.
+func (st *state) loaded(r *record) {
+	st.record = r
+	st.facts = facts{r.head.kind, r.head.persistent}
+	st.values = working{stored: r.values}
+}

@@ -1,0 +1,176 @@
+// Package session keeps sessions in Redis: who is this, the same on every server of a
+// fleet.
+//
+// All sessions of a user, or of one visitor, are fields of one hash in Redis, so that
+// every change is one script on one key. github.com/alexedwards/scs holds the values of a
+// request; the way of a request from [Manager.Load] through the values to
+// [Manager.Finish] is this package's own. A session that was ended stays ended whatever
+// runs at the same time, concurrent changes are merged key by key, an ID is replaced at
+// login, and records can be sealed so that Redis holds nothing readable.
+//
+// The package knows nothing of responses: Load takes cookies, Finish says what to do with
+// the cookie. Package middleware does that for net/http.
+//
+// What to read, in the order of a request: load.go, values.go, commit.go; rotate.go,
+// login.go and end.go for what changes an ID; at.go for the table that all of them
+// follow; record.go for what stands in Redis, and scripts/session for what Redis does.
+package session
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+var (
+	// ErrNoSession is returned when the context was not made by Load.
+	ErrNoSession = errors.New("session: no session in the context")
+	// ErrNoUser is returned by Login for an empty user ID.
+	ErrNoUser = errors.New("session: login without a user ID")
+	// ErrEnded is returned by Commit when the session ended while the request ran: its
+	// changes are not saved.
+	ErrEnded = errors.New("session: the session has ended")
+	// ErrFinished is returned by what needs a new cookie after Finish, when none can be
+	// sent any more.
+	ErrFinished = errors.New("session: the response has begun, its cookie cannot change")
+	// ErrConflict is returned when other requests changed the session so often that this
+	// one's changes could not be merged in time.
+	ErrConflict = errors.New("session: too many concurrent changes")
+)
+
+// Manager manages sessions. Its [Values] read and write the current session's data. Its
+// methods are safe for concurrent use, also for one session by several goroutines. The
+// zero value is not usable.
+type Manager struct {
+	Values
+	records *records
+	signer  signer
+	legacy  *legacy // nil: none
+
+	every      time.Duration // Rotation.Every
+	persistent bool
+}
+
+// New returns a Manager that keeps its sessions in Redis (7.0 or newer), standalone,
+// Sentinel or Cluster. Its error names everything that is wrong with cfg.
+//
+// Hooks are to be added to the client before: those that come later do not see all of its
+// commands. The client must read from masters: a replica may still show a session that
+// has been logged out. If it caches reads in process, loading a session costs no command
+// as long as nobody changes a session of the same user, and a change or a logout is seen
+// when Redis has told the process, or after the cache's MaxStaleness. Set the client's
+// ClientSideCache, rather than ClientSideCacheConfig alone, so that a process sees its
+// own changes at once.
+func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
+	c, err := cfg.check(client)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := newSigner(c.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{
+		records: c.records(client), signer: signer,
+		legacy: newLegacy(c),
+		every:  c.Rotation.Every, persistent: c.Persistent,
+	}
+	m.Values = values{m}
+	return m, nil
+}
+
+// Loaded reports whether ctx was made by Load of this Manager.
+func (m *Manager) Loaded(ctx context.Context) bool { return m.state(ctx) != nil }
+
+// UserID returns the user who is logged in, or "".
+func (m *Manager) UserID(ctx context.Context) string {
+	st := m.state(ctx)
+	if st == nil {
+		return ""
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.record == nil {
+		return ""
+	}
+	return st.record.who.user
+}
+
+// Remember sets whether the session is a remembered one: it has the life of
+// Config.Remembered, and its cookie outlives the browser. It stays so over a Login.
+func (m *Manager) Remember(ctx context.Context, on bool) {
+	if st := m.state(ctx); st != nil {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		st.facts.persistent = on
+		switch {
+		case on:
+			st.facts.kind = remembered
+		case st.record != nil && st.record.who.user != "":
+			st.facts.kind = login
+		default:
+			st.facts.kind = visitor
+		}
+	}
+}
+
+// Info is what the Manager itself keeps about a session. The zero value stands for none.
+// All times are those of Redis's clock.
+type Info struct {
+	UserID          string
+	Handle          string    // names the session in lists and logs; stays over rotations; leads nowhere
+	Created         time.Time // when the session, or later the login, began
+	AuthenticatedAt time.Time // when Login was called last; zero: nobody is logged in, or unknown
+	LastSeen        time.Time // to within IdleTimeout/20
+	Expires         time.Time // the end of its Lifetime; it may end earlier, when idle
+	Persistent      bool      // see Remember
+}
+
+// Info returns the facts of the current session.
+func (m *Manager) Info(ctx context.Context) Info {
+	st := m.state(ctx)
+	if st == nil {
+		return Info{}
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.record == nil {
+		return Info{Persistent: st.facts.persistent}
+	}
+	r := st.record
+	return Info{
+		UserID:          r.who.user,
+		Handle:          r.head.handle.String(),
+		Created:         fromMicros(r.times.born),
+		AuthenticatedAt: fromMicros(r.who.authenticated),
+		LastSeen:        fromMicros(r.times.touched),
+		Expires:         fromMicros(m.records.lives[st.facts.kind].deadline(r)),
+		Persistent:      st.facts.persistent,
+	}
+}
+
+// AuthenticatedWithin reports whether the user logged in no longer than d ago, by Redis's
+// clock.
+func (m *Manager) AuthenticatedWithin(ctx context.Context, d time.Duration) bool {
+	st := m.state(ctx)
+	if st == nil {
+		return false
+	}
+	st.mu.Lock()
+	r := st.record
+	st.mu.Unlock()
+	if r == nil || r.who.user == "" || r.who.authenticated == 0 {
+		return false
+	}
+	now, err := m.records.now(ctx, r.id)
+	return err == nil && now-r.who.authenticated <= d.Microseconds()
+}
+
+func fromMicros(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}

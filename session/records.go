@@ -1,0 +1,387 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
+	"github.com/gatehouse-go/gatehouse/scripts"
+)
+
+var (
+	// ErrUnavailable is returned when Redis could not be asked or did not answer in time.
+	ErrUnavailable = errors.New("session: store unavailable")
+
+	errOwner = errors.New("of another owner")
+)
+
+// records are the sessions in Redis. Each method but find is one round trip.
+type records struct {
+	redis   *roundtrip.Sender
+	keys    keys
+	sealer  sealer
+	clocks  *clocks
+	lives   [kinds]life
+	grace   time.Duration
+	timeout time.Duration
+	most    int // tombstones that stay beyond their Grace
+	turns   turns
+	log     *slog.Logger
+
+	unreadable, conflicts, dropped atomic.Uint64
+}
+
+// reply is what each script answers.
+type reply struct {
+	now     int64  // Redis's time, µs
+	outcome int64  // refused, written, …
+	there   string // what stands at the ID, if nothing was done
+	values  string // of read: those in a field of their own
+}
+
+// Outcomes of a script.
+const (
+	refused  = 0
+	written  = 1
+	sweepDue = 2 // written, and a sweep is due
+	oldMoved = 3 // of retire: the old record is not the one that the caller knows
+)
+
+// owns reports whether a record stands in the hash of its user.
+func (k keys) owns(r *record) bool {
+	return r.who.user == "" || k.user(r.who.user) == r.id.owner
+}
+
+func newRevision() (r revision) {
+	_, _ = rand.Read(r[:])
+	return r
+}
+
+// run runs a script on the hash of an ID and learns Redis's time from its reply.
+func (s *records) run(ctx context.Context, script *scripts.Script, at id, args ...any) (reply, error) {
+	sent := time.Now()
+	raw, err := s.redis.Reply(ctx, script, at.key, args...)
+	if wrongType(err) && script != scripts.SessionCreate { // no session is there, and none can be
+		s.reportUnreadable(ctx, "its key is no hash")
+		if script == scripts.SessionEnd {
+			return reply{outcome: written}, nil
+		}
+		return reply{outcome: refused}, nil
+	}
+	if err != nil {
+		return reply{}, unavailable(ctx, err)
+	}
+	r, ok := readReply(raw)
+	if !ok {
+		return reply{}, unavailable(ctx, fmt.Errorf("unexpected reply of type %T", raw))
+	}
+	s.clocks.at(at).learn(r.now, sent, time.Now())
+	if r.outcome == sweepDue {
+		s.sweep(ctx, at)
+	}
+	return r, nil
+}
+
+// readReply reads what a script answers: now if it did what it was asked to, -now if a
+// sweep is due besides, or {now, outcome, there} if it did not.
+func readReply(raw any) (r reply, ok bool) {
+	switch raw := raw.(type) {
+	case int64:
+		r = reply{now: raw, outcome: written}
+		if raw < 0 {
+			r = reply{now: -raw, outcome: sweepDue}
+		}
+	case []any:
+		if len(raw) == 4 {
+			if r.values, ok = raw[3].(string); !ok {
+				return r, false
+			}
+			raw = raw[:3]
+		}
+		if len(raw) != 3 {
+			return r, false
+		}
+		var isNow, isOutcome bool
+		r.now, isNow = raw[0].(int64)
+		r.outcome, isOutcome = raw[1].(int64)
+		r.there, ok = raw[2].(string)
+		if !ok || !isNow || !isOutcome || r.outcome != refused && r.outcome != oldMoved {
+			return reply{}, false
+		}
+	}
+	return r, r.now > 0
+}
+
+// create makes a record under a new ID. short, if not 0, is how long it stands unless it
+// is written again.
+func (s *records) create(ctx context.Context, r *record, short time.Duration) (reply, error) {
+	return s.make(ctx, r, short, "")
+}
+
+// overwrite is create over whatever is there.
+func (s *records) overwrite(ctx context.Context, r *record) (reply, error) {
+	return s.make(ctx, r, 0, "1")
+}
+
+func (s *records) make(ctx context.Context, r *record, short time.Duration, over string) (reply, error) {
+	l := s.lives[r.head.kind].kept(short)
+	out, err := s.sealer.seal(r)
+	if err != nil {
+		return reply{}, err
+	}
+	a, err := s.run(ctx, scripts.SessionCreate, r.id, r.id.field, out.head, out.boxes,
+		l.lifetime.Microseconds(), l.idle.Microseconds(), r.times.deadline, out.values, over)
+	if err == nil && a.outcome != refused {
+		r.written(a.now, l)
+	}
+	return a, err
+}
+
+// written notes the times that a script has set.
+func (r *record) written(now int64, l life) {
+	if r.times.born == 0 {
+		r.times.born = now
+	}
+	r.times.touched = max(r.times.touched, now)
+	r.times.deadline = l.deadline(r)
+	end := r.times.deadline
+	if l.idle > 0 {
+		end = min(end, r.times.touched+l.idle.Microseconds())
+	}
+	r.times.until = max(r.times.until, end)
+}
+
+// save writes r if the record at its ID still has a revision. short is as in create.
+func (s *records) save(ctx context.Context, r *record, known revision, short time.Duration) (reply, error) {
+	l := s.lives[r.head.kind].kept(short)
+	out, err := s.sealer.seal(r)
+	if err != nil {
+		return reply{}, err
+	}
+	a, err := s.run(ctx, scripts.SessionSave, r.id, r.id.field, known[:], out.head, out.boxes,
+		l.lifetime.Microseconds(), l.idle.Microseconds(), out.values)
+	if err == nil && a.outcome != refused && l.moves(r, a.now) {
+		r.written(a.now, l)
+	}
+	return a, err
+}
+
+// touch notes a use of the session.
+func (s *records) touch(ctx context.Context, r *record) (reply, error) {
+	l := s.lives[r.head.kind].kept(0)
+	a, err := s.run(ctx, scripts.SessionSave, r.id, r.id.field, "", "", "",
+		l.lifetime.Microseconds(), l.idle.Microseconds(), "")
+	if err == nil && a.outcome != refused && l.moves(r, a.now) {
+		r.written(a.now, l)
+	}
+	return a, err
+}
+
+// rotate writes r under its new ID and has the old one, which still must have a
+// revision, lead to it.
+func (s *records) rotate(ctx context.Context, old id, known revision, r *record) (reply, error) {
+	leads, err := s.sealer.leadsTo(old, r.id)
+	if err != nil {
+		return reply{}, err
+	}
+	out, err := s.sealer.seal(r)
+	if err != nil {
+		return reply{}, err
+	}
+	l := s.lives[r.head.kind].kept(0)
+	a, err := s.run(ctx, scripts.SessionRotate, r.id, old.field, known[:], r.id.field, out.head, out.boxes,
+		l.lifetime.Microseconds(), l.idle.Microseconds(), out.values, s.grace.Microseconds(), leads)
+	if err == nil && a.outcome != refused {
+		r.written(a.now, l)
+	}
+	return a, err
+}
+
+// retire gives r, which must have a revision, its own life, and ends the old ID and what
+// took its place meanwhile in one step. What is to be carried over must still have its
+// revision.
+func (s *records) retire(ctx context.Context, r *record, known revision, old retiree) (reply, error) {
+	var theirs []byte // any
+	if old.carry {
+		theirs = old.record.head.revision[:]
+	}
+	out, err := s.sealer.seal(r)
+	if err != nil {
+		return reply{}, err
+	}
+	l := s.lives[r.head.kind].kept(0)
+	a, err := s.run(ctx, scripts.SessionRetire, r.id, r.id.field, known[:], out.head, out.boxes,
+		l.lifetime.Microseconds(), l.idle.Microseconds(), out.values,
+		old.record.id.field, theirs, s.grace.Microseconds(), "")
+	if err == nil && a.outcome != refused && a.outcome != oldMoved {
+		r.written(a.now, l)
+	}
+	return a, err
+}
+
+// How end treats what it finds; scripts/session/end.lua says more.
+const (
+	endMark    = "mark"
+	endLogout  = "logout"
+	endRetire  = "retire"
+	endReplace = "replace"
+)
+
+// end leaves a tombstone at an ID. known is the revision of endRetire, mark what a
+// tombstone where nothing stood shows of who left it.
+func (s *records) end(ctx context.Context, at id, how string, known revision, mark handle) (reply, error) {
+	return s.run(ctx, scripts.SessionEnd, at, at.field, how, s.grace.Microseconds(), known[:], mark[:], "")
+}
+
+// marked reports whether a tombstone was left with a mark.
+func marked(tombstone string, mark handle) bool {
+	const at = 2 + 2*timeLen
+	return len(tombstone) >= tombstoneLen && tombstone[0] == formatEnded && tombstone[at:at+len(mark)] == string(mark[:])
+}
+
+// sweep removes from an owner's hash what is past. A sweep that fails is due again at the
+// next change.
+func (s *records) sweep(ctx context.Context, at id) {
+	if _, err := s.run(ctx, scripts.SessionSweep, at, maxFresh, s.most); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "session: past sessions not removed", slog.Any("error", err))
+	}
+}
+
+// maxFresh bounds the tombstones in their Grace that one owner may have.
+const maxFresh = 1000
+
+// get reads what stands at an ID.
+func (s *records) get(ctx context.Context, at id) (found, error) {
+	now, err := s.now(ctx, at)
+	if err != nil {
+		return found{}, err
+	}
+	raw, err := s.field(ctx, at, at.field)
+	if err != nil {
+		return found{}, err
+	}
+	return s.readAt(ctx, at, raw, now)
+}
+
+// readAt is read with large values, and with what cannot be read reported. Its error is
+// that of the store.
+func (s *records) readAt(ctx context.Context, at id, raw []byte, now int64) (found, error) {
+	f, err := s.read(at, raw, now, func() ([]byte, error) { return s.field(ctx, at, "v"+at.field) })
+	if errors.Is(err, errTorn) {
+		// A write came between, or the record is from a cache: both at one moment.
+		var a reply
+		if a, err = s.run(ctx, scripts.SessionRead, at, at.field); err == nil {
+			f, err = s.read(at, []byte(a.there), a.now, func() ([]byte, error) { return []byte(a.values), nil })
+		}
+	}
+	switch {
+	case err == nil || errors.Is(err, ErrUnavailable) || ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return f, err
+	default:
+		s.reportUnreadable(ctx, err.Error())
+		return f, nil
+	}
+}
+
+// field returns a field of an ID's hash, nil if there is none.
+func (s *records) field(ctx context.Context, at id, name string) ([]byte, error) {
+	raw, err := s.redis.HGet(ctx, at.key, name)
+	switch {
+	case err == nil:
+		return raw, nil
+	case errors.Is(err, redis.Nil):
+		return nil, nil
+	case wrongType(err):
+		s.reportUnreadable(ctx, "its key is no hash")
+		return nil, nil
+	}
+	return nil, unavailable(ctx, err)
+}
+
+// find returns what an ID leads to, through the successors of rotated IDs. A record's own
+// ID says where it stands. The time that it takes is bounded, the number of rotations not.
+func (s *records) find(ctx context.Context, at id) (found, error) {
+	f, err := s.get(ctx, at)
+	for start := time.Now(); err == nil && f.what == rotated; {
+		if time.Since(start) > s.timeout {
+			return found{}, fmt.Errorf("%w: rotated too often to be followed", ErrUnavailable)
+		}
+		next, broken := s.sealer.follow(s.keys, at, f.leads)
+		if broken != nil {
+			s.reportUnreadable(ctx, broken.Error())
+			return found{what: unreadable}, nil
+		}
+		at = next
+		if f, err = s.get(ctx, at); err == nil && f.what == nothing {
+			f.what = ended // what the ID led to is over
+		}
+		f.beyond = &next
+	}
+	return f, err
+}
+
+// met reads what a script found in the place of the record that the request knows.
+func (s *records) met(ctx context.Context, at id, a reply) (found, error) {
+	if a.there == "" {
+		return found{what: gone}, nil
+	}
+	f, err := s.readAt(ctx, at, []byte(a.there), a.now)
+	if err == nil && f.what == rotated {
+		f, err = s.find(ctx, at)
+	}
+	switch f.what {
+	case live:
+		s.conflicts.Add(1)
+		f.what = changed
+	case nothing, unreadable:
+		f.what = gone
+	}
+	return f, err
+}
+
+// stays reports whether what a script found at an ID is not to be read by this server: no
+// tombstone that has come since.
+func (s *records) stays(at id, there string) bool {
+	switch {
+	case len(there) < tombstoneLen || there[0] != formatRotated && there[0] != formatEnded:
+		return there != ""
+	case there[0] == formatRotated:
+		_, err := s.sealer.follow(s.keys, at, []byte(there[tombstoneLen:]))
+		return err != nil
+	}
+	return false
+}
+
+func (s *records) reportUnreadable(ctx context.Context, why string) {
+	s.unreadable.Add(1)
+	s.log.LogAttrs(ctx, slog.LevelWarn, "session: record cannot be read, treated as absent", slog.String("why", why))
+}
+
+// reportDropped notes that a session ended while a request ran.
+func (s *records) reportDropped(ctx context.Context) {
+	s.dropped.Add(1)
+	s.log.LogAttrs(ctx, slog.LevelInfo, "session: ended while a request changed it, the change is not saved")
+}
+
+// wrongType reports whether somebody else uses a key, for something that is no hash.
+// Redis puts the word first, miniredis wraps what comes out of a script.
+func wrongType(err error) bool { return err != nil && strings.Contains(err.Error(), "WRONGTYPE ") }
+
+// unavailable marks an error as the store's own, unless the caller gave up.
+func unavailable(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		if cause := context.Cause(ctx); errors.Is(cause, ErrUnavailable) { // not the caller's deadline
+			return cause
+		}
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}

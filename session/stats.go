@@ -1,0 +1,154 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/seal"
+	"github.com/gatehouse-go/gatehouse/scripts"
+)
+
+// Stats counts what happened since the Manager was made.
+type Stats struct {
+	Unreadable uint64 // records that could not be read: corrupt, or sealed under another secret
+	Conflicts  uint64 // commits that met a concurrent change and were merged
+	Dropped    uint64 // commits of sessions that had ended meanwhile; nothing was written
+}
+
+// Stats returns the counters of this Manager.
+func (m *Manager) Stats() Stats { return m.records.stats() }
+
+func (s *records) stats() Stats {
+	return Stats{Unreadable: s.unreadable.Load(), Conflicts: s.conflicts.Load(), Dropped: s.dropped.Load()}
+}
+
+// SecretUse says how many records in Redis are sealed under which secret.
+type SecretUse struct {
+	// Secrets has the numbers for each of Config.Secrets, in its order. When that of an
+	// old secret has come to zero, no session needs it any more.
+	Secrets []int
+	// Unsealed records were written without a secret. When Secrets are set they cannot be
+	// read.
+	Unsealed int
+	// Unknown are records that cannot be read: of a secret that is not configured, or
+	// damaged.
+	Unknown int
+}
+
+const scanPage = 500
+
+// SecretUse counts the records of all sessions, rotated IDs included, by the secret that
+// they are sealed under. It scans all of Redis (every master of a cluster) and reads the
+// head of each record, in pages: it is for an operator who wants to drop an old secret,
+// not for requests. A record that is there all the while is counted at least once, and
+// now and then twice; one that comes or goes may be counted or not.
+func (m *Manager) SecretUse(ctx context.Context) (SecretUse, error) { return m.records.secretUse(ctx) }
+
+// SecretUse counts as that of Manager does.
+func (s *Store) SecretUse(ctx context.Context) (SecretUse, error) { return s.records.secretUse(ctx) }
+
+func (s *records) secretUse(ctx context.Context) (SecretUse, error) {
+	use := SecretUse{Secrets: make([]int, s.sealer.ring.Len())}
+	var mu sync.Mutex
+	scan := func(ctx context.Context, node *redis.Client) error {
+		var cursor uint64
+		for {
+			keys, next, err := node.ScanType(ctx, cursor, globQuote(s.keys.prefix)+"{???}:*", scanPage, "hash").Result()
+			if err != nil {
+				return err
+			}
+			heads, err := readHeads(ctx, node, keys)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			for _, head := range heads {
+				s.countSecret(&use, head)
+			}
+			mu.Unlock()
+			if cursor = next; cursor == 0 {
+				return nil
+			}
+		}
+	}
+	var err error
+	switch c := s.redis.Client().(type) {
+	case *redis.ClusterClient:
+		err = c.ForEachMaster(ctx, scan)
+	case *redis.Ring:
+		err = c.ForEachShard(ctx, scan)
+	case *redis.Client:
+		err = scan(ctx, c)
+	default:
+		return SecretUse{}, fmt.Errorf("session: cannot list the servers of a %T", c)
+	}
+	if err != nil {
+		return SecretUse{}, unavailable(ctx, err)
+	}
+	return use, nil
+}
+
+// readHeads returns the first bytes of every record of some owners.
+func readHeads(ctx context.Context, node *redis.Client, keys []string) (heads []string, err error) {
+	read := func(script func(p redis.Pipeliner, key string)) ([]redis.Cmder, error) {
+		cmds, err := node.Pipelined(ctx, func(p redis.Pipeliner) error {
+			for _, key := range keys {
+				script(p, key)
+			}
+			return nil
+		})
+		var replied redis.Error
+		if err != nil && !errors.As(err, &replied) {
+			return nil, err
+		}
+		return cmds, nil
+	}
+	cmds, err := read(func(p redis.Pipeliner, key string) { p.EvalSha(ctx, scripts.SessionHeads.SHA1, []string{key}) })
+	if len(cmds) > 0 && cmds[0].Err() != nil && strings.HasPrefix(cmds[0].Err().Error(), "NOSCRIPT") {
+		cmds, err = read(func(p redis.Pipeliner, key string) { p.Eval(ctx, scripts.SessionHeads.Source, []string{key}) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, cmd := range cmds {
+		list, err := cmd.(*redis.Cmd).StringSlice()
+		if err != nil {
+			return nil, err
+		}
+		heads = append(heads, list...)
+	}
+	return heads, nil
+}
+
+// countSecret adds one record or tombstone to use.
+func (s *records) countSecret(use *SecretUse, head string) {
+	var key seal.ID
+	switch {
+	case head == "" || head[0] == formatEnded:
+		return // nothing in it is sealed
+	case head[0] == formatRecord && len(head) >= headLen:
+		copy(key[:], head[2:])
+	case head[0] == formatRotated && len(head) >= tombstoneLen+len(key):
+		copy(key[:], head[tombstoneLen:])
+	default:
+		use.Unknown++
+		return
+	}
+	if i := s.sealer.ring.Position(key); i >= 0 {
+		use.Secrets[i]++
+	} else if key == seal.Plain {
+		use.Unsealed++
+	} else {
+		use.Unknown++
+	}
+}
+
+// globQuote makes a prefix match itself in a SCAN.
+func globQuote(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`).Replace(s)
+}
