@@ -6,8 +6,8 @@
 //
 //	request → middleware.Sessions → middleware.RateLimit → handler
 //	             │ cookie → session.Manager.Load             │ KeyFunc → ratelimit.Limiter.Take
-//	             │           └ one GET                       │            └ one script
-//	             └ before the first header byte: Commit ─────┘ headers; 429 or next
+//	             │           └ one HGET                      │            └ one script
+//	             └ before the first header byte: Finish ─────┘ headers; 429 or next
 //
 // The packages, in the order of that path:
 //

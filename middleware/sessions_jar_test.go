@@ -382,6 +382,21 @@ func TestLegacyCookieOfOurName(t *testing.T) {
 		t.Errorf("the old cookie brings back %q", body)
 	}
 	m.sees(m.old, " cart= k=")
+
+	// The first request may be one that ends the legacy session: nothing deletes the cookie
+	// that it sets.
+	for path, want := range map[string]string{"/login?user=bob": "bob cart= k=", "/logout": " cart= k="} {
+		m := newMove(t, "session", middleware.Sessions{DangerouslyAllowHTTP: true}, func(*scs.SessionManager) {})
+		m.old.get("/login")
+		legacy := m.cookie("session")
+		if res := m.new.get(path); len(res.Header["Set-Cookie"]) != 1 {
+			t.Errorf("%s sets %q", path, res.Header["Set-Cookie"])
+		}
+		m.sees(m.new, want)
+		if _, ok, _ := m.store.Find(legacy); ok {
+			t.Errorf("%s: old servers still know the session", path)
+		}
+	}
 }
 
 // A browser may hold several cookies of the legacy name, and of both names.

@@ -15,7 +15,7 @@ import (
 // (7.1.1 to 7.1.3), a visible logout (7.4.4), sessions of an account (7.4.2, 7.4.3,
 // 7.4.5, 7.5.2), and federation (7.6.1).
 func TestASVS(t *testing.T) {
-	cfg := Config{Lifetime: 12 * time.Hour, IdleTimeout: 30 * time.Minute}
+	cfg := Config{Timeout: slowly.Timeout, Lifetime: 12 * time.Hour, IdleTimeout: 30 * time.Minute}
 	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		user := func(cookie string) string { return m.UserID(load(t, m, cookie)) }
 

@@ -319,8 +319,9 @@ func damages() []damage {
 		{name: "unknown secret", plain: true, do: replace(func(v string) string { return v[:2] + "abcd" + v[6:] })},
 		{name: "half of it", plain: true, do: replace(func(v string) string { return v[:len(v)/2] })},
 		{name: "without its user", do: replace(func(v string) string {
-			size := int(v[52])<<8 | int(v[53])
-			return v[:52] + "\x00\x00" + v[54+size:]
+			const at = headLen + timesLen + 1
+			size := int(v[at])<<8 | int(v[at+1])
+			return v[:at] + "\x00\x00" + v[at+2+size:]
 		})},
 		{name: "nothing in it", plain: true, uncounted: true, do: constant("")},
 		{name: "one byte", plain: true, do: constant("\x01")},
@@ -330,7 +331,7 @@ func damages() []damage {
 		{name: "a record and 10 MB", do: replace(func(v string) string { return v + strings.Repeat("x", 10<<20) })},
 		{name: "a record's first byte and 10 MB", plain: true, do: constant("\x01" + strings.Repeat("\x00\xff", 5<<20))},
 		{name: "times that nothing reaches", plain: true, do: replace(func(v string) string {
-			return v[:23] + strings.Repeat("\xff", 28) + v[51:]
+			return v[:headLen] + strings.Repeat("\xff", timesLen) + v[headLen+timesLen:]
 		})},
 		{name: "rotated to garbage", plain: true, do: func(t *testing.T, rb redistest.Backend, victim, _, _, _ id) {
 			setAt(t, rb.Client, victim, tombstone(rb.Now(t), "garbage, long enough to be sealed, and then some more"))

@@ -104,7 +104,7 @@ func (m *Manager) finish(ctx context.Context, st *state, d draft, turn bool) err
 		return m.complete(ctx, st, d)
 	}
 	if d.confirm && d.fresh { // a login may have come since this request's Commit
-		if err := m.mark(ctx, st, d, d.record.id); err != nil {
+		if err := m.mark(ctx, st, d, d.record.id, endMark); err != nil {
 			return err
 		}
 	}
@@ -225,7 +225,7 @@ func (m *Manager) commit(ctx context.Context, st *state, d draft) error {
 
 // begin makes the session of a visitor who has none.
 func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
-	if err := m.mark(ctx, st, d, d.begun); err != nil {
+	if err := m.mark(ctx, st, d, d.begun, endReplace); err != nil {
 		return err
 	}
 	r := &record{id: d.begun, values: codec.Values{}.Change(d.changes)}
@@ -252,15 +252,16 @@ func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
 
 // mark leaves a tombstone at the IDs that the cookies named, for a session that this request
 // begins: an answer that was under way since before must not set its cookie over this one's.
-// If another's tombstone came first, this request is the late one.
-func (m *Manager) mark(ctx context.Context, st *state, d draft, session id) error {
+// If another's tombstone came first, this request is the late one. After a Logout there may
+// be IDs that had ended before: over is how their tombstones are treated.
+func (m *Manager) mark(ctx context.Context, st *state, d draft, session id, over string) error {
 	mark := handle([]byte(session.field))
 	for _, n := range d.named {
-		how := steps[n.what][save]
-		if how != bury && how != start {
-			continue
+		how, mode := steps[n.what][save], endMark
+		if how == drop {
+			mode = over
 		}
-		a, err := m.records.end(ctx, n.id, endMark, revision{}, mark)
+		a, err := m.records.end(ctx, n.id, mode, revision{}, mark)
 		if err != nil {
 			return err
 		}

@@ -39,6 +39,7 @@ func TestCrashes(t *testing.T) {
 		client := b.NewClient(t)
 		hook := countCommands(client)
 		failing := sameSite(t, m, client, Config{})
+		loadScripts(t, b)
 		forCrashes(crashActs, func(x act, c crash) bool {
 			c.m, c.failing, c.hook = m, failing, hook
 			kind := fateRefused
@@ -65,6 +66,7 @@ func TestLostReplies(t *testing.T) {
 	server := redistest.Shared(t)
 	server.Flush()
 	b := redistest.Backend{Client: server.Client(), Addrs: []string{server.Addr()}}
+	loadScripts(t, b)
 	for _, tc := range []struct {
 		name  string
 		fault func(p *redistest.Proxy, commands ...string)
@@ -319,6 +321,7 @@ func TestCrashesOfAFirstSession(t *testing.T) {
 		client := b.NewClient(t)
 		hook := countCommands(client)
 		failing := sameSite(t, m, client, Config{})
+		loadScripts(t, b)
 		for _, x := range []act{actSave, actCommit, actLoginAnn, actCommitLogin, actLoginCommit, actLoginTwice} {
 			for _, f := range []fate{fateRefused, fateReplyLost} {
 				for k, more := 1, true; more; k++ {
@@ -390,6 +393,7 @@ func TestPanics(t *testing.T) {
 	each(t, Config{}, func(t *testing.T, b redistest.Backend, m *Manager) {
 		client := b.NewClient(t)
 		hook := countCommands(client)
+		loadScripts(t, b)
 		panicking := sameSite(t, m, client, Config{})
 		for _, start := range []string{"", "ann"} {
 			for _, x := range allActs {

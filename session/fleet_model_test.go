@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/gatehouse-go/gatehouse/session"
 )
 
 // fleetModel judges what the requests of a fleet are answered. It knows nothing of records and
@@ -106,6 +108,7 @@ type fleetPut struct {
 	maybeGone bool            // somebody has begun to remove it
 	removed   time.Duration   // acknowledged
 	remover   *fleetSession
+	doubtful  bool // a commit of it failed
 	undone    bool // its request came to nothing
 }
 
@@ -388,14 +391,14 @@ func (m *fleetModel) sees(r *fleetRequest, v *fleetView) {
 	}
 	dead := ""
 	switch {
-	case r.sent >= x.deadAt:
-		dead = x.why
-	case x.idle:
-		dead = "nobody used it"
-	case x.stood < never && r.sent >= x.stood+e.longestLife():
-		dead = "its lifetime is over"
 	case r.sent >= r.c.goneFrom:
 		dead = "its ID was rotated, and the Grace is over"
+	case r.sent >= x.deadAt && !x.idle:
+		dead = x.why
+	case x.stood < never && r.sent >= x.stood+e.longestLife():
+		dead = "its lifetime is over"
+	case x.idle:
+		dead = "nobody used it"
 	}
 	if dead != "" {
 		m.counts["check: over: "+dead]++
@@ -569,7 +572,11 @@ func (m *fleetModel) settle(r *fleetRequest, a *fleetAnswer) {
 				r.gones = append(r.gones, p)
 			}
 		case "commit":
-			if !failed && !r.pending {
+			if failed {
+				for _, p := range r.mine {
+					p.doubtful = true
+				}
+			} else if !r.pending {
 				m.ack(r, r.cur, now)
 			}
 		case "login":
@@ -661,6 +668,13 @@ func (m *fleetModel) onEnd(r *fleetRequest, a *fleetAnswer) {
 		return
 	}
 	m.counts["answers"]++
+	if !m.era.faults {
+		for _, err := range append([]string{a.Load, a.Finish}, a.errors()...) {
+			if strings.Contains(err, session.ErrUnavailable.Error()) {
+				m.fault(r, "it failed, though nothing was wrong")
+			}
+		}
+	}
 	if a.Load != "" {
 		m.counts["failed: load"]++
 		for _, e := range r.effects {
@@ -681,7 +695,7 @@ func (m *fleetModel) onEnd(r *fleetRequest, a *fleetAnswer) {
 			m.survives(r, "a handler that panicked after its login")
 		}
 		for _, p := range r.mine {
-			p.undone = true
+			p.undone = !p.doubtful
 		}
 	case a.Finish != "":
 		m.counts["failed: finish"]++
@@ -704,7 +718,8 @@ func (m *fleetModel) onEnd(r *fleetRequest, a *fleetAnswer) {
 				m.end(x, r.phase(len(r.acts)), now, "a login took its place")
 			}
 		}
-		if r.clean && a.fine() && last == x {
+		// A use that could not be noted in time fails no request.
+		if r.clean && a.fine() && last == x && now-r.gone < m.era.timeout() {
 			x.sureUse = max(x.sureUse, r.sent)
 		}
 	default: // ended meanwhile, or nothing to save
@@ -754,10 +769,6 @@ func (m *fleetModel) cookie(r *fleetRequest, a *fleetAnswer) {
 		}{{x.next, m.leadsUntil(r.c, r)}, {r.c.next, never}}
 		for _, l := range lateOnes {
 			for _, n := range l.next {
-				// Who logs out with a cookie that led nowhere leaves no tombstone of its own.
-				if n.by.has("logout") && r.sent >= n.by.ended {
-					continue
-				}
 				if n.by != r && commit >= n.by.ended && now < min(l.until, n.began+e.grace-e.slack) {
 					m.counts["check: no late cookie"]++
 					if a.Action != fleetKeep {

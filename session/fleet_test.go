@@ -46,9 +46,9 @@ type fleetConfig struct {
 	Cluster bool
 	Proxies map[string]string // what stands before each server
 
-	Prefix                                   string
-	Secrets                                  [][]byte
-	Lifetime, Remembered, Idle, Grace, Every time.Duration
+	Prefix                                            string
+	Secrets                                           [][]byte
+	Timeout, Lifetime, Remembered, Idle, Grace, Every time.Duration
 }
 
 // fleetDo is one act of a handler.
@@ -121,7 +121,16 @@ type fleetAnswer struct {
 
 // fine reports whether all of it was done.
 func (a *fleetAnswer) fine() bool {
-	return a.Load == "" && a.Finish == "" && !slices.ContainsFunc(a.Acts, func(r fleetResult) bool { return r.Err != "" })
+	return a.Load == "" && a.Finish == "" && len(a.errors()) == 0
+}
+
+func (a *fleetAnswer) errors() (errs []string) {
+	for _, r := range a.Acts {
+		if r.Err != "" {
+			errs = append(errs, r.Err)
+		}
+	}
+	return errs
 }
 
 type fleetResult struct {
@@ -185,7 +194,7 @@ func serveFleet(cfg fleetConfig) error {
 	s := &fleetServer{out: bufio.NewWriter(os.Stdout)}
 	client.AddHook(s)
 	conf := session.Config{
-		Prefix: cfg.Prefix, Timeout: fleetTimeout,
+		Prefix: cfg.Prefix, Timeout: cfg.Timeout,
 		Lifetime: cfg.Lifetime, IdleTimeout: cfg.Idle, Remembered: session.Life{Lifetime: cfg.Remembered},
 		Rotation: session.Rotation{Every: cfg.Every, Grace: cfg.Grace},
 		Logger:   slog.New(slog.DiscardHandler),
@@ -378,10 +387,18 @@ type fleetEra struct {
 	idle       time.Duration
 	grace      time.Duration
 	every      time.Duration
-	faults     bool            // processes are killed, replies lost, Redis delayed
+	faults     bool            // processes are killed, replies lost, Redis delayed; without, no request may fail
 	moves      bool            // slots are moved
 	clocks     []time.Duration // of the servers, against those of the processes
 	slack      time.Duration   // what the times of the model and of Redis may differ by
+}
+
+// timeout is that of the Managers.
+func (e fleetEra) timeout() time.Duration {
+	if e.faults {
+		return 300 * time.Millisecond
+	}
+	return 10 * time.Second
 }
 
 // longestIdle is when a session that nobody uses is surely over.
@@ -391,7 +408,6 @@ func (e fleetEra) longestIdle() time.Duration { return e.idle + e.idle/20 + e.sl
 func (e fleetEra) longestLife() time.Duration { return max(e.lifetime, e.remembered) + e.slack }
 
 const (
-	fleetTimeout  = 300 * time.Millisecond
 	fleetServers  = 3
 	fleetBrowsers = 16
 )
@@ -558,6 +574,7 @@ func (f *fleet) era(e fleetEra, n int, length time.Duration) {
 		m := &fleetMover{w: w}
 		m.find()
 		trouble.Go(m.run)
+		defer m.back()
 	}
 	wg.Wait()
 	trouble.Wait()
@@ -605,7 +622,9 @@ func (w *fleetWorld) audit(browsers []*fleetBrowser) {
 		}
 		w.looks(rnd, all)
 	}
-	time.Sleep(fleetTimeout) // what was sent and given up has happened
+	if w.e.faults {
+		time.Sleep(w.e.timeout()) // what was sent and given up has happened
+	}
 	jars()
 	old(300)
 	w.checkKeys(rnd)
@@ -764,7 +783,7 @@ func (p *fleetProc) start() {
 
 func (p *fleetProc) spawn() {
 	cfg := fleetConfig{
-		Cluster: len(p.w.servers) > 1, Proxies: map[string]string{}, Prefix: p.w.prefix,
+		Cluster: len(p.w.servers) > 1, Proxies: map[string]string{}, Prefix: p.w.prefix, Timeout: p.w.e.timeout(),
 		Lifetime: p.w.e.lifetime, Remembered: p.w.e.remembered, Idle: p.w.e.idle, Grace: p.w.e.grace, Every: p.w.e.every,
 	}
 	if p.w.e.sealed {
@@ -1077,6 +1096,9 @@ func (b *fleetBrowser) judge(r *fleetRequest) {
 	if r.phase(len(r.acts)) < set.ended || r.sent < slowTo+b.w.e.grace {
 		return
 	}
+	if r.sent >= set.ended && !m.mustLive(jar.of, jar, r, r.ended) {
+		return // it may be over
+	}
 	m.counts["check: the jar keeps its login"]++
 	if r.set != nil && r.set.of != jar.of || r.answer.Action == fleetDelete {
 		m.fault(r, "the browser was logged in by s%d, and this cookie takes its place", jar.of.n)
@@ -1327,7 +1349,13 @@ type fleetMover struct {
 	ids   []string
 	at    map[int]int // the node of a slot
 	home  map[int]int
+	moved map[int]time.Time
 }
+
+// fleetRest is how long a slot stays where it is. A client that is redirected, and takes its
+// time, would be served by a node that the slot has left and is coming back to: one without
+// the keys, which cannot know that.
+const fleetRest = 1200 * time.Millisecond
 
 // find learns where the slots of sessions are. They lie 64 apart.
 func (m *fleetMover) find() {
@@ -1362,20 +1390,20 @@ func (m *fleetMover) find() {
 			}
 		}
 	}
-	m.home = maps.Clone(m.at)
+	m.home, m.moved = maps.Clone(m.at), map[int]time.Time{}
 	if len(m.home) != 256 {
 		t.Fatalf("%d slots of sessions", len(m.home))
 	}
 }
 
-// run moves slots until the era is over, and then brings them back.
+// run moves slots until the era is over.
 func (m *fleetMover) run() {
 	for m.w.sleep(rand.N(20 * time.Millisecond)) {
 		from := rand.IntN(len(m.nodes))
 		to := (from + 1 + rand.IntN(len(m.nodes)-1)) % len(m.nodes)
 		var slots []int
 		for slot, at := range m.at {
-			if at == from && len(slots) < 24 {
+			if at == from && len(slots) < 24 && time.Since(m.moved[slot]) > fleetRest {
 				slots = append(slots, slot)
 			}
 		}
@@ -1384,6 +1412,10 @@ func (m *fleetMover) run() {
 			m.w.model.count("slots moved")
 		}
 	}
+}
+
+// back brings the slots back to where they were.
+func (m *fleetMover) back() {
 	for from := range m.nodes {
 		for to := range m.nodes {
 			var slots []int
@@ -1448,7 +1480,7 @@ func (m *fleetMover) move(slots []int, from, to int, pause time.Duration) {
 		all(node, func(p redis.Pipeliner, slot int) { p.Do(ctx, "cluster", "setslot", slot, "node", m.ids[to]) })
 	}
 	for _, slot := range slots {
-		m.at[slot] = to
+		m.at[slot], m.moved[slot] = to, time.Now()
 	}
 	// The new owner has raised its epoch by itself. Until all know of it, the next one might
 	// raise its own to the same number, and both would own the slots.

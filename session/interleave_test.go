@@ -120,6 +120,10 @@ var allActs = []act{
 	actCommitLogin, actLoginCommit, actLoginTwice, actLoginBoth, actLoginBack, actRelogin, actLoginLogout,
 }
 
+var basicActs = []act{
+	actSave, actRotate, actLoginAnn, actLoginBob, actLogout, actCommitLogin, actLoginCommit, actLoginTwice,
+}
+
 // keeps reports whether the session from before goes on under its ID, or one that its ID
 // leads to.
 func (a act) keeps() bool { return len(a.users) == 0 && !a.end }
@@ -367,10 +371,13 @@ func (p *pair) judgeOne(r, x, y *request, now map[*request]seen, bad func(format
 func (p *pair) judgeLogin(r, o *request, now map[*request]seen, bad func(format string, args ...any)) {
 	s, other, user := now[r], now[o], r.name(r.user())
 	stands := r.out.Action == CookieSet && s.user == user
-	// Two logins of the user that was logged in before are one session: that of the one
+	// Two logins over one of the same user are one session: that of the one
 	// that retires the other's, which sets no cookie unless it was done before. All other
 	// logins stand, two of a visitor as well.
-	one := p.start == user && o.user() == r.user() && r.carries(p.startAs()) && o.carries(p.startAs())
+	over := func(r *request) bool {
+		return r.before.user == user && !r.refused && r.user() == p.startAs() && r.carries(p.startAs())
+	}
+	one := over(r) && over(o)
 	switch {
 	case one && !stands:
 		if other.user != user || o.out.Action != CookieSet {
@@ -479,9 +486,13 @@ var slowly = Config{Timeout: 20 * time.Second}
 // one with the same cookie, for all pairs of what they may do.
 func TestInterleavings(t *testing.T) {
 	each(t, slowly, func(t *testing.T, b redistest.Backend, m *Manager) {
-		wrong, n := interleavings(t, b, m, allActs)
+		acts := allActs
+		if b.Name == "cluster" { // which differs in nothing but its client
+			acts = basicActs
+		}
+		wrong, n := interleavings(t, b, m, acts)
 		reportWrong(t, wrong, n)
-		if want := 2 * len(allActs) * len(allActs); n < want {
+		if want := 2 * len(acts) * len(acts); n < want {
 			t.Errorf("%d interleavings, expected at least %d", n, want)
 		}
 	})
@@ -594,7 +605,7 @@ func TestInterleavingsBothWays(t *testing.T) {
 	server.Flush()
 	b := redistest.Backend{Client: server.Client(), Addrs: []string{server.Addr()}}
 	m := manager(t, b, slowly)
-	acts := []act{actSave, actRotate, actLoginAnn, actLoginBob, actLogout, actCommitLogin, actLoginCommit, actLoginTwice}
+	acts := basicActs
 	cx, cy := b.NewClient(t), b.NewClient(t)
 	hx, hy := countCommands(cx), countCommands(cy)
 	mx, my := sameSite(t, m, cx, slowly), sameSite(t, m, cy, slowly)

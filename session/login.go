@@ -34,6 +34,10 @@ const maxUserID = 1024
 // Finish retires it, or until the request fails or panics: then the login is undone. After
 // that, the old ID leads nowhere, and requests that were under way with it save nothing.
 //
+// Two logins at once with the cookie of a visitor give two sessions, of which the browser
+// keeps the last cookie. Over a session of the same user they give one: the login that
+// finishes last ends the other.
+//
 // The error is [ErrNoUser], [ErrNoSession], [ErrFinished] when the new cookie could not
 // be sent, an [*EncodeError], [ErrUnavailable], one for a user ID of more than 1,024
 // bytes, or ctx's own; ctx then holds what it held before.

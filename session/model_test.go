@@ -15,7 +15,7 @@ import (
 // time passes, and compares what each of them sees with a model: a user and a map.
 func TestModel(t *testing.T) {
 	const grace = time.Hour
-	cfg := Config{Rotation: Rotation{Grace: grace}, Lifetime: 1000 * time.Hour, IdleTimeout: -1, Timeout: 5 * time.Second}
+	cfg := Config{Timeout: slowly.Timeout, Rotation: Rotation{Grace: grace}, Lifetime: 1000 * time.Hour, IdleTimeout: -1}
 	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		rnd := newRand(t)
 		b := &browser{t, m, ""}

@@ -456,7 +456,6 @@ func watchTTL(t *testing.T, client *redis.Client) {
 }
 
 func TestLogoutRacesAcrossProcesses(t *testing.T) {
-	server := redistest.Shared(t)
 	for _, tc := range []struct {
 		site   string
 		races  int
@@ -468,6 +467,7 @@ func TestLogoutRacesAcrossProcesses(t *testing.T) {
 		{siteStock, min(*races, 500), true},
 	} {
 		t.Run(tc.site, func(t *testing.T) {
+			server := redistest.Shared(t) // here, so that its clock goes back after each
 			server.Flush()
 			client := server.Client()
 			watchTTL(t, client)
@@ -482,7 +482,6 @@ func TestLogoutRacesAcrossProcesses(t *testing.T) {
 }
 
 func TestWriteRacesAcrossProcesses(t *testing.T) {
-	server := redistest.Shared(t)
 	for _, tc := range []struct {
 		site   string
 		writes int
@@ -494,6 +493,7 @@ func TestWriteRacesAcrossProcesses(t *testing.T) {
 		{siteStock, min(*races, 1000), true},
 	} {
 		t.Run(tc.site, func(t *testing.T) {
+			server := redistest.Shared(t) // here, so that its clock goes back after each
 			server.Flush()
 			watchTTL(t, server.Client())
 			f := newFleet(t, tc.site, server)
@@ -565,7 +565,6 @@ func (f *fleet) loginRaces(n int) (lost, saved, wrong int) {
 }
 
 func TestLoginRacesAcrossProcesses(t *testing.T) {
-	server := redistest.Shared(t)
 	for _, tc := range []struct {
 		site  string
 		races int
@@ -577,6 +576,7 @@ func TestLoginRacesAcrossProcesses(t *testing.T) {
 		{siteStock, min(*races, 500), true},
 	} {
 		t.Run(tc.site, func(t *testing.T) {
+			server := redistest.Shared(t) // here, so that its clock goes back after each
 			server.Flush()
 			watchTTL(t, server.Client())
 			f := newFleet(t, tc.site, server)

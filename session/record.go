@@ -13,7 +13,7 @@ import (
 // microseconds of Redis's clock in seven bytes.
 //
 //	record     1, flags, key id (4), revision (8), handle (9);
-//	           born, deadline, last touch, until (28); 0, or 1 and the field of the ID
+//	           born, deadline, last touch, until, step of touches (35); 0, or 1 and the field of the ID
 //	           before it (16); box of the owner; box of the token
 //	rotated    2, lived, end of Grace (7), until (7), handle (9), field of the next ID (16);
 //	           key id (4), box of the token of the next ID
@@ -21,17 +21,16 @@ import (
 //	           its place, or zeros (16); reason
 //
 // The head of a record, its first 23 bytes, is authenticated with both boxes, and with the
-// token's that there is an owner's. The scripts
-// alone write what stands between head and boxes. The values stand in the box of the
-// token, or, when they are large, in a field of their own: "v" and the field's name, a
-// revision and the box.
+// token's how long the owner's is. The scripts alone write what stands between head and
+// boxes. The values stand in the box of the token, or, when they are large, in a field of
+// their own: "v" and the field's name, a revision and the box.
 const (
 	formatRecord  = 1
 	formatRotated = 2
 	formatEnded   = 3
 
 	headLen      = 1 + 1 + len(seal.ID{}) + len(revision{}) + len(handle{})
-	timesLen     = 4 * timeLen
+	timesLen     = 5 * timeLen
 	timeLen      = 7
 	tombstoneLen = 2 + 2*timeLen + len(handle{}) + fieldLen
 
@@ -71,7 +70,10 @@ type head struct {
 }
 
 // times are microseconds of Redis's clock. Only scripts set them.
-type times struct{ born, deadline, touched, until int64 }
+type times struct {
+	born, deadline, touched, until int64
+	step                           int64 // uses were noted this often when touched was set
+}
 
 // who is what the box of the owner holds.
 type who struct {
@@ -206,7 +208,7 @@ func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, 
 	r := &record{id: at}
 	r.head.parse(raw)
 	rest := raw[headLen:]
-	for i, t := range [...]*int64{&r.times.born, &r.times.deadline, &r.times.touched, &r.times.until} {
+	for i, t := range [...]*int64{&r.times.born, &r.times.deadline, &r.times.touched, &r.times.until, &r.times.step} {
 		if *t = getTime(rest[i*timeLen:]); *t > maxTime {
 			return nil, errMalformed
 		}
@@ -330,7 +332,7 @@ func (l life) slack() time.Duration { return l.idle + l.idle/touchShare }
 
 // kept is how long Redis keeps a record after a write: for short, if that is not 0.
 func (l life) kept(short time.Duration) life {
-	if l.idle = l.slack(); short > 0 {
+	if l.idle = l.slack(); short > 0 && (l.idle == 0 || short < l.idle) {
 		l.idle = short
 	}
 	return l
@@ -345,10 +347,12 @@ func (l life) deadline(r *record) int64 {
 }
 
 // over reports whether a record's time has passed. The record alone decides: a key that
-// outlived its TTL, on a replica or after a restore, is no session.
+// outlived its TTL, on a replica or after a restore, is no session. If uses were noted less
+// often when the last one was, the session may have been used since: then it has that much
+// longer, or a shorter idle timeout would log out users who are active.
 func (l life) over(r *record, now int64) bool {
 	return now >= r.times.until || now >= l.deadline(r) ||
-		l.idle > 0 && now >= r.times.touched+l.slack().Microseconds()
+		l.idle > 0 && now >= r.times.touched+l.slack().Microseconds()+max(0, r.times.step-l.kept(0).step())
 }
 
 // touchDue reports whether a use is to be noted.
@@ -358,11 +362,19 @@ func (l life) touchDue(r *record, now int64) bool { return l.kept(0).moves(r, no
 // or when the configured life would move its end by as much. It is the script's own rule
 // (save.lua), of a life that is kept.
 func (l life) moves(r *record, now int64) bool {
-	step, end := l.lifetime.Microseconds()/lastSeenShare, l.deadline(r)
+	step, end := l.step(), l.deadline(r)
 	if l.idle > 0 {
-		step, end = l.idle.Microseconds()/(touchShare+1), min(end, now+l.idle.Microseconds())
+		end = min(end, now+l.idle.Microseconds())
 	}
-	return now-r.times.touched >= step || end-r.times.until >= step
+	return now-r.times.touched >= step || end-r.times.until >= step || r.times.step > step
+}
+
+// step is how often a use is noted, in microseconds, under a life that is kept.
+func (l life) step() int64 {
+	if l.idle > 0 {
+		return l.idle.Microseconds() / (touchShare + 1)
+	}
+	return l.lifetime.Microseconds() / lastSeenShare
 }
 
 // lastSeenShare is how often a session without an idle timeout notes its use, so that

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
-	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
 // counted returns a further Manager of m's site, whose commands are counted.
@@ -21,19 +20,6 @@ func counted(t testing.TB, rb redistest.Backend, m *Manager, cfg Config) (*Manag
 	client := rb.NewClient(t)
 	hook := countCommands(client)
 	return sameSite(t, m, client, cfg), hook
-}
-
-// loadScripts spares requests to send a script in full, which counts twice.
-func loadScripts(t testing.TB, rb redistest.Backend) {
-	t.Helper()
-	for _, s := range []*scripts.Script{
-		scripts.SessionCreate, scripts.SessionSave, scripts.SessionRotate, scripts.SessionRetire,
-		scripts.SessionEnd, scripts.SessionSweep, scripts.SessionTime,
-	} {
-		if err := rb.Client.ScriptLoad(t.Context(), s.Source).Err(); err != nil { // on every master
-			t.Fatal(err)
-		}
-	}
 }
 
 // tellTime has a Manager ask for the time now, of every server, rather than in a request
@@ -49,7 +35,7 @@ func tellTime(t testing.TB, m *Manager) {
 
 // TestCommandsOfARequest pins what each kind of request asks of Redis.
 func TestCommandsOfARequest(t *testing.T) {
-	cfg := Config{IdleTimeout: 2 * time.Hour, Rotation: Rotation{Every: time.Hour}}
+	cfg := Config{Timeout: slowly.Timeout, IdleTimeout: 2 * time.Hour, Rotation: Rotation{Every: time.Hour}}
 	large := strings.Repeat("x", apartAbove+1)
 	each(t, cfg, func(t *testing.T, rb redistest.Backend, other *Manager) {
 		m, hook := counted(t, rb, other, cfg)
@@ -223,10 +209,10 @@ func TestCommandsOfARequest(t *testing.T) {
 
 // TestTheClockIsAskedOnceAMinute has a process whose time passes as Redis's does.
 func TestTheClockIsAskedOnceAMinute(t *testing.T) {
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, other *Manager) {
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, other *Manager) {
 		cookie := begin(t, other, "ann").cookie
 		bubble(t, rb, func(t *testing.T, rb redistest.Backend) {
-			m, hook := counted(t, rb, other, Config{})
+			m, hook := counted(t, rb, other, slowly)
 			loadScripts(t, rb)
 			const minutes = 10
 			for range minutes * 60 {
@@ -252,7 +238,7 @@ func TestTheClockIsAskedOnceAMinute(t *testing.T) {
 			}
 		})
 		// The replies of scripts tell the time, too.
-		m, hook := counted(t, rb, other, Config{})
+		m, hook := counted(t, rb, other, slowly)
 		b := begin(t, m, "bob")
 		hook.reset(nil)
 		for range 10 {
@@ -273,8 +259,8 @@ func countOf(hook *commands) map[string]int {
 }
 
 func TestForeignCookiesAreNotAdopted(t *testing.T) {
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
-		counted, hook := counted(t, rb, m, Config{})
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		counted, hook := counted(t, rb, m, slowly)
 		loadScripts(t, rb)
 		signed := len(m.signer.codecs) > 0
 		elsewhere, err := newSigner([][]byte{newSecret})
@@ -389,7 +375,7 @@ func TestForeignCookiesAreNotAdopted(t *testing.T) {
 // TestFixation has an attacker who knows the cookie that the victim logs in with, and
 // sends it all the while.
 func TestFixation(t *testing.T) {
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		for round := range 20 {
 			planted := &browser{t, m, ""}
 			planted.request(func(ctx context.Context) { m.Put(ctx, "cart", 1) })
@@ -445,7 +431,7 @@ func TestFixation(t *testing.T) {
 }
 
 func TestSlowRequestsDoNotUndoALogin(t *testing.T) {
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		b := &browser{t, m, ""}
 		b.request(func(ctx context.Context) { m.Put(ctx, "cart", 1) })
 		before := b.cookie
@@ -489,7 +475,7 @@ func TestSlowRequestsDoNotUndoALogin(t *testing.T) {
 }
 
 func TestALostSessionDoesNotLeakIntoALogin(t *testing.T) {
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		b := &browser{t, m, ""}
 		b.request(func(ctx context.Context) {
 			_ = m.Login(ctx, "ann")
@@ -513,7 +499,7 @@ func TestALostSessionDoesNotLeakIntoALogin(t *testing.T) {
 }
 
 func TestUnencodableValueSavesNothing(t *testing.T) {
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		b := &browser{t, m, ""}
 		b.request(func(ctx context.Context) { m.Put(ctx, "old", 1) })
 		isBad := func(what string, err error) {
@@ -593,7 +579,7 @@ func TestUnencodableValueSavesNothing(t *testing.T) {
 // TestOneContextManyCommits is a socket: one context, several goroutines that put and
 // commit, while other requests change the same session.
 func TestOneContextManyCommits(t *testing.T) {
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		b := &browser{t, m, ""}
 		b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
 		socket := load(t, m, b.cookie)
@@ -650,7 +636,7 @@ func TestOneContextManyCommits(t *testing.T) {
 // commit: it must neither deadlock nor race, and end logged out. Those that come in each
 // other's way may be told so.
 func TestOneContextManyMinds(t *testing.T) {
-	each(t, Config{Timeout: 10 * time.Second}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		b := &browser{t, m, ""}
 		b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
 		ctx := load(t, m, b.cookie)

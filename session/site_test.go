@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/alexedwards/scs/redisstore"
@@ -15,6 +16,7 @@ import (
 	redigo "github.com/gomodule/redigo/redis"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
@@ -237,16 +239,19 @@ func (c *commands) note(cmd redis.Cmder) fate {
 	return fail(n, name)
 }
 
+// sessionScripts are the scripts, by the names of what they do.
+var sessionScripts = map[string]*scripts.Script{
+	"create": scripts.SessionCreate, "save": scripts.SessionSave, "rotate": scripts.SessionRotate,
+	"retire": scripts.SessionRetire, "end": scripts.SessionEnd, "sweep": scripts.SessionSweep,
+	"time": scripts.SessionTime, "heads": scripts.SessionHeads,
+}
+
 // nameOf is a command's, or that of the script it runs: "save" and so on. A save of no
 // more than a use is a "touch".
 func nameOf(cmd redis.Cmder) string {
 	args := cmd.Args()
 	if len(args) > 1 {
-		for name, s := range map[string]*scripts.Script{
-			"create": scripts.SessionCreate, "save": scripts.SessionSave, "rotate": scripts.SessionRotate,
-			"retire": scripts.SessionRetire, "end": scripts.SessionEnd, "sweep": scripts.SessionSweep,
-			"time": scripts.SessionTime, "heads": scripts.SessionHeads,
-		} {
+		for name, s := range sessionScripts {
 			if args[1] != s.SHA1 && args[1] != s.Source {
 				continue
 			}
@@ -257,6 +262,20 @@ func nameOf(cmd redis.Cmder) string {
 		}
 	}
 	return strings.ToLower(cmd.Name())
+}
+
+// loadScripts has all nodes know the scripts: a command whose reply is lost has run then.
+func loadScripts(t testing.TB, b redistest.Backend) {
+	t.Helper()
+	for _, addr := range b.Addrs {
+		node := redis.NewClient(&redis.Options{Addr: addr})
+		defer node.Close()
+		for name, s := range sessionScripts {
+			if err := node.ScriptLoad(t.Context(), s.Source).Err(); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+	}
 }
 
 func (c *commands) ProcessHook(next redis.ProcessHook) redis.ProcessHook {

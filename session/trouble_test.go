@@ -391,16 +391,31 @@ func TestWrongTypeAtTheKey(t *testing.T) {
 		}
 		rb.Client.Del(t.Context(), key)
 
-		// The place of a legacy session's copy is taken.
+		// The place of a legacy session's copy is taken, first by garbage.
 		token := strings.Repeat("t", legacyTokenLen)
-		data, err := scs.GobCodec{}.Encode(time.Now().Add(time.Hour), map[string]any{"k": "v"})
+		data, err := scs.GobCodec{}.Encode(time.Now().Add(100*time.Hour), map[string]any{"k": "v"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := old.Commit(token, data, time.Now().Add(time.Hour)); err != nil {
+		if err := old.Commit(token, data, time.Now().Add(100*time.Hour)); err != nil {
 			t.Fatal(err)
 		}
-		key = m.records.keys.copied(token, "").key
+		place := m.records.keys.copied(token, "")
+		key = place.key
+		for _, v := range []string{"", "\x00", "\x01", "\x01\x08", "\x02", "\x03\x01", "\x09", "\x01" + strings.Repeat("\x08", 100), strings.Repeat("\x02", 40)} {
+			setAt(t, rb.Client, place, v)
+			for range 2 {
+				ctx, err := m.LoadLegacy(t.Context(), token)
+				if err != nil || m.UserID(ctx) != "" {
+					t.Fatalf("%.10q in the place of a copy: %v", v, err)
+				}
+				m.Put(ctx, "k", "w")
+				if o, err := m.Finish(ctx); err != nil || look(t, m, o.Value).values != "map[k:w]" {
+					t.Errorf("%.10q in the place of a copy: cannot go on: %+v, %v", v, o, err)
+				}
+			}
+			rb.Client.Del(t.Context(), key)
+		}
 		spoil(key)
 		ctx, err = m.LoadLegacy(t.Context(), token)
 		if err != nil || len(m.Keys(ctx)) != 0 {

@@ -22,6 +22,8 @@ func TestMain(m *testing.M) { redistest.Main(m) }
 // incr counts its runs, so that a script that was sent twice is seen.
 var incr = script("return {redis.call('INCR', KEYS[1]), tonumber(ARGV[1])}")
 
+var hset = script("return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])")
+
 func script(source string) *scripts.Script { return scripts.New(source) }
 
 func TestCallsGetTheirOwnReplies(t *testing.T) {
@@ -35,13 +37,17 @@ func TestCallsGetTheirOwnReplies(t *testing.T) {
 				if err != nil || len(got) != 2 || got[0] != 1 || got[1] != int64(i) {
 					t.Errorf("call %d: %v, %v", i, got, err)
 				}
-				if v, err := s.Get(t.Context(), key); string(v) != "1" || err != nil {
-					t.Errorf("get %d: %q, %v", i, v, err)
+				h := "h" + key
+				if _, err := s.Reply(t.Context(), hset, h, "f", strconv.Itoa(i)); err != nil {
+					t.Errorf("hset %d: %v", i, err)
+				}
+				if v, err := s.HGet(t.Context(), h, "f"); string(v) != strconv.Itoa(i) || err != nil {
+					t.Errorf("hget %d: %q, %v", i, v, err)
 				}
 			})
 		}
 		wg.Wait()
-		if _, err := s.Get(t.Context(), "none"); !errors.Is(err, redis.Nil) {
+		if _, err := s.HGet(t.Context(), "none", "f"); !errors.Is(err, redis.Nil) {
 			t.Errorf("missing key: %v", err)
 		}
 	})
@@ -66,7 +72,7 @@ func TestFlushedScriptsAreSentAgain(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if v, _ := s.Get(t.Context(), "k"); string(v) != "1000" {
+		if v, _ := b.Client.Get(t.Context(), "k").Result(); v != "1000" {
 			t.Errorf("1000 calls ran %s times", v)
 		}
 	})

@@ -264,14 +264,25 @@ func TestPanic(t *testing.T) {
 		m.Put(c.Request.Context(), "k", "after")
 		panic("oops")
 	})
-	r.GET("/get", func(c *gin.Context) { c.String(200, m.GetString(c.Request.Context(), "k")) })
+	r.GET("/login", func(c *gin.Context) {
+		if err := m.Login(c.Request.Context(), "ann"); err != nil {
+			t.Error(err)
+		}
+		m.Put(c.Request.Context(), "k", "after")
+		panic("oops")
+	})
+	r.GET("/get", func(c *gin.Context) {
+		c.String(200, m.UserID(c.Request.Context())+m.GetString(c.Request.Context(), "k"))
+	})
 	s := serve(t, r, false)
 	s.do("GET", "/put")
-	if res, _ := s.do("GET", "/panic"); res.StatusCode != 500 {
-		t.Errorf("got %s", res.Status)
-	}
-	if _, body := s.do("GET", "/get"); body != "before" {
-		t.Errorf("the session has %q", body)
+	for _, path := range []string{"/panic", "/login"} {
+		if res, _ := s.do("GET", path); res.StatusCode != 500 || setsCookie(res) != 0 {
+			t.Errorf("%s: %s %v", path, res.Status, res.Header)
+		}
+		if _, body := s.do("GET", "/get"); body != "before" {
+			t.Errorf("%s: the session has %q", path, body)
+		}
 	}
 }
 

@@ -10,7 +10,7 @@
 --          "replace" whatever is there
 -- ARGV[3]  Grace, µs
 -- ARGV[4]  revision, 8 bytes, of "retire"
--- ARGV[5]  handle, 9 bytes, of a tombstone where nothing stood
+-- ARGV[5]  mark of who leaves it, 9 bytes, in the handle's place; zeros: none
 -- ARGV[6]  reason, at most 32 bytes
 --
 -- Reply: now, ended; -now, ended, and a sweep is due; {now, 0, there}, not ended: there
@@ -47,7 +47,7 @@ end
 -- what stands there: 0 nothing, 1 a record, 2 or 3 a tombstone in its Grace, else garbage
 local function standing(s)
   local format = s and s:byte(1) or 0
-  if format == 1 and #s >= 52 then
+  if format == 1 and #s >= 59 then
     return times('>I7', s, 45) > now and 1 or 0
   elseif (format == 2 or format == 3) and #s >= 41 then
     return times('>I7', s, 3) > now and format or 0
@@ -67,7 +67,7 @@ local function bury(field, there)
   end
   if format == 1 then
     lived = '\1'
-    if #there >= 52 then
+    if #there >= 59 then
       handle = there:sub(15, 23)
       if flags % 16 >= 8 then -- a copy
         ends = math.max(ends, (times('>I7', there, 31)))
@@ -75,11 +75,14 @@ local function bury(field, there)
     end
     call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
-    if mode ~= 'mark' and there:byte(2) == 1 then -- or it is a mark, which the next one does not inherit
+    if there:byte(2) == 1 then -- or it shows a mark, which this one does not inherit
       lived, handle = '\1', there:sub(17, 25)
     end
     ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
     reason = format == 3 and there:sub(42) or reason
+  end
+  if ARGV[5] ~= ('\0'):rep(9) then
+    lived, handle = '\0', ARGV[5]
   end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)

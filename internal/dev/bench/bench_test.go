@@ -46,6 +46,40 @@ func TestRows(t *testing.T) {
 	}
 }
 
+// TestSessionMemory and TestHolds see that the measurements are of sessions.
+func TestSessionMemory(t *testing.T) {
+	s := startServer(t)
+	for _, perUser := range []int{0, 1, 5} {
+		for _, sealed := range []bool{false, true} {
+			bytes, err := s.memoryOf(t.Context(), 500, perUser, sealed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes < memoryValues || bytes > 20*memoryValues {
+				t.Errorf("%d per user, sealed %v: %v bytes", perUser, sealed, bytes)
+			}
+		}
+	}
+}
+
+func TestHolds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	s := startServer(t)
+	for _, size := range []int{memoryValues, 4 << 10} {
+		all, err := s.holdsOf(t.Context(), 3, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, h := range all {
+			if h.mean <= 0 || h.longest <= 0 || h.script == "" {
+				t.Errorf("%s with %d bytes: %+v", operations[i].name, size, h)
+			}
+		}
+	}
+}
+
 func TestTargetsNameContenders(t *testing.T) {
 	all := rows(100)
 	for _, target := range targets() {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -80,7 +81,7 @@ func (s *server) memoryOf(ctx context.Context, sessions, perUser int, sealed boo
 }
 
 func holdManager(client *redis.Client, sealed bool) (*session.Manager, error) {
-	cfg := session.Config{}
+	cfg := session.Config{Timeout: 10 * time.Second} // patience for loaded machines
 	if sealed {
 		cfg.Secrets, cfg.KeySecret = secrets, keySecret
 	}

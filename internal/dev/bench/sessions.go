@@ -178,7 +178,8 @@ func newGatehouse(client *redis.Client, idle time.Duration, secrets [][]byte) (s
 	if idle == 0 {
 		idle = -1 // 0 would be the default, an hour
 	}
-	cfg := session.Config{IdleTimeout: idle, Secrets: secrets}
+	// As patient as its peers, should the machine be busy.
+	cfg := session.Config{IdleTimeout: idle, Secrets: secrets, Timeout: 10 * time.Second}
 	if len(secrets) > 0 {
 		cfg.KeySecret = keySecret
 	}

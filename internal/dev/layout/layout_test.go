@@ -18,7 +18,12 @@ import (
 
 const root = "github.com/gatehouse-go/gatehouse"
 
-// forbidden imports, direct or not. A path stands for itself and for the packages below it.
+// testHelp is what the tests of the examples share, and the one package besides tests that may
+// use what is below internal/dev.
+const testHelp = root + "/examples/internal/servicetest"
+
+// forbidden imports, direct or not. A path stands for itself and for the packages below it, "" for
+// all but the examples and what is below internal/dev.
 var forbidden = []struct{ from, to, why string }{
 	{"scripts", root, "scripts imports nothing of ours"},
 	{"ratelimit", root + "/session", "limits and sessions are independent"},
@@ -26,7 +31,10 @@ var forbidden = []struct{ from, to, why string }{
 	{"session", root + "/ratelimit", "limits and sessions are independent"},
 	{"session", root + "/middleware", "middleware is the top"},
 	{"", root + "/examples", "examples are no part of the kit"},
-	{"", root + "/internal/dev/bench", "benchmarks are no part of the kit"},
+	{"", root + "/internal/dev", "what serves work on the kit is for tests alone"},
+	{"examples", root + "/internal/dev", "what serves work on the kit is for tests alone"},
+	{"examples", testHelp, "it is for the examples' tests alone"},
+	{"internal/dev", root + "/internal/dev/bench", "benchmarks are nobody's library"},
 	{"", root + "/middleware/ginadapter", "gin stays in the adapter's module"},
 }
 
@@ -64,16 +72,37 @@ type pkg struct {
 }
 
 func TestImports(t *testing.T) {
-	for _, v := range violations(list(t, "./...")) {
-		t.Error(v)
+	for _, dir := range modules(t) {
+		for _, v := range violations(listIn(t, dir, "./...")) {
+			t.Error(v)
+		}
 	}
+}
+
+// modules returns the folders that have a go.mod.
+func modules(t *testing.T) []string {
+	t.Helper()
+	var dirs []string
+	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Name() == "go.mod" {
+			dirs = append(dirs, filepath.Dir(path))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(dirs) < 2 {
+		t.Fatalf("modules = %q, want the nested ones, too", dirs)
+	}
+	return dirs
 }
 
 func TestUsedModules(t *testing.T) {
 	var kit []string
 	for _, p := range list(t, "./...") {
 		// For tests only, and out of users' reach.
-		if !within(p.ImportPath, root+"/internal/dev/redistest") {
+		if !within(p.ImportPath, root+"/internal/dev") {
 			kit = append(kit, p.ImportPath)
 		}
 	}
@@ -117,7 +146,20 @@ func TestViolations(t *testing.T) {
 		{"middleware and both", "middleware", []string{root + "/session", root + "/ratelimit"}, 0},
 		{"ratelimit and net/http", "ratelimit", []string{"net/http"}, 1},
 		{"middleware and examples", "middleware", []string{root + "/examples/demo"}, 1},
+		{"session and net/http", "session", []string{"net/http"}, 1},
+		{"below session, for HTTP tests", "session/sessiontest", []string{"net/http", root + "/session"}, 0},
+		{"middleware and redistest", "middleware", []string{root + "/internal/dev/redistest"}, 1},
+		{"a nested module and redistest", "middleware/ginadapter", []string{root + "/internal/dev/redistest"}, 1},
+		{"an example and redistest", "examples/chi", []string{root + "/internal/dev/redistest"}, 1},
+		{"an example and its tests' help", "examples/chi", []string{root + "/examples/internal/servicetest"}, 1},
+		{"that help and redistest", "examples/internal/servicetest", []string{root + "/internal/dev/redistest"}, 0},
+		{"an example and gin", "examples/gin", []string{root + "/middleware/ginadapter"}, 0},
+		{"middleware and gin", "middleware", []string{root + "/middleware/ginadapter"}, 1},
+		{"the adapter itself", "middleware/ginadapter", []string{root + "/middleware"}, 0},
+		{"session and the rest of internal", "session", []string{root + "/internal/codec", root + "/internal/roundtrip"}, 0},
+		{"bench and redistest", "internal/dev/bench", []string{root + "/internal/dev/redistest"}, 0},
 		{"redistest and bench", "internal/dev/redistest", []string{root + "/internal/dev/bench"}, 1},
+		{"roundtrip and redistest", "internal/roundtrip", []string{root + "/internal/dev/redistest"}, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			from := root + "/" + tt.from
@@ -132,8 +174,9 @@ func TestViolations(t *testing.T) {
 func violations(pkgs []pkg) []string {
 	var found []string
 	for _, p := range pkgs {
+		part := within(p.ImportPath, root+"/examples") || within(p.ImportPath, root+"/internal/dev")
 		for _, rule := range forbidden {
-			if !within(p.ImportPath, strings.TrimSuffix(root+"/"+rule.from, "/")) {
+			if rule.from == "" && part || !within(p.ImportPath, strings.TrimSuffix(root+"/"+rule.from, "/")) || p.ImportPath == testHelp {
 				continue
 			}
 			for _, dep := range p.Deps {
@@ -143,8 +186,8 @@ func violations(pkgs []pkg) []string {
 			}
 		}
 		// Direct only: go-redis itself may well speak HTTP.
-		if p.ImportPath == root+"/ratelimit" && slices.Contains(p.Imports, "net/http") {
-			found = append(found, p.ImportPath+" imports net/http: a limiter knows nothing of HTTP")
+		if (p.ImportPath == root+"/ratelimit" || p.ImportPath == root+"/session") && slices.Contains(p.Imports, "net/http") {
+			found = append(found, p.ImportPath+" imports net/http: limits and sessions know nothing of HTTP")
 		}
 	}
 	return found
@@ -154,9 +197,11 @@ func within(path, tree string) bool {
 	return path == tree || strings.HasPrefix(path, tree+"/")
 }
 
-func list(t *testing.T, args ...string) []pkg {
+func list(t *testing.T, args ...string) []pkg { t.Helper(); return listIn(t, top, args...) }
+
+func listIn(t *testing.T, dir string, args ...string) []pkg {
 	t.Helper()
-	out := json.NewDecoder(strings.NewReader(string(goCommand(t, append([]string{"list", "-json=ImportPath,Imports,Deps,Module,Standard"}, args...)...))))
+	out := json.NewDecoder(strings.NewReader(string(goCommandIn(t, dir, append([]string{"list", "-json=ImportPath,Imports,Deps,Module,Standard"}, args...)...))))
 	var pkgs []pkg
 	for {
 		var p pkg
@@ -173,12 +218,17 @@ func list(t *testing.T, args ...string) []pkg {
 	return pkgs
 }
 
+// top is the root module's folder.
+const top = "../../.."
+
 // goCommand runs go in the root module's folder.
-func goCommand(t *testing.T, args ...string) []byte {
+func goCommand(t *testing.T, args ...string) []byte { t.Helper(); return goCommandIn(t, top, args...) }
+
+func goCommandIn(t *testing.T, dir string, args ...string) []byte {
 	t.Helper()
 	look(t)
 	cmd := exec.Command("go", args...)
-	cmd.Dir = "../../.."
+	cmd.Dir = dir
 	out, err := cmd.Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		t.Fatalf("go %q: %v\n%s", args, err, exit.Stderr)
@@ -192,7 +242,7 @@ func goCommand(t *testing.T, args ...string) []byte {
 // itself looked at has changed, and does not see what the go command reads.
 func look(t *testing.T) {
 	t.Helper()
-	err := filepath.WalkDir("../../..", func(path string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(top, func(path string, _ fs.DirEntry, err error) error {
 		if err == nil && (strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "go.mod")) {
 			_, err = os.Stat(path)
 		}

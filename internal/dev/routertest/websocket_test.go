@@ -83,6 +83,10 @@ func TestWebSocket(t *testing.T) {
 				if err != nil {
 					return
 				}
+				m.Put(r.Context(), "k", string(message))
+				if err := m.Commit(r.Context()); err != nil {
+					t.Error(err)
+				}
 				conn.Write(context.Background(), typ, message)
 			}
 		})
@@ -95,15 +99,18 @@ func TestWebSocket(t *testing.T) {
 	if set := res.Header["Set-Cookie"]; len(set) != 1 || !strings.HasPrefix(set[0], "__Host-session=") {
 		t.Errorf("the upgrade sets %q", set)
 	}
+	if got := body(t, client, url+"/get"); got != "kept" {
+		t.Errorf("the next request sees %q", got)
+	}
 	for i := range 3 {
 		want := fmt.Sprint("message ", i)
 		conn.Write(t.Context(), websocket.MessageText, []byte(want))
 		if _, message, err := conn.Read(t.Context()); string(message) != want {
 			t.Errorf("%q, %v", message, err)
 		}
-	}
-	if got := body(t, client, url+"/get"); got != "kept" {
-		t.Errorf("the next request sees %q", got)
+		if got := body(t, client, url+"/get"); got != want {
+			t.Errorf("another request sees %q", got)
+		}
 	}
 }
 
