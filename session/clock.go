@@ -85,6 +85,15 @@ func (c *clock) known() int64 {
 	return 0
 }
 
+// loadedNow is now for a session that this process has read or written: the estimate is at
+// hand, however old, and no command is sent.
+func (s *records) loadedNow(ctx context.Context, at id) (int64, error) {
+	if known := s.clocks.at(at).known(); known != 0 {
+		return known, nil
+	}
+	return s.now(ctx, at)
+}
+
 // now returns the time of the server that keeps a session, in microseconds.
 func (s *records) now(ctx context.Context, at id) (int64, error) {
 	c := s.clocks.at(at)

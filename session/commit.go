@@ -134,7 +134,7 @@ func (m *Manager) due(ctx context.Context, d draft) bool {
 	if d.login != nil { // a use would give the record its whole life, before Finish does
 		return false
 	}
-	now, err := m.records.now(ctx, d.record.id)
+	now, err := m.records.loadedNow(ctx, d.record.id)
 	return err == nil && m.records.lives[d.record.head.kind].touchDue(d.record, now)
 }
 

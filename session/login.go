@@ -61,9 +61,6 @@ func (m *Manager) Login(ctx context.Context, userID string) error {
 	ctx, cancel := m.bound(ctx)
 	defer cancel()
 	r, p, other := m.loginOver(d, userID)
-	if r.who.authenticated, err = m.records.now(ctx, r.id); err != nil {
-		return err
-	}
 	for _, n := range d.named { // late answers of requests that carry these set no cookie
 		if _, err := m.records.end(ctx, n.id, endReplace, revision{}, handle{}); err != nil {
 			return err
@@ -94,7 +91,7 @@ func (m *Manager) isFinished(st *state) bool {
 func (m *Manager) loginOver(d draft, userID string) (r *record, p *pending, other bool) {
 	old := d.record
 	other = old != nil && old.who.user != "" && old.who.user != userID
-	r = &record{id: m.records.keys.fresh(m.records.keys.user(userID)), who: who{user: userID}}
+	r = &record{id: m.records.keys.fresh(m.records.keys.user(userID)), who: who{user: userID, authenticated: atBirth}}
 	r.head = head{kind: login, persistent: d.facts.persistent, handle: newHandle()}
 	if r.head.persistent {
 		r.head.kind = remembered

@@ -144,7 +144,7 @@ func (m *Manager) Info(ctx context.Context) Info {
 		UserID:          r.who.user,
 		Handle:          r.head.handle.String(),
 		Created:         fromMicros(r.times.born),
-		AuthenticatedAt: fromMicros(r.who.authenticated),
+		AuthenticatedAt: fromMicros(r.authenticated()),
 		LastSeen:        fromMicros(r.times.touched),
 		Expires:         fromMicros(m.records.lives[st.facts.kind].deadline(r)),
 		Persistent:      st.facts.persistent,
@@ -161,11 +161,11 @@ func (m *Manager) AuthenticatedWithin(ctx context.Context, d time.Duration) bool
 	st.mu.Lock()
 	r := st.record
 	st.mu.Unlock()
-	if r == nil || r.who.user == "" || r.who.authenticated == 0 {
+	if r == nil || r.who.user == "" || r.authenticated() == 0 {
 		return false
 	}
-	now, err := m.records.now(ctx, r.id)
-	return err == nil && now-r.who.authenticated <= d.Microseconds()
+	now, err := m.records.loadedNow(ctx, r.id)
+	return err == nil && now-r.authenticated() <= d.Microseconds()
 }
 
 func fromMicros(us int64) time.Time {

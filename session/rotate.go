@@ -41,7 +41,7 @@ func (m *Manager) rotationDue(ctx context.Context, d draft) bool {
 	if issued == 0 {
 		issued = d.record.times.born
 	}
-	now, err := m.records.now(ctx, d.record.id)
+	now, err := m.records.loadedNow(ctx, d.record.id)
 	return err == nil && now-issued >= m.every.Microseconds()
 }
 
@@ -54,7 +54,7 @@ func (m *Manager) rotateID(ctx context.Context, st *state, d draft) (err error) 
 	for {
 		next := d.over(over)
 		next.id = m.records.keys.fresh(over.id.owner)
-		if next.who.issued, err = m.records.now(ctx, next.id); err != nil {
+		if next.who.issued, err = m.records.loadedNow(ctx, next.id); err != nil {
 			return err
 		}
 		a, err := m.records.rotate(ctx, over.id, over.head.revision, next)

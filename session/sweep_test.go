@@ -374,13 +374,12 @@ func TestAHashFullOfGarbage(t *testing.T) {
 			step("login", b, func(ctx context.Context) error { return m.Login(ctx, "ann") }, "ann")
 			step("save", b, func(ctx context.Context) error { m.Put(ctx, "k", "w"); return nil }, "ann")
 			step("save large", b, func(ctx context.Context) error { m.Put(ctx, "l", strings.Repeat("x", 5000)); return nil }, "ann")
-			old := b.cookie
 			step("rotate", b, m.Rotate, "ann")
 			step("touch", b, func(ctx context.Context) error { advance(t, rb, 5*time.Minute, m); return nil }, "ann")
 			step("rotate again", b, m.Rotate, "ann")
 			put()
 			step("login again", b, func(ctx context.Context) error { return m.Login(ctx, "ann") }, "ann")
-			old = b.cookie
+			old := b.cookie
 			step("rotate once more", b, m.Rotate, "ann")
 			step("logout by the ID before", &browser{t, m, old}, m.Logout, "")
 			if got := look(t, m, b.cookie); got.user != "" {
