@@ -48,6 +48,11 @@ func (m *Manager) Commit(ctx context.Context) error {
 	if st == nil {
 		return ErrNoSession
 	}
+	left, err := st.take(ctx, m.commitTime())
+	if err != nil {
+		return err
+	}
+	defer st.give()
 	d, err := m.draft(st)
 	switch {
 	case err != nil:
@@ -57,7 +62,7 @@ func (m *Manager) Commit(ctx context.Context) error {
 	case !m.due(ctx, d):
 		return nil
 	}
-	ctx, cancel := m.bound(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, left, errSlow)
 	defer cancel()
 	return m.commit(ctx, st, d)
 }
@@ -78,6 +83,11 @@ func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
 	if st == nil {
 		return Outcome{}, ErrNoSession
 	}
+	left, err := st.take(context.Background(), m.commitTime())
+	if err != nil {
+		return Outcome{}, err
+	}
+	defer st.give()
 	st.stale()
 	d, err := m.draft(st)
 	if err != nil {
@@ -87,7 +97,7 @@ func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
 	if d.late {
 		err = ErrFinished
 	} else if d.login != nil || turn || m.due(ctx, d) {
-		ctx, cancel := m.bound(context.WithoutCancel(ctx))
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), left, errSlow)
 		defer cancel()
 		err = m.finish(ctx, st, d, turn)
 	}
@@ -138,11 +148,57 @@ func (m *Manager) due(ctx context.Context, d draft) bool {
 	return err == nil && m.records.lives[d.record.head.kind].touchDue(d.record, now)
 }
 
+// take waits until no other goroutine of this request is in a commit or a Login, and
+// returns what is left of the time within. Two at once would meet as a conflict, and of
+// their replies the one that arrives last need not be that of the last write: what it
+// brings would stay in ctx.
+func (st *state) take(ctx context.Context, within time.Duration) (left time.Duration, err error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.busy {
+		st.busy = true
+		return within, nil
+	}
+	until := time.Now().Add(within)
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	for st.busy {
+		if st.free == nil {
+			st.free = make(chan struct{})
+		}
+		free := st.free
+		st.mu.Unlock()
+		select {
+		case <-free:
+		case <-ctx.Done():
+		}
+		st.mu.Lock()
+		if ctx.Err() != nil {
+			return 0, conflict(ctx.Err())
+		}
+	}
+	st.busy = true
+	return time.Until(until), nil
+}
+
+// give ends what take began.
+func (st *state) give() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.busy = false
+	if st.free != nil {
+		close(st.free)
+		st.free = nil
+	}
+}
+
 // bound gives a commit as a whole its deadline: twice the timeout, less what it may take
 // to undo a login.
 func (m *Manager) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, 2*m.records.timeout-m.undoTime(), errSlow)
+	return context.WithTimeoutCause(ctx, m.commitTime(), errSlow)
 }
+
+func (m *Manager) commitTime() time.Duration { return 2*m.records.timeout - m.undoTime() }
 
 var errSlow = fmt.Errorf("%w: its answers took too long together", ErrUnavailable)
 
@@ -385,7 +441,7 @@ func (st *state) apply(m *Manager, d draft, r *record) {
 		p.changes = merged(p.changes, d.changes)
 		st.login = &p
 	}
-	st.values.saved(r.values, d.serial, m.reportValue)
+	st.values.saved(r.values, d.changes, d.serial, m.reportValue)
 }
 
 // lost empties the session of a request that has ended meanwhile: what it held must not

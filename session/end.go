@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 )
 
@@ -37,8 +38,8 @@ func (m *Manager) Logout(ctx context.Context) error {
 	legacy := st.held.legacy
 	st.mu.Unlock()
 	if legacy != "" {
-		if err := m.legacy.delete(ctx, legacy); err != nil {
-			return unavailable(ctx, err)
+		if err := m.endLegacy(ctx, legacy); err != nil {
+			return err
 		}
 	}
 	for _, at := range ends {
@@ -57,15 +58,40 @@ func (m *Manager) Logout(ctx context.Context) error {
 	return nil
 }
 
-// endLegacy ends the legacy session of a browser that has logged in anew.
-func (m *Manager) endLegacy(ctx context.Context, st *state) {
+// endLegacy ends a session of the legacy store, which this request need not have loaded: a
+// first request elsewhere may have found it, and its copy may come late. So the copy is
+// made, if there is none, and ended: that leaves a tombstone in its place.
+func (m *Manager) endLegacy(ctx context.Context, legacyToken string) error {
+	b, ok, err := m.legacy.find(ctx, legacyToken)
+	if err != nil {
+		return unavailable(ctx, err)
+	}
+	if ok {
+		r, err := m.copied(ctx, legacyToken, b)
+		if err == nil {
+			if _, err = m.records.create(ctx, r, 0); err == nil {
+				_, err = m.records.end(ctx, r.id, endLogout, revision{}, handle{})
+			}
+		}
+		if errors.Is(err, ErrUnavailable) && !wrongType(err) || ctx.Err() != nil {
+			return err
+		} // and what cannot be read is not copied either
+	}
+	if err := m.legacy.delete(ctx, legacyToken); err != nil {
+		return unavailable(ctx, err)
+	}
+	return nil
+}
+
+// replaceLegacy ends the legacy session of a browser that has logged in anew.
+func (m *Manager) replaceLegacy(ctx context.Context, st *state) {
 	st.mu.Lock()
 	legacy := st.held.legacy
 	st.mu.Unlock()
 	if legacy == "" {
 		return
 	}
-	if err := m.legacy.delete(ctx, legacy); err != nil {
+	if err := m.endLegacy(ctx, legacy); err != nil {
 		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: legacy session not deleted, old servers still have it", slog.Any("error", err))
 	}
 }

@@ -138,6 +138,7 @@ type fleetRequest struct {
 	at      int             // acts whose results are known
 	pending bool            // a login waits for the response
 	changed bool            // logged in or out
+	begun   bool            // a commit in the handler has begun its session
 	puts    map[int]*fleetPut
 	mine    []*fleetPut // not acknowledged yet
 	gones   []*fleetPut // removed, not acknowledged yet
@@ -572,12 +573,17 @@ func (m *fleetModel) settle(r *fleetRequest, a *fleetAnswer) {
 				r.gones = append(r.gones, p)
 			}
 		case "commit":
-			if failed {
+			switch {
+			case !failed && !r.pending:
+				m.ack(r, r.cur, now)
+				r.begun = r.begun || r.cur == r.fresh[len(r.fresh)-1] && len(r.cur.puts)+len(r.cur.shared) > 0
+			case res.Err == session.ErrEnded.Error(): // what it held is not in what comes
+				r.mine, r.gones, r.pending = nil, nil, false
+				r.cur = m.session(r)
+			case failed:
 				for _, p := range r.mine {
 					p.doubtful = true
 				}
-			} else if !r.pending {
-				m.ack(r, r.cur, now)
 			}
 		case "login":
 			if failed {
@@ -791,7 +797,13 @@ func (m *fleetModel) cookie(r *fleetRequest, a *fleetAnswer) {
 		}
 		return
 	case fleetKeep:
+		if r.begun && !r.changed && !a.Panicked && a.Finish == "" && now < r.sent+e.idle-e.slack && !m.accompanied(r) {
+			m.fault(r, "a commit of it has begun a session, and it sets no cookie")
+		}
 		return
+	}
+	if r.begun {
+		m.counts["check: the session of a commit gets its cookie"]++
 	}
 	if last == x && x != nil && commit >= x.deadAt {
 		m.fault(r, "a cookie that leads to a session which is over: %s", x.why)
@@ -817,6 +829,9 @@ func (m *fleetModel) cookie(r *fleetRequest, a *fleetAnswer) {
 		last.log = append(last.log, r)
 		if x != nil && a.Finish == "" {
 			next := fleetNext{r, commit}
+			if !r.alive || r.has("logout") { // the tombstone is that of the login's call, or of the logout's
+				next.began = r.sent
+			}
 			if r.alive {
 				x.next = append(x.next, next)
 			} else {
@@ -833,6 +848,11 @@ func (m *fleetModel) cookie(r *fleetRequest, a *fleetAnswer) {
 	} else {
 		m.counts["cookies of the same session"]++
 	}
+}
+
+// accompanied reports whether others had the same session's cookies at the same time.
+func (m *fleetModel) accompanied(r *fleetRequest) bool {
+	return r.x != nil && slices.ContainsFunc(r.x.log, func(q *fleetRequest) bool { return q != r && q.effective() >= r.sent })
 }
 
 func (m *fleetModel) faulty() bool {

@@ -435,7 +435,7 @@ func TestFleet(t *testing.T) {
 		"check: over: its ID was rotated, and the Grace is over",
 		"check: an old cookie beside a login", "check: no late cookie", "check: an ended session sets no cookie",
 		"check: stays logged in", "check: a rotated ID leads on", "check: the jar keeps its login",
-		"check: an acknowledged put is there", "check: a put acknowledged during a login is in it",
+		"check: the session of a commit gets its cookie", "check: an acknowledged put is there", "check: a put acknowledged during a login is in it",
 		"check: a removed key is gone", "check: the last put of a key wins", "check: a user's own value",
 		"check: survived: a process that died in a login", "check: survived: a handler that panicked after its login",
 		"check: keys in Redis", "conflicts", "logins", "logouts", "rotations",
@@ -1285,8 +1285,10 @@ func (b *fleetBrowser) acts(hold bool) (acts []fleetDo) {
 		do("put")
 	case n < 46:
 		do("put", "commit")
-	case n < 50:
+	case n < 49:
 		do("put", "commit", "put")
+	case n < 50:
+		do("put", "commit", "login", "put")
 	case n < 58 && len(keys) > 0:
 		acts = append(acts, fleetDo{Do: "remove", Key: keys[rnd.IntN(len(keys))]})
 	case n < 59:

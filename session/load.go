@@ -14,9 +14,11 @@ type state struct {
 	record *record // the session as it stands in Redis, as far as the request knows; nil: none
 	facts  facts   // as they should be saved
 	values working
-	login  *pending // a login that Finish has to complete
-	begun  *id      // of the session that a first commit begins
-	epoch  uint64   // counts logins, logouts and ends: what was under way before is not applied
+	login  *pending      // a login that Finish has to complete
+	begun  *id           // of the session that a first commit begins
+	busy   bool          // a commit or a Login is under way
+	free   chan struct{} // closed when it is over; nil: nobody waits
+	epoch  uint64        // counts logins, logouts and ends: what was under way before is not applied
 
 	fresh     bool // a commit of this request has begun the session
 	stood     bool // a script of this request has found or written the record

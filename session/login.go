@@ -51,6 +51,11 @@ func (m *Manager) Login(ctx context.Context, userID string) error {
 	case len(userID) > maxUserID:
 		return fmt.Errorf("session: user ID of %d bytes, at most %d are possible", len(userID), maxUserID)
 	}
+	left, err := st.take(ctx, m.commitTime())
+	if err != nil {
+		return err
+	}
+	defer st.give()
 	d, err := m.draft(st)
 	if err != nil {
 		return err
@@ -58,7 +63,7 @@ func (m *Manager) Login(ctx context.Context, userID string) error {
 	if d.late || m.isFinished(st) {
 		return ErrFinished
 	}
-	ctx, cancel := m.bound(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, left, errSlow)
 	defer cancel()
 	r, p, other := m.loginOver(d, userID)
 	for _, n := range d.named { // late answers of requests that carry these set no cookie
@@ -135,7 +140,7 @@ func (st *state) loggedIn(m *Manager, d draft, r *record, other bool) bool {
 	if other {
 		st.values.restart(r.values, d.serial)
 	} else {
-		st.values.saved(r.values, d.serial, m.reportValue)
+		st.values.saved(r.values, d.changes, d.serial, m.reportValue)
 	}
 	return true
 }
@@ -170,7 +175,7 @@ func (m *Manager) complete(ctx context.Context, st *state, d draft) error {
 		m.undo(ctx, c.mine)
 		st.lost(m, d.epoch)
 	case err == nil:
-		m.endLegacy(ctx, st)
+		m.replaceLegacy(ctx, st)
 		st.mu.Lock()
 		if st.epoch == d.epoch {
 			st.login = nil

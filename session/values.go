@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -101,9 +102,9 @@ func (w *working) note(key string, c change) {
 	w.changed[key] = c
 }
 
-// saved takes in what a commit has stored: the changes up to a serial, and what others
-// had saved meanwhile.
-func (w *working) saved(stored codec.Values, upTo uint64, report func(key string, err error)) {
+// saved takes in what a commit has stored: the changes up to a serial, as they were sent,
+// and what others had saved meanwhile.
+func (w *working) saved(stored codec.Values, sent map[string][]byte, upTo uint64, report func(key string, err error)) {
 	for key, c := range w.changed {
 		if c.serial <= upTo {
 			delete(w.changed, key)
@@ -118,7 +119,7 @@ func (w *working) saved(stored codec.Values, upTo uint64, report func(key string
 		if was, ok := before.Get(key); ok && string(was) == string(b) {
 			continue
 		}
-		if _, mine := w.changed[key]; !mine {
+		if _, mine := w.changed[key]; !mine && !bytes.Equal(sent[key], b) {
 			v, err := codec.Decode(b)
 			w.show(codec.Entry{Key: key, Value: v}, err, report)
 		}

@@ -1282,8 +1282,10 @@ func TestManagersLeaveNothingBehind(t *testing.T) {
 			}
 			return weak.Make(m), weak.Make(s)
 		}
-		use()                                                     // connects
-		before, others := runtime.NumGoroutine(), ownGoroutines() // such as those that other tests have left
+		use() // connects
+
+		// Other tests may have left some.
+		before, others := runtime.NumGoroutine(), ownGoroutines()
 		var managers []weak.Pointer[Manager]
 		var stores []weak.Pointer[Store]
 		for range 30 {
