@@ -832,10 +832,10 @@ func (m *fleetModel) cookie(r *fleetRequest, a *fleetAnswer) {
 			if !r.alive || r.has("logout") { // the tombstone is that of the login's call, or of the logout's
 				next.began = r.sent
 			}
-			if r.alive {
-				x.next = append(x.next, next)
-			} else {
+			if !r.alive {
 				r.c.next = append(r.c.next, next)
+			} else if !m.expiring(x, now) {
+				x.next = append(x.next, next)
 			}
 		}
 	} else if r.has("rotate") && a.Finish == "" && !r.pending {

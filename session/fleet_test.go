@@ -455,6 +455,7 @@ func TestFleet(t *testing.T) {
 	t.Run("cluster", func(t *testing.T) {
 		cluster := redistest.SharedCluster(t)
 		cluster.Flush()
+		t.Cleanup(cluster.Flush)
 		cluster.Advance(apart)
 		f := newFleet(t, cluster.Nodes(), cluster.Client())
 		near := []time.Duration{0, 100 * time.Millisecond, -100 * time.Millisecond}
@@ -830,7 +831,6 @@ func (p *fleetProc) spawn() {
 // fleetComplaints fails the test for what a process says on its way down.
 type fleetComplaints struct {
 	p *fleetProc
-	b bytes.Buffer
 }
 
 func (c *fleetComplaints) Write(b []byte) (int, error) {
@@ -1150,7 +1150,9 @@ func (b *fleetBrowser) run() {
 			b.mu.Unlock()
 			asked = b.together(w.short(rnd))
 		case n < 94 && !b.ordered && w.e.idle < 10*time.Second:
-			asked = b.together(max(w.e.longestIdle(), w.e.grace) + w.e.slack + rand.N(300*time.Millisecond))
+			// One that only reads is under way until its session is over.
+			asked = b.together(max(w.e.longestIdle(), w.e.grace)+w.e.slack+rand.N(300*time.Millisecond), fleetDo{Do: "hold"})
+			w.look(rnd, asked[0].cookie)
 		case n < 95:
 			w.sleep(rand.N(w.e.grace))
 		}
@@ -1185,10 +1187,13 @@ func (b *fleetBrowser) request(hold bool) *fleetRequest {
 }
 
 // together makes some requests at once. The first are held, on the way through their handler,
-// until the others are answered.
-func (b *fleetBrowser) together(wait time.Duration) (all []*fleetRequest) {
+// until the others are answered; one of these may be given.
+func (b *fleetBrowser) together(wait time.Duration, given ...fleetDo) (all []*fleetRequest) {
 	rnd := b.rnd
 	var held []*fleetRequest
+	if len(given) > 0 {
+		held = append(held, b.w.launch(rnd, b, b.name, b.cookie(), given...))
+	}
 	for range 1 + rnd.IntN(2) {
 		held = append(held, b.request(true))
 	}
@@ -1352,6 +1357,8 @@ type fleetMover struct {
 	at    map[int]int // the node of a slot
 	home  map[int]int
 	moved map[int]time.Time
+
+	broken bool
 }
 
 // fleetRest is how long a slot stays where it is. A client that is redirected, and takes its
@@ -1381,14 +1388,16 @@ func (m *fleetMover) find() {
 			}
 		}
 	}
-	slots, err := m.nodes[0].ClusterSlots(ctx).Result()
+	shards, err := m.nodes[0].ClusterShards(ctx).Result()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for slot := int(first); slot < 16384; slot += 64 {
-		for _, s := range slots {
-			if s.Start <= slot && slot <= s.End {
-				m.at[slot] = slices.Index(m.ids, s.Nodes[0].ID)
+	for slot := first; slot < 16384; slot += 64 {
+		for _, shard := range shards {
+			for _, r := range shard.Slots {
+				if r.Start <= slot && slot <= r.End {
+					m.at[int(slot)] = slices.Index(m.ids, shard.Nodes[0].ID)
+				}
 			}
 		}
 	}
@@ -1434,9 +1443,10 @@ func (m *fleetMover) back() {
 // move moves slots as redis-cli --cluster reshard does.
 func (m *fleetMover) move(slots []int, from, to int, pause time.Duration) {
 	t, ctx := m.w.t, m.w.t.Context()
-	if len(slots) == 0 || t.Failed() {
+	if len(slots) == 0 || m.broken {
 		return
 	}
+	m.broken = true // until it is done
 	all := func(node int, f func(p redis.Pipeliner, slot int)) []redis.Cmder {
 		cmds, err := m.nodes[node].Pipelined(ctx, func(p redis.Pipeliner) error {
 			for _, slot := range slots {
@@ -1501,6 +1511,7 @@ func (m *fleetMover) move(slots []int, from, to int, pause time.Duration) {
 			}
 		}
 		if len(epochs) == 1 {
+			m.broken = false
 			return
 		}
 		if time.Now().After(deadline) {

@@ -111,10 +111,10 @@ elseif mode == 'logout' then -- the whole chain of rotations
 end
 bury(field, there)
 local ms = (last - last % 1000) / 1000 + 1
-if call('PEXPIREAT', key, ms, 'GT') == 0 and call('PTTL', key) == -1 then
+if call('PEXPIREAT', key, ms, 'GT') == 0 and not there and call('PTTL', key) == -1 then
   call('PEXPIREAT', key, ms)
 end
-local n = call('HLEN', key)
+local n = there and 0 or call('HLEN', key)
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
   return -now
 end

@@ -15,7 +15,7 @@
 -- ARGV[10] Grace, µs
 -- ARGV[11] reason, at most 32 bytes
 --
--- Reply: now, done; -now, done, and a sweep is due; nothing done: {now, 0, there}, there
+-- Reply: now, done; nothing done: {now, 0, there}, there
 -- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
 -- which was changed or rotated. now is Redis's time in µs.
 local call, key, new, old = redis.call, KEYS[1], ARGV[1], ARGV[8]
@@ -84,7 +84,9 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     stays, next = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41)
   end
   call('HSET', key, at, '\3\1' .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[11])
-  call('HDEL', key, 'v' .. at)
+  if format == 1 and (r:byte(2) or 0) >= 16 then
+    call('HDEL', key, 'v' .. at)
+  end
   last = math.max(last, stays)
   r = next and call('HGET', key, next)
   if not r then
@@ -99,11 +101,5 @@ elseif flags >= 16 then
   call('HDEL', key, 'v' .. new)
 end
 local ms = (last - last % 1000) / 1000 + 1
-if call('PEXPIREAT', key, ms, 'GT') == 0 and call('PTTL', key) == -1 then
-  call('PEXPIREAT', key, ms)
-end
-local n = call('HLEN', key)
-if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return -now
-end
+call('PEXPIREAT', key, ms, 'GT')
 return now

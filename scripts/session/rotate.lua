@@ -98,9 +98,7 @@ if leads > ends then
   ends = leads
 end
 local ms = (ends - ends % 1000) / 1000 + 1
-if call('PEXPIREAT', key, ms, 'GT') == 0 and call('PTTL', key) == -1 then
-  call('PEXPIREAT', key, ms)
-end
+call('PEXPIREAT', key, ms, 'GT')
 local n = call('HLEN', key)
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
   return -now

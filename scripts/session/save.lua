@@ -96,8 +96,6 @@ end
 call('HSET', key, field, head .. when .. before .. boxes)
 if moved then
   local ms = (ends - ends % 1000) / 1000 + 1
-  if call('PEXPIREAT', key, ms, 'GT') == 0 and call('PTTL', key) == -1 then
-    call('PEXPIREAT', key, ms)
-  end
+  call('PEXPIREAT', key, ms, 'GT')
 end
 return now
