@@ -1,7 +1,7 @@
 package session
 
 // What stands at an ID, and what a request wants of it, decide what is done. The table
-// below says so once; load.go, commit.go, rotate.go, login.go and end.go follow it.
+// below says so once; load.go, begin.go, commit.go, rotate.go, login.go and end.go follow it.
 
 // standing is what stands at an ID.
 type standing uint8

@@ -6,28 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
-
-	"github.com/gatehouse-go/gatehouse/internal/codec"
 )
-
-// CookieAction is what a response has to do with the session cookie.
-type CookieAction uint8
-
-const (
-	CookieKeep   CookieAction = iota // nothing
-	CookieSet                        // set it
-	CookieDelete                     // delete it; only after Logout
-)
-
-// Outcome is what Finish means for the cookie. The zero value means nothing.
-type Outcome struct {
-	Action CookieAction
-	Value  string        // of CookieSet
-	MaxAge time.Duration // of CookieSet: from now on; zero means until the browser is closed
-	// Legacy says that the cookie of the legacy store is to be deleted: its session has
-	// ended.
-	Legacy bool
-}
 
 // Commit saves the changes made so far. It may be called any number of times, also after
 // Finish, and lets the cookie still reach the response. It does not change the ID: a
@@ -148,50 +127,6 @@ func (m *Manager) due(ctx context.Context, d draft) bool {
 	return err == nil && m.records.lives[d.record.head.kind].touchDue(d.record, now)
 }
 
-// take waits until no other goroutine of this request is in a commit or a Login, and
-// returns what is left of the time within. Two at once would meet as a conflict, and of
-// their replies the one that arrives last need not be that of the last write: what it
-// brings would stay in ctx.
-func (st *state) take(ctx context.Context, within time.Duration) (left time.Duration, err error) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if !st.busy {
-		st.busy = true
-		return within, nil
-	}
-	until := time.Now().Add(within)
-	ctx, cancel := context.WithDeadline(ctx, until)
-	defer cancel()
-	for st.busy {
-		if st.free == nil {
-			st.free = make(chan struct{})
-		}
-		free := st.free
-		st.mu.Unlock()
-		select {
-		case <-free:
-		case <-ctx.Done():
-		}
-		st.mu.Lock()
-		if ctx.Err() != nil {
-			return 0, conflict(ctx.Err())
-		}
-	}
-	st.busy = true
-	return time.Until(until), nil
-}
-
-// give ends what take began.
-func (st *state) give() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.busy = false
-	if st.free != nil {
-		close(st.free)
-		st.free = nil
-	}
-}
-
 // bound gives a commit as a whole its deadline: twice the timeout, less what it may take
 // to undo a login.
 func (m *Manager) bound(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -275,56 +210,6 @@ func (m *Manager) commit(ctx context.Context, st *state, d draft) error {
 		return m.update(ctx, st, d, d.record)
 	case len(d.changes) > 0:
 		return m.begin(ctx, st, d)
-	}
-	return nil
-}
-
-// begin makes the session of a visitor who has none.
-func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
-	if err := m.mark(ctx, st, d, d.begun, endReplace); err != nil {
-		return err
-	}
-	r := &record{id: d.begun, values: codec.Values{}.Change(d.changes)}
-	r.head = head{kind: d.facts.kind, persistent: d.facts.persistent, handle: newHandle()}
-	a, err := m.records.create(ctx, r, 0)
-	if err != nil {
-		return err
-	}
-	if a.outcome != refused {
-		st.apply(m, d, r)
-		return nil
-	}
-	// Another commit of this request has begun it.
-	f, err := m.records.met(ctx, r.id, a)
-	if err != nil {
-		return err
-	}
-	if steps[f.what][save] == drop {
-		m.lose(ctx, st, d)
-		return ErrEnded
-	}
-	return m.update(ctx, st, d, f.record)
-}
-
-// mark leaves a tombstone at the IDs that the cookies named, for a session that this request
-// begins: an answer that was under way since before must not set its cookie over this one's.
-// If another's tombstone came first, this request is the late one. After a Logout there may
-// be IDs that had ended before: over is how their tombstones are treated.
-func (m *Manager) mark(ctx context.Context, st *state, d draft, session id, over string) error {
-	mark := handle([]byte(session.field))
-	for _, n := range d.named {
-		how, mode := steps[n.what][save], endMark
-		if how == drop {
-			mode = over
-		}
-		a, err := m.records.end(ctx, n.id, mode, revision{}, mark)
-		if err != nil {
-			return err
-		}
-		if a.outcome == refused && !(how == start && m.records.stays(n.id, a.there)) && !marked(a.there, mark) {
-			m.lose(ctx, st, d)
-			return ErrEnded
-		}
 	}
 	return nil
 }
@@ -476,69 +361,4 @@ func conflict(err error) error {
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	}
 	return err
-}
-
-// cookieDue reports whether the browser holds another cookie than the session's.
-func (st *state) cookieDue() bool {
-	r := st.record
-	return r != nil && !(st.held.any && st.held.id == r.id && !st.held.outdated && st.held.persistent == r.head.persistent)
-}
-
-// outcome says what the browser is to do with its cookie: it follows from what it holds
-// and what stands in Redis.
-func (m *Manager) outcome(st *state, failed error) (Outcome, error) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if failed != nil && (st.login == nil || !st.login.unknown) {
-		return Outcome{}, nil
-	}
-	st.finished = true
-	r := st.record
-	switch {
-	case r == nil && st.loggedOut:
-		out := Outcome{Action: CookieDelete, Legacy: st.held.legacy != ""}
-		st.loggedOut, st.held = false, held{}
-		return out, nil
-	case !st.cookieDue() || !st.stood:
-		return Outcome{}, nil
-	}
-	value, err := m.signer.sign(r.id.cookie())
-	if err != nil {
-		return Outcome{}, err
-	}
-	out := Outcome{Action: CookieSet, Value: value, Legacy: st.held.legacy != "" && !r.head.copied}
-	if r.head.persistent {
-		left := m.records.lives[r.head.kind].deadline(r) - m.records.clocks.at(r.id).known()
-		out.MaxAge = max(time.Second, time.Duration(left)*time.Microsecond)
-	}
-	legacy := st.held.legacy
-	if out.Legacy {
-		legacy = ""
-	}
-	st.held = held{id: r.id, any: true, persistent: r.head.persistent, legacy: legacy}
-	return out, nil
-}
-
-// Pending reports whether the session has changes that no commit has saved.
-func (m *Manager) Pending(ctx context.Context) bool {
-	st := m.state(ctx)
-	if st == nil {
-		return false
-	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	switch {
-	case st.dead:
-		return false
-	case st.login != nil || st.rotate:
-		return true
-	case st.record != nil && st.facts != facts{st.record.head.kind, st.record.head.persistent}:
-		return true
-	}
-	for _, c := range st.values.changed {
-		if st.record != nil || !c.removed {
-			return true
-		}
-	}
-	return false
 }

@@ -11,9 +11,10 @@
 // The package knows nothing of responses: Load takes cookies, Finish says what to do with
 // the cookie. Package middleware does that for net/http.
 //
-// What to read, in the order of a request: load.go, values.go, commit.go; rotate.go,
-// login.go and end.go for what changes an ID; at.go for the table that all of them
-// follow; record.go for what stands in Redis, and scripts/session for what Redis does.
+// What to read, in the order of a request: load.go, values.go, commit.go, outcome.go;
+// begin.go, rotate.go, login.go and end.go for what makes, changes or ends an ID; at.go for
+// the table that all of them follow; record.go for what stands in Redis, and
+// scripts/session for what Redis does.
 package session
 
 import (

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // turns lets the commits of one session that got into a conflict go one after the other
@@ -76,5 +77,49 @@ func (t *myTurn) take(ctx context.Context, turns *turns, at id) (err error) {
 func (t *myTurn) done(err error) {
 	if t.give != nil {
 		t.give(err != nil)
+	}
+}
+
+// take waits until no other goroutine of this request is in a commit or a Login, and
+// returns what is left of the time within. Two at once would meet as a conflict, and of
+// their replies the one that arrives last need not be that of the last write: what it
+// brings would stay in ctx.
+func (st *state) take(ctx context.Context, within time.Duration) (left time.Duration, err error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.busy {
+		st.busy = true
+		return within, nil
+	}
+	until := time.Now().Add(within)
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	for st.busy {
+		if st.free == nil {
+			st.free = make(chan struct{})
+		}
+		free := st.free
+		st.mu.Unlock()
+		select {
+		case <-free:
+		case <-ctx.Done():
+		}
+		st.mu.Lock()
+		if ctx.Err() != nil {
+			return 0, conflict(ctx.Err())
+		}
+	}
+	st.busy = true
+	return time.Until(until), nil
+}
+
+// give ends what take began.
+func (st *state) give() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.busy = false
+	if st.free != nil {
+		close(st.free)
+		st.free = nil
 	}
 }

@@ -1,0 +1,57 @@
+package session
+
+import (
+	"context"
+
+	"github.com/gatehouse-go/gatehouse/internal/codec"
+)
+
+// begin makes the session of a visitor who has none.
+func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
+	if err := m.mark(ctx, st, d, d.begun, endReplace); err != nil {
+		return err
+	}
+	r := &record{id: d.begun, values: codec.Values{}.Change(d.changes)}
+	r.head = head{kind: d.facts.kind, persistent: d.facts.persistent, handle: newHandle()}
+	a, err := m.records.create(ctx, r, 0)
+	if err != nil {
+		return err
+	}
+	if a.outcome != refused {
+		st.apply(m, d, r)
+		return nil
+	}
+	// Another commit of this request has begun it.
+	f, err := m.records.met(ctx, r.id, a)
+	if err != nil {
+		return err
+	}
+	if steps[f.what][save] == drop {
+		m.lose(ctx, st, d)
+		return ErrEnded
+	}
+	return m.update(ctx, st, d, f.record)
+}
+
+// mark leaves a tombstone at the IDs that the cookies named, for a session that this request
+// begins: an answer that was under way since before must not set its cookie over this one's.
+// If another's tombstone came first, this request is the late one. After a Logout there may
+// be IDs that had ended before: over is how their tombstones are treated.
+func (m *Manager) mark(ctx context.Context, st *state, d draft, session id, over string) error {
+	mark := handle([]byte(session.field))
+	for _, n := range d.named {
+		how, mode := steps[n.what][save], endMark
+		if how == drop {
+			mode = over
+		}
+		a, err := m.records.end(ctx, n.id, mode, revision{}, mark)
+		if err != nil {
+			return err
+		}
+		if a.outcome == refused && !(how == start && m.records.stays(n.id, a.there)) && !marked(a.there, mark) {
+			m.lose(ctx, st, d)
+			return ErrEnded
+		}
+	}
+	return nil
+}
