@@ -30,7 +30,7 @@ func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
 		m.lose(ctx, st, d)
 		return ErrEnded
 	}
-	return m.update(ctx, st, d, f.record)
+	return m.update(ctx, st, d, f.record, 0)
 }
 
 // mark leaves a tombstone at the IDs that the cookies named, for a session that this request

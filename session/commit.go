@@ -41,6 +41,9 @@ func (m *Manager) Commit(ctx context.Context) error {
 	case !m.due(ctx, d):
 		return nil
 	}
+	if d.record != nil {
+		return m.update(ctx, st, d, d.record, left)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, left, errSlow)
 	defer cancel()
 	return m.commit(ctx, st, d)
@@ -75,6 +78,8 @@ func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
 	turn := d.rotate || ctx.Err() == nil && m.rotationDue(ctx, d)
 	if d.late {
 		err = ErrFinished
+	} else if d.record != nil && d.login == nil && !turn && !d.confirm && d.wanted() {
+		err = m.update(context.WithoutCancel(ctx), st, d, d.record, left) // as nearly all are
 	} else if d.login != nil || turn || m.due(ctx, d) {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), left, errSlow)
 		defer cancel()
@@ -163,12 +168,10 @@ func (m *Manager) draft(st *state) (draft, error) {
 		serial: st.values.serial, login: st.login, dead: st.dead, rotate: st.rotate && st.record != nil,
 		keepID: st.keepID || st.finished, confirm: st.cookieDue() && !st.stood,
 	}
-	var changed map[string]change
-	if len(st.values.changed) > 0 {
-		changed = make(map[string]change, len(st.values.changed))
-		for key, c := range st.values.changed {
-			changed[key] = c
-		}
+	var buf [8]keyChange
+	changed := buf[:0]
+	for key, c := range st.values.changed {
+		changed = append(changed, keyChange{key, c})
 	}
 	if st.record == nil && !st.dead {
 		puts := false
@@ -207,15 +210,18 @@ func (m *Manager) commit(ctx context.Context, st *state, d draft) error {
 	case d.dead:
 		return nil
 	case d.record != nil:
-		return m.update(ctx, st, d, d.record)
+		return m.update(ctx, st, d, d.record, 0)
 	case len(d.changes) > 0:
 		return m.begin(ctx, st, d)
 	}
 	return nil
 }
 
-// update saves a draft over the record that stands in Redis as far as is known.
-func (m *Manager) update(ctx context.Context, st *state, d draft, over *record) (err error) {
+// update saves a draft over the record that stands in Redis as far as is known. Its first
+// command is bounded by itself; if others follow, all of them end within left, unless that
+// is 0 and ctx has a deadline.
+func (m *Manager) update(ctx context.Context, st *state, d draft, over *record, left time.Duration) (err error) {
+	start := time.Now()
 	var turn myTurn
 	defer func() { turn.done(err) }()
 	for {
@@ -230,6 +236,12 @@ func (m *Manager) update(ctx context.Context, st *state, d draft, over *record) 
 		if a.outcome != refused {
 			st.apply(m, d, next)
 			return nil
+		}
+		if left > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, left-time.Since(start), errSlow)
+			defer cancel()
+			left = 0
 		}
 		f, err := m.records.met(ctx, over.id, a)
 		if err != nil {

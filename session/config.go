@@ -69,6 +69,9 @@ type Life struct {
 	IdleTimeout time.Duration // 0: as of a login; negative: none
 }
 
+// life is l as it is kept, after check.
+func (l Life) life() life { return life{lifetime: l.Lifetime, idle: l.IdleTimeout}.withArgs() }
+
 // Rotation configures new IDs. The zero value: only at Login, and a Grace of 30 seconds.
 type Rotation struct {
 	// Every gives a session a new ID at this interval; 0: only at Login.
@@ -210,9 +213,9 @@ func (c checked) records(client redis.UniversalClient) *records {
 		sealer: sealer{c.ring},
 		clocks: newClocks(client),
 		lives: [kinds]life{
-			visitor:    {c.Visitor.Lifetime, c.Visitor.IdleTimeout},
-			login:      {c.Lifetime, c.IdleTimeout},
-			remembered: {c.Remembered.Lifetime, c.Remembered.IdleTimeout},
+			visitor:    c.Visitor.life(),
+			login:      Life{c.Lifetime, c.IdleTimeout}.life(),
+			remembered: c.Remembered.life(),
 		},
 		grace: c.Rotation.Grace, timeout: c.Timeout,
 		most: defaultMost, log: c.Logger,

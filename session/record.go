@@ -3,6 +3,7 @@ package session
 import (
 	"encoding/binary"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/codec"
@@ -332,7 +333,20 @@ func (s sealer) leadsBox(key seal.ID, from id) (seal.Box, error) {
 type life struct {
 	lifetime time.Duration
 	idle     time.Duration // 0: none
+	args     *[2]any       // lifetime, and idle with its tolerance, as scripts take them; nil: not made yet
 }
+
+// withArgs makes the arguments of scripts once for all writes.
+func (l life) withArgs() life {
+	l.args = &[2]any{
+		strconv.FormatInt(l.lifetime.Microseconds(), 10), strconv.FormatInt(l.slack().Microseconds(), 10),
+	}
+	return l
+}
+
+// lifetimeArg and idleArg are what a script is told of a life that is kept.
+func (l life) lifetimeArg() any { return l.args[0] }
+func (l life) idleArg() any     { return l.args[1] }
 
 // A use is noted at most every idle/touchShare, and so a session lives up to that much
 // longer than idle after its last use.
@@ -345,6 +359,7 @@ func (l life) slack() time.Duration { return l.idle + l.idle/touchShare }
 func (l life) kept(short time.Duration) life {
 	if l.idle = l.slack(); short > 0 && (l.idle == 0 || short < l.idle) {
 		l.idle = short
+		l.args = &[2]any{l.args[0], short.Microseconds()}
 	}
 	return l
 }

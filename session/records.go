@@ -138,7 +138,7 @@ func (s *records) make(ctx context.Context, r *record, short time.Duration, over
 		return reply{}, err
 	}
 	a, err := s.run(ctx, scripts.SessionCreate, r.id, r.id.field, out.head, out.boxes,
-		l.lifetime.Microseconds(), l.idle.Microseconds(), r.times.deadline, out.values, over)
+		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values, over)
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
 	}
@@ -168,7 +168,7 @@ func (s *records) save(ctx context.Context, r *record, known revision, short tim
 		return reply{}, err
 	}
 	a, err := s.run(ctx, scripts.SessionSave, r.id, r.id.field, known[:], out.head, out.boxes,
-		l.lifetime.Microseconds(), l.idle.Microseconds(), out.values)
+		l.lifetimeArg(), l.idleArg(), out.values)
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
 	}
@@ -179,7 +179,7 @@ func (s *records) save(ctx context.Context, r *record, known revision, short tim
 func (s *records) touch(ctx context.Context, r *record) (reply, error) {
 	l := s.lives[r.head.kind].kept(0)
 	a, err := s.run(ctx, scripts.SessionSave, r.id, r.id.field, "", "", "",
-		l.lifetime.Microseconds(), l.idle.Microseconds(), "")
+		l.lifetimeArg(), l.idleArg(), "")
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
 	}
@@ -199,7 +199,7 @@ func (s *records) rotate(ctx context.Context, old id, known revision, r *record)
 	}
 	l := s.lives[r.head.kind].kept(0)
 	a, err := s.run(ctx, scripts.SessionRotate, r.id, old.field, known[:], r.id.field, out.head, out.boxes,
-		l.lifetime.Microseconds(), l.idle.Microseconds(), out.values, s.grace.Microseconds(), leads)
+		l.lifetimeArg(), l.idleArg(), out.values, s.grace.Microseconds(), leads)
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
 	}
@@ -220,7 +220,7 @@ func (s *records) retire(ctx context.Context, r *record, known revision, old ret
 	}
 	l := s.lives[r.head.kind].kept(0)
 	a, err := s.run(ctx, scripts.SessionRetire, r.id, r.id.field, known[:], out.head, out.boxes,
-		l.lifetime.Microseconds(), l.idle.Microseconds(), out.values,
+		l.lifetimeArg(), l.idleArg(), out.values,
 		old.record.id.field, theirs, s.grace.Microseconds(), "")
 	if err == nil && a.outcome != refused && a.outcome != oldMoved {
 		r.written(a.now, l)

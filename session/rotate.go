@@ -76,7 +76,7 @@ func (m *Manager) rotateID(ctx context.Context, st *state, d draft) (err error) 
 			return ErrEnded
 		case f.record.id != over.id:
 			// Another rotation was first: its ID stands, and so do our changes.
-			if err = m.update(ctx, st, d, f.record); err == nil {
+			if err = m.update(ctx, st, d, f.record, 0); err == nil {
 				st.turned()
 			}
 			return err

@@ -133,22 +133,27 @@ func (w *working) saved(stored codec.Values, sent map[string][]byte, upTo uint64
 	}
 }
 
+type keyChange struct {
+	key string
+	change
+}
+
 // encode renders changes; a removal is nil.
-func encode(changes map[string]change) (map[string][]byte, error) {
+func encode(changes []keyChange) (map[string][]byte, error) {
 	if len(changes) == 0 {
 		return nil, nil
 	}
 	out := make(map[string][]byte, len(changes))
-	for key, c := range changes {
+	for _, c := range changes {
 		if c.removed {
-			out[key] = nil
+			out[c.key] = nil
 			continue
 		}
-		b, err := codec.Encode(key, c.value)
+		b, err := codec.Encode(c.key, c.value)
 		if err != nil {
 			return nil, err
 		}
-		out[key] = b
+		out[c.key] = b
 	}
 	return out, nil
 }
