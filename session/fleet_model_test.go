@@ -124,8 +124,10 @@ type fleetRequest struct {
 	die                     *fleetDeath
 	sent, held, gone, ended time.Duration
 	killed                  bool
-	died                    bool // at the point that die names
-	clean                   bool // nothing was wrong with the network
+	died                    bool      // at the point that die names
+	clean                   bool      // nothing was wrong with the network
+	told                    time.Time // when its process was last told of it
+	waits                   bool      // it is held
 	seq                     uint64
 
 	c       *fleetCookie

@@ -554,6 +554,9 @@ func (f *fleet) era(e fleetEra, n int, length time.Duration) {
 			p.stop()
 		}
 	}()
+	done := make(chan struct{})
+	go w.watch(done)
+	defer close(done)
 	var wg, trouble sync.WaitGroup
 	seed := rand.Uint64()
 	var browsers []*fleetBrowser
@@ -825,6 +828,34 @@ func (p *fleetProc) spawn() {
 	select {
 	case <-ready:
 	case <-exited:
+	case <-time.After(fleetPatience):
+		p.w.t.Errorf("%s did not start", p.name)
+		_ = cmd.Process.Signal(syscall.SIGQUIT)
+	}
+}
+
+// fleetPatience is how long a process may take to answer. Then it has to tell what it waits for.
+const fleetPatience = 20 * time.Second
+
+// watch looks for requests that are not answered.
+func (w *fleetWorld) watch(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-time.After(fleetPatience / 4):
+		}
+		for _, p := range append(w.procs, w.victim) {
+			p.mu.Lock()
+			for _, r := range p.pending {
+				if !r.waits && time.Since(r.told) > fleetPatience {
+					w.t.Errorf("%s does not answer %s", p.name, r)
+					_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+					break
+				}
+			}
+			p.mu.Unlock()
+		}
 	}
 }
 
@@ -865,6 +896,7 @@ func (p *fleetProc) hear(out *bufio.Reader, cmd *exec.Cmd, ready, exited chan st
 		default:
 			p.mu.Lock()
 			r := p.pending[a.ID]
+			r.waits = a.Held
 			if !a.Held {
 				delete(p.pending, a.ID)
 				p.last = a.Stats
@@ -933,6 +965,7 @@ func (p *fleetProc) tell(r *fleetRequest, o fleetOrder) {
 	dead := p.in == nil || o.Go != 0 && p.pending[r.n] != r
 	if !dead {
 		p.pending[r.n] = r
+		r.told, r.waits = time.Now(), false
 		_, _ = p.in.Write(append(b, '\n')) // if it dies meanwhile, hear notices
 	}
 	p.mu.Unlock()

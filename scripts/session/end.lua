@@ -114,7 +114,10 @@ local ms = (last - last % 1000) / 1000 + 1
 if call('PEXPIREAT', key, ms, 'GT') == 0 and not there and call('PTTL', key) == -1 then
   call('PEXPIREAT', key, ms)
 end
-local n = there and 0 or call('HLEN', key)
+if there then -- no field more
+  return now
+end
+local n = call('HLEN', key)
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
   return -now
 end
