@@ -55,3 +55,25 @@ func (m *Manager) mark(ctx context.Context, st *state, d draft, session id, over
 	}
 	return nil
 }
+
+// overtake leaves a tombstone at the IDs that the cookies named, for a Login: late answers of
+// requests that carry these set no cookie. A mark of this request's own stays, so that
+// Finish can go on with what a Commit has begun if the Login fails.
+func (m *Manager) overtake(ctx context.Context, d draft) error {
+	for _, n := range d.named {
+		if d.fresh && d.record != nil {
+			mark := handle([]byte(d.record.id.field))
+			a, err := m.records.end(ctx, n.id, endMark, revision{}, mark)
+			if err != nil {
+				return err
+			}
+			if a.outcome != refused || marked(a.there, mark) {
+				continue
+			}
+		}
+		if _, err := m.records.end(ctx, n.id, endReplace, revision{}, handle{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -528,6 +528,7 @@ type fleetWorld struct {
 	*fleet
 	e      fleetEra
 	model  *fleetModel
+	all    []*fleetProc
 	procs  []*fleetProc // that serve
 	victim *fleetProc   // serves one request at a time, and dies
 	dying  sync.Mutex
@@ -544,13 +545,13 @@ func (f *fleet) era(e fleetEra, n int, length time.Duration) {
 	var starting sync.WaitGroup
 	for i := range fleetServers + 1 {
 		p := &fleetProc{w: w, i: i, name: fmt.Sprintf("p%d", i), pending: map[int]*fleetRequest{}}
-		w.procs = append(w.procs, p)
+		w.all = append(w.all, p)
 		starting.Go(p.start)
 	}
 	starting.Wait()
-	w.victim, w.procs = w.procs[fleetServers], w.procs[:fleetServers]
+	w.victim, w.procs = w.all[fleetServers], w.all[:fleetServers]
 	defer func() {
-		for _, p := range append(w.procs, w.victim) {
+		for _, p := range w.all {
 			p.stop()
 		}
 	}()
@@ -566,7 +567,7 @@ func (f *fleet) era(e fleetEra, n int, length time.Duration) {
 		wg.Go(b.run)
 	}
 	if e.faults {
-		for _, p := range append(w.procs, w.victim) {
+		for _, p := range w.all {
 			trouble.Go(p.trouble)
 		}
 		trouble.Go(w.kill)
@@ -588,7 +589,7 @@ func (f *fleet) era(e fleetEra, n int, length time.Duration) {
 	for what, n := range w.model.counts {
 		f.counts[what] += n
 	}
-	for _, p := range append(w.procs, w.victim) {
+	for _, p := range w.all {
 		f.counts["conflicts"] += int(p.conflicts + p.last.Conflicts)
 		f.counts["dropped"] += int(p.dropped + p.last.Dropped)
 		f.counts["unreadable"] += int(p.unreadable + p.last.Unreadable)
@@ -678,7 +679,7 @@ func (m *fleetModel) sample(rnd *rand.Rand, n int) []string {
 
 // jump moves Redis's clock. The processes start anew, since they know the time.
 func (w *fleetWorld) jump(d time.Duration) {
-	for _, p := range append(w.procs, w.victim) {
+	for _, p := range w.all {
 		p.stop()
 	}
 	for _, s := range w.servers {
@@ -688,7 +689,7 @@ func (w *fleetWorld) jump(d time.Duration) {
 	w.model.jumped += d
 	w.model.mu.Unlock()
 	var wg sync.WaitGroup
-	for _, p := range append(w.procs, w.victim) {
+	for _, p := range w.all {
 		wg.Go(p.start)
 	}
 	wg.Wait()
@@ -845,11 +846,11 @@ func (w *fleetWorld) watch(stop <-chan struct{}) {
 			return
 		case <-time.After(fleetPatience / 4):
 		}
-		for _, p := range append(w.procs, w.victim) {
+		for _, p := range w.all {
 			p.mu.Lock()
 			for _, r := range p.pending {
 				if !r.waits && time.Since(r.told) > fleetPatience {
-					w.t.Errorf("%s does not answer %s", p.name, r)
+					w.t.Errorf("%s does not answer #%d", p.name, r.n)
 					_ = p.cmd.Process.Signal(syscall.SIGQUIT)
 					break
 				}
@@ -1049,14 +1050,13 @@ func (p *fleetProc) trouble() {
 // pause stops Redis for a moment now and then.
 func (w *fleetWorld) pause() {
 	for w.sleep(300*time.Millisecond + rand.N(700*time.Millisecond)) {
-		all := append(slices.Clone(w.procs), w.victim)
-		for _, p := range all {
+		for _, p := range w.all {
 			p.faults.Add(2)
 		}
 		w.servers[0].Pause()
 		time.Sleep(5*time.Millisecond + rand.N(40*time.Millisecond))
 		w.servers[0].Resume()
-		for _, p := range all {
+		for _, p := range w.all {
 			p.faults.Add(2)
 		}
 		w.model.count("pauses of Redis")

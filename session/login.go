@@ -66,10 +66,8 @@ func (m *Manager) Login(ctx context.Context, userID string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, left, errSlow)
 	defer cancel()
 	r, p, other := m.loginOver(d, userID)
-	for _, n := range d.named { // late answers of requests that carry these set no cookie
-		if _, err := m.records.end(ctx, n.id, endReplace, revision{}, handle{}); err != nil {
-			return err
-		}
+	if err := m.overtake(ctx, d); err != nil {
+		return err
 	}
 	d.login = p
 	a, err := m.records.create(ctx, r, m.short(d))

@@ -3,6 +3,7 @@ package session
 import (
 	"encoding/binary"
 	"errors"
+	"math/bits"
 	"strconv"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 // microseconds of Redis's clock in seven bytes.
 //
 //	record     1, flags, key id (4), revision (8), handle (9);
-//	           born, deadline, last touch, until, step of touches (35); 0, or 1 and the field of the ID
+//	           born, deadline, last touch, until (28), step of touches (1); 0, or 1 and the field of the ID
 //	           before it (16); box of the owner; box of the token
 //	rotated    2, lived, end of Grace (7), until (7), handle (9), field of the next ID (16);
 //	           key id (4), box of the token of the next ID
@@ -31,7 +32,7 @@ const (
 	formatEnded   = 3
 
 	headLen      = 1 + 1 + len(seal.ID{}) + len(revision{}) + len(handle{})
-	timesLen     = 5 * timeLen
+	timesLen     = 4*timeLen + 1
 	timeLen      = 7
 	tombstoneLen = 2 + 2*timeLen + len(handle{}) + fieldLen
 
@@ -73,7 +74,7 @@ type head struct {
 // times are microseconds of Redis's clock. Only scripts set them.
 type times struct {
 	born, deadline, touched, until int64
-	step                           int64 // uses were noted this often when touched was set
+	step                           uint8 // uses were noted this often when touched was set: below 2^step µs
 }
 
 // who is what the box of the owner holds.
@@ -220,11 +221,12 @@ func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, 
 	r := &record{id: at}
 	r.head.parse(raw)
 	rest := raw[headLen:]
-	for i, t := range [...]*int64{&r.times.born, &r.times.deadline, &r.times.touched, &r.times.until, &r.times.step} {
+	for i, t := range [...]*int64{&r.times.born, &r.times.deadline, &r.times.touched, &r.times.until} {
 		if *t = getTime(rest[i*timeLen:]); *t > maxTime {
 			return nil, errMalformed
 		}
 	}
+	r.times.step = rest[timesLen-1]
 	rest = rest[timesLen:]
 	before := int(rest[0]) * fieldLen
 	if rest[0] > 1 || len(rest) < 1+before+2 || r.head.kind >= kinds {
@@ -377,8 +379,14 @@ func (l life) deadline(r *record) int64 {
 // often when the last one was, the session may have been used since: then it has that much
 // longer, or a shorter idle timeout would log out users who are active.
 func (l life) over(r *record, now int64) bool {
-	return now >= r.times.until || now >= l.deadline(r) ||
-		l.idle > 0 && now >= r.times.touched+l.slack().Microseconds()+max(0, r.times.step-l.kept(0).step())
+	if now >= r.times.until || now >= l.deadline(r) {
+		return true
+	}
+	end := r.times.touched + l.slack().Microseconds()
+	if step := l.kept(0).step(); r.times.step > power(step) {
+		end += 1<<min(r.times.step, 62) - step
+	}
+	return l.idle > 0 && now >= end
 }
 
 // touchDue reports whether a use is to be noted.
@@ -392,8 +400,11 @@ func (l life) moves(r *record, now int64) bool {
 	if l.idle > 0 {
 		end = min(end, now+l.idle.Microseconds())
 	}
-	return now-r.times.touched >= step || end-r.times.until >= step || r.times.step > step
+	return now-r.times.touched >= step || end-r.times.until >= step || r.times.step > power(step)
 }
+
+// power is the power of two that is above a step, as math.frexp has it in the scripts.
+func power(step int64) uint8 { return uint8(bits.Len64(uint64(step))) }
 
 // step is how often a use is noted, in microseconds, under a life that is kept.
 func (l life) step() int64 {

@@ -157,7 +157,7 @@ func (r *record) written(now int64, l life) {
 		end = min(end, r.times.touched+l.idle.Microseconds())
 	}
 	r.times.until = max(r.times.until, end)
-	r.times.step = l.step()
+	r.times.step = power(l.step())
 }
 
 // save writes r if the record at its ID still has a revision. short is as in create.

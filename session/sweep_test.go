@@ -35,7 +35,7 @@ func timeBytes(at time.Time) string {
 
 // fakeRecord is as much of a record as a sweep looks at.
 func fakeRecord(ends time.Time) string {
-	return "\x01\x01" + strings.Repeat("h", headLen-2) + strings.Repeat(timeBytes(ends), timesLen/timeLen) + "\x00boxes"
+	return "\x01\x01" + strings.Repeat("h", headLen-2) + strings.Repeat(timeBytes(ends), 4) + "\x01\x00boxes"
 }
 
 // fakeTombstone is of a rotated or ended ID; lived: a session had been there.

@@ -44,8 +44,8 @@ end
 local there = call('HGET', key, field)
 if there and ARGV[8] ~= '1' then
   local format, flags = there:byte(1, 2)
-  local at = format == 1 and #there >= 59 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
-  if format == 1 and #there >= 59 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now then
+  local at = format == 1 and #there >= 53 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
+  if format == 1 and #there >= 53 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now then
     return {now, 0, there}
   end
 end
@@ -63,7 +63,7 @@ if idle > 0 then
     ends = now + idle
   end
 end
-call('HSET', key, field, ARGV[2] .. pack('>I7I7I7I7I7', now, deadline, now, ends, step - step % 1) .. '\0' .. ARGV[3])
+call('HSET', key, field, ARGV[2] .. pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step))) .. '\0' .. ARGV[3])
 if ARGV[7] ~= '' then
   call('HSET', key, 'v' .. field, ARGV[7])
 elseif there then

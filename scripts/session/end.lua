@@ -47,7 +47,7 @@ end
 -- what stands there: 0 nothing, 1 a record, 2 or 3 a tombstone in its Grace, else garbage
 local function standing(s)
   local format = s and s:byte(1) or 0
-  if format == 1 and #s >= 59 then
+  if format == 1 and #s >= 53 then
     return times('>I7', s, 45) > now and 1 or 0
   elseif (format == 2 or format == 3) and #s >= 41 then
     return times('>I7', s, 3) > now and format or 0
@@ -67,7 +67,7 @@ local function bury(field, there)
   end
   if format == 1 then
     lived = '\1'
-    if #there >= 59 then
+    if #there >= 53 then
       handle = there:sub(15, 23)
       if flags % 16 >= 8 then -- a copy
         ends = math.max(ends, (times('>I7', there, 31)))

@@ -29,7 +29,7 @@ for _, f in ipairs(call('HKEYS', key)) do
   if #f == 16 then
     local r = call('HGET', key, f)
     local format = r:byte(1)
-    local ends = format == 1 and #r >= 59 and times('>I7', r, 45) or format == 2 and #r >= 41 and times('>I7', r, 3)
+    local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or format == 2 and #r >= 41 and times('>I7', r, 3)
     if not ends or ends > now then
       heads[#heads + 1] = r:sub(1, 45)
     end

@@ -52,7 +52,7 @@ if not there then
   return {now, 0, ''}
 end
 local format, flags = there:byte(1, 2)
-if format ~= 1 or #there < 59 or there:sub(7, 14) ~= ARGV[2] then
+if format ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[2] then
   return {now, 0, there}
 end
 local born, _, touched, ends = times('>I7I7I7I7', there, 24)
@@ -62,7 +62,7 @@ end
 local before = call('HGET', key, old)
 if before and ARGV[9] ~= '' then
   local format = before:byte(1)
-  if format == 1 and #before >= 59 and times('>I7', before, 45) > now and before:sub(7, 14) ~= ARGV[9] or
+  if format == 1 and #before >= 53 and times('>I7', before, 45) > now and before:sub(7, 14) ~= ARGV[9] or
     format == 2 and #before >= 41 and times('>I7', before, 3) > now then
     return {now, 3, before}
   end
@@ -78,7 +78,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     break
   end
   local stays, next, format = grace, nil, r and r:byte(1)
-  if format == 1 and #r >= 59 and r:byte(2) % 16 >= 8 then -- a copy keeps its place
+  if format == 1 and #r >= 53 and r:byte(2) % 16 >= 8 then -- a copy keeps its place
     stays = math.max(grace, (times('>I7', r, 31)))
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41)
@@ -94,7 +94,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   end
   at = next
 end
-call('HSET', key, new, ARGV[3] .. pack('>I7I7I7I7I7', born, deadline, touched, ends, step - step % 1) .. '\1' .. old .. ARGV[4])
+call('HSET', key, new, ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4])
 if ARGV[7] ~= '' then
   call('HSET', key, 'v' .. new, ARGV[7])
 elseif flags >= 16 then

@@ -49,7 +49,7 @@ if not there then
   return {now, 0, ''}
 end
 local format, flags = there:byte(1, 2)
-if format ~= 1 or #there < 59 or there:sub(7, 14) ~= ARGV[2] then
+if format ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[2] then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
@@ -73,24 +73,24 @@ end
 if next > ends then
   ends = next
 end
-call('HSET', key, new, ARGV[4] .. pack('>I7I7I7I7I7', born, deadline, touched, ends, step - step % 1) .. '\1' .. old .. ARGV[5])
+call('HSET', key, new, ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[5])
 if flags >= 16 then
   call('HDEL', key, 'v' .. old)
 end
 if ARGV[8] ~= '' then
   call('HSET', key, 'v' .. new, ARGV[8])
 end
-if there:byte(59) == 1 then -- the ID before it: its tombstone goes when its time is over
-  local tombstone = call('HGET', key, there:sub(60, 75))
+if there:byte(53) == 1 then -- the ID before it: its tombstone goes when its time is over
+  local tombstone = call('HGET', key, there:sub(54, 69))
   if tombstone and #tombstone >= 41 and times('>I7', tombstone, 10) <= now then
-    call('HDEL', key, there:sub(60, 75))
+    call('HDEL', key, there:sub(54, 69))
   end
 end
 -- A copy's first ID keeps its place until the legacy session ends, so that it is not
 -- copied again.
 local grace = now + ARGV[9]
 local leads = grace
-if copied and there:byte(59) == 0 and deadline > grace then
+if copied and there:byte(53) == 0 and deadline > grace then
   leads = deadline
 end
 call('HSET', key, old, '\2\1' .. pack('>I7I7', grace, leads) .. there:sub(15, 23) .. new .. ARGV[10])

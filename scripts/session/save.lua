@@ -47,10 +47,10 @@ if not there then
   return {now, 0, ''}
 end
 local format, flags = there:byte(1, 2)
-if format ~= 1 or #there < 59 or ARGV[2] ~= '' and there:sub(7, 14) ~= ARGV[2] then
+if format ~= 1 or #there < 53 or ARGV[2] ~= '' and there:sub(7, 14) ~= ARGV[2] then
   return {now, 0, there}
 end
-local born, deadline, touched, ends, noted = times('>I7I7I7I7I7', there, 24)
+local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
 if flags % 16 < 8 then -- not a copy, whose deadline is its own
   deadline = born + ARGV[5]
 end
@@ -61,15 +61,15 @@ local idle, next, step = tonumber(ARGV[6]), deadline, ARGV[5] / 100
 if idle > 0 then
   next, step = math.min(now + idle, deadline), idle / 21
 end
-local when, moved = there:sub(24, 58), now - touched >= step or next - ends >= step or noted > step
+local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or there:byte(52) > select(2, math.frexp(step))
 if moved then
   touched, ends = math.max(touched, now), math.max(ends, next)
-  when = pack('>I7I7I7I7I7', born, deadline, touched, ends, step - step % 1)
+  when = pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step)))
 end
-local before, rest = '\0', 60
-if there:byte(59) == 1 then -- the ID before it: its tombstone goes after its Grace
-  before, rest = there:sub(59, 75), 76
-  local tombstone = call('HGET', key, there:sub(60, 75))
+local before, rest = '\0', 54
+if there:byte(53) == 1 then -- the ID before it: its tombstone goes after its Grace
+  before, rest = there:sub(53, 69), 70
+  local tombstone = call('HGET', key, there:sub(54, 69))
   if not tombstone or #tombstone < 41 then
     before = '\0'
   else
@@ -77,13 +77,13 @@ if there:byte(59) == 1 then -- the ID before it: its tombstone goes after its Gr
     if grace <= now then
       before = '\0'
       if stays <= now then
-        call('HDEL', key, there:sub(60, 75))
+        call('HDEL', key, there:sub(54, 69))
       end
     end
   end
 end
-if rest == 76 and flags % 16 >= 8 then -- a copy shows that it was rotated
-  before = there:sub(59, 75)
+if rest == 70 and flags % 16 >= 8 then -- a copy shows that it was rotated
+  before = there:sub(53, 69)
 end
 local head, boxes = ARGV[3], ARGV[4]
 if head == '' then

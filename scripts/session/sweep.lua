@@ -30,8 +30,8 @@ for _, f in ipairs(call('HKEYS', key)) do
   elseif #f == 16 then
     local r = call('HGET', key, f)
     local format = r:byte(1)
-    local ends = format == 1 and #r >= 59 and times('>I7', r, 45) or (format == 2 or format == 3) and #r >= 41 and times('>I7', r, 10)
-    if format == 1 and ends and r:byte(2) % 16 >= 8 and r:byte(59) == 0 then -- a copy keeps its place
+    local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or (format == 2 or format == 3) and #r >= 41 and times('>I7', r, 10)
+    if format == 1 and ends and r:byte(2) % 16 >= 8 and r:byte(53) == 0 then -- a copy keeps its place
       ends = times('>I7', r, 31)
     end
     if ends and ends <= now then
