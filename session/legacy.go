@@ -77,7 +77,7 @@ func (m *Manager) loadLegacy(ctx context.Context, st *state, legacyToken string)
 		return nil
 	}
 	a, err := m.records.create(ctx, r, 0)
-	if wrongType(err) { // it cannot be copied, nor does that lock the visitor out
+	if wrongType(err) { // the key is in other use: there is no copy, and the visitor can still log in
 		m.records.reportUnreadable(ctx, "the key of its copy is no hash")
 		return nil
 	}

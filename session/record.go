@@ -15,8 +15,8 @@ import (
 // microseconds of Redis's clock in seven bytes.
 //
 //	record     1, flags, key id (4), revision (8), handle (9);
-//	           born, deadline, last touch, until (28), step of touches (1); 0, or 1 and the field of the ID
-//	           before it (16); box of the owner; box of the token
+//	           born, deadline, last touch, until (28), step of touches (1); 0, or 1 and the
+//	           field of the ID before it (16); box of the owner; box of the token
 //	rotated    2, lived, end of Grace (7), until (7), handle (9), field of the next ID (16);
 //	           key id (4), box of the token of the next ID
 //	ended      3, lived, end of Grace (7), until (7), handle (9), field of the ID that took

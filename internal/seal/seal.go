@@ -111,8 +111,8 @@ func (r *Ring) Position(id ID) int {
 // particular to what is sealed, such as a session's token.
 //
 // If id is not configured, it returns [ErrUnknownKey]. That includes [Plain] if
-// there are secrets: to accept it would let whoever can write to Redis forge
-// sessions. Without secrets the Box of Plain is the zero Box. A Box returned with
+// there are secrets: if it were accepted, write access to Redis would be enough to
+// forge sessions. Without secrets the Box of Plain is the zero Box. A Box returned with
 // an error must not be used: it is the zero Box too.
 func (r *Ring) Box(id ID, purpose string, context []byte) (Box, error) {
 	if len(r.keys) == 0 && id == Plain {
