@@ -158,6 +158,7 @@ type draft struct {
 	keepID  bool
 	confirm bool // the response would set a cookie for a record that was only read
 	late    bool // a first change, and no cookie can be sent any more
+	alone   bool // nobody else has changed what was saved
 }
 
 // draft takes what is to be saved under the lock, and encodes it.
@@ -234,6 +235,7 @@ func (m *Manager) update(ctx context.Context, st *state, d draft, over *record, 
 			return err
 		}
 		if a.outcome != refused {
+			d.alone = over == d.record
 			st.apply(m, d, next)
 			return nil
 		}
@@ -338,7 +340,7 @@ func (st *state) apply(m *Manager, d draft, r *record) {
 		p.changes = merged(p.changes, d.changes)
 		st.login = &p
 	}
-	st.values.saved(r.values, d.changes, d.serial, m.reportValue)
+	st.values.saved(r.values, d, m.reportValue)
 }
 
 // lost empties the session of a request that has ended meanwhile: what it held must not

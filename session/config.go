@@ -210,7 +210,7 @@ func (c checked) records(client redis.UniversalClient) *records {
 	return &records{
 		redis:  roundtrip.New(client, c.Timeout),
 		keys:   newKeys(c.Prefix, c.KeySecret),
-		sealer: sealer{c.ring},
+		sealer: newSealer(c.ring),
 		clocks: newClocks(client),
 		lives: [kinds]life{
 			visitor:    c.Visitor.life(),

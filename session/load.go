@@ -16,10 +16,10 @@ type state struct {
 	values working
 	login  *pending      // a login that Finish has to complete
 	begun  *id           // of the session that a first commit begins
-	busy   bool          // a commit or a Login is under way
-	free   chan struct{} // closed when it is over; nil: nobody waits
+	free   chan struct{} // closed when the commit that is under way is over; nil: nobody waits
 	epoch  uint64        // counts logins, logouts and ends: what was under way before is not applied
 
+	busy      bool // a commit or a Login is under way
 	fresh     bool // a commit of this request has begun the session
 	stood     bool // a script of this request has found or written the record
 	dead      bool // the ID leads nowhere any more: nothing is saved, but by a Login

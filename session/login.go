@@ -138,7 +138,7 @@ func (st *state) loggedIn(m *Manager, d draft, r *record, other bool) bool {
 	if other {
 		st.values.restart(r.values, d.serial)
 	} else {
-		st.values.saved(r.values, d.changes, d.serial, m.reportValue)
+		st.values.saved(r.values, d, m.reportValue)
 	}
 	return true
 }

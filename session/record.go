@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/bits"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/codec"
@@ -22,8 +23,8 @@ import (
 //	ended      3, lived, end of Grace (7), until (7), handle (9), field of the ID that took
 //	           its place, or zeros (16); reason
 //
-// The head of a record, its first 23 bytes, is authenticated with both boxes, and with the
-// token's how long the owner's is. The scripts alone write what stands between head and
+// The head of a record, its first 23 bytes, is authenticated with both boxes, and so is how
+// long the owner's is. The scripts alone write what stands between head and
 // boxes. The values stand in the box of the token, or, when they are large, in a field of
 // their own: "v" and the field's name, a revision and the box.
 const (
@@ -102,6 +103,7 @@ type record struct {
 	times  times
 	who    who
 	values codec.Values
+	box    *tokenBox // that it was opened or sealed with; nil: not yet
 }
 
 func (h head) append(b []byte) []byte {
@@ -131,11 +133,12 @@ func getTime(b []byte) int64 {
 	return int64(binary.BigEndian.Uint32(b))<<24 | int64(b[4])<<16 | int64(b[5])<<8 | int64(b[6])
 }
 
-// append encodes the facts about the owner; a visitor has none.
-func (w who) append(b []byte) []byte {
+// encode renders the facts about the owner; a visitor has none.
+func (w who) encode() []byte {
 	if w == (who{}) {
-		return b
+		return nil
 	}
+	b := make([]byte, 0, 2*binary.MaxVarintLen64+len(w.user))
 	b = binary.AppendVarint(b, w.authenticated)
 	b = binary.AppendVarint(b, w.issued)
 	return append(b, w.user...)
@@ -157,14 +160,64 @@ func (w *who) parse(b []byte) error {
 }
 
 // sealer seals and opens records and what tombstones lead to.
-type sealer struct{ ring *seal.Ring }
-
-// bound is what boxes are authenticated with: whose hash, which field, which head.
-func bound(buf []byte, at id, head []byte) []byte {
-	b := append(buf, at.owner[:]...)
-	b = append(b, at.field...)
-	return append(b, head...)
+type sealer struct {
+	ring   *seal.Ring
+	owners *ownerBoxes
 }
+
+func newSealer(ring *seal.Ring) sealer { return sealer{ring, new(ownerBoxes)} }
+
+// bound is what boxes are authenticated with: whose hash, which field, the head, and how
+// long the owner's box is: a record whose owner's box was taken away does not open.
+func bound(at id, head, size []byte) []byte {
+	b := make([]byte, 0, len(at.owner)+len(at.field)+len(head)+len(size))
+	b = append(b, at.owner[:]...)
+	b = append(b, at.field...)
+	return append(append(b, head...), size...)
+}
+
+// ownerBoxes keeps the boxes of owners under the newest secret, since to make one costs
+// several times more than to use it. One in 4,096 owners has the same: the nonces are good
+// for 2³² texts of each, 2⁴⁴ in all, and what is sealed for one owner opens for no other,
+// since it is authenticated with the owner.
+type ownerBoxes [1 << 12]atomic.Pointer[seal.Box]
+
+func (s sealer) ownerBox(key seal.ID, o owner) (seal.Box, error) {
+	share := [2]byte{o[0], o[1] & 0xf0}
+	if key != s.ring.Current() {
+		return s.ring.Box(key, purposeOwner, share[:])
+	}
+	kept := &s.owners[binary.BigEndian.Uint16(share[:])>>4]
+	if b := kept.Load(); b != nil {
+		return *b, nil
+	}
+	b, err := s.ring.Box(key, purposeOwner, share[:])
+	if err == nil {
+		kept.Store(&b)
+	}
+	return b, err
+}
+
+// tokenBox is the box of a token, under one secret. A record keeps its own.
+type tokenBox struct {
+	seal.Box
+	key   seal.ID
+	field string // of the token
+}
+
+func (s sealer) tokenBox(known *tokenBox, key seal.ID, at id) (*tokenBox, error) {
+	if known != nil && known.key == key && known.field == at.field {
+		return known, nil
+	}
+	b, err := s.ring.Box(key, purposeToken, at.token[:])
+	if b == (seal.Box{}) {
+		return &noBox, err
+	}
+	return &tokenBox{b, key, at.field}, nil
+}
+
+// noBox passes everything through.
+var noBox tokenBox
 
 // sealed is a record as a script takes it.
 type sealed struct {
@@ -180,33 +233,30 @@ func (s sealer) seal(r *record) (out sealed, err error) {
 	r.head.revision = newRevision()
 	values := r.values.Bytes()
 	r.head.apart = len(values) > apartAbove
-	owners, err := s.ring.Box(r.head.key, purposeOwner, r.id.owner[:])
+	owner, err := s.ownerBox(r.head.key, r.id.owner)
 	if err != nil {
 		return out, err
 	}
-	tokens, err := s.ring.Box(r.head.key, purposeToken, r.id.token[:])
-	if err != nil {
+	if r.box, err = s.tokenBox(r.box, r.head.key, r.id); err != nil {
 		return out, err
 	}
-	var heads [headLen]byte
-	out.head = r.head.append(heads[:0])
-	var buf [128]byte
-	with := bound(buf[:0], r.id, out.head)
-	var facts [64]byte
-	box := r.who.append(facts[:0])
-	b := make([]byte, 2, 2+2*seal.Overhead+len(box)+len(values))
-	if len(box) > 0 {
-		b = owners.Seal(b, box, with)
-		binary.BigEndian.PutUint16(b, uint16(len(b)-2))
+	out.head = r.head.append(make([]byte, 0, headLen))
+	facts := r.who.encode()
+	b := make([]byte, 2, 2+2*seal.Overhead+len(facts)+len(values))
+	if len(facts) > 0 {
+		binary.BigEndian.PutUint16(b, uint16(owner.Size(len(facts))))
 	}
-	with = append(with, b[:2]...) // a record whose owner's box was taken away does not open
+	with := bound(r.id, out.head, b)
+	if len(facts) > 0 {
+		b = owner.Seal(b, facts, with)
+	}
 	if r.head.apart {
 		v := append(make([]byte, 0, len(r.head.revision)+len(values)+seal.Overhead), r.head.revision[:]...)
-		out.values = tokens.Seal(v, values, with)
+		out.values = r.box.Seal(v, values, with)
 		values = nil
 	}
 	if len(values) > 0 || out.values == nil {
-		b = tokens.Seal(b, values, with)
+		b = r.box.Seal(b, values, with)
 	}
 	out.boxes = b
 	return out, nil
@@ -237,28 +287,29 @@ func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, 
 	if rest = rest[2:]; size > len(rest) {
 		return nil, errMalformed
 	}
-	var buf [128]byte
-	with := bound(buf[:0], at, raw[:headLen])
-	if size > 0 {
-		box, err := s.ring.Box(r.head.key, purposeOwner, at.owner[:])
-		if err != nil {
-			return nil, err
-		}
-		var facts [128]byte
-		b, err := box.Open(facts[:0], rest[:size], with)
-		if err == nil {
-			err = r.who.parse(b)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	box, err := s.ring.Box(r.head.key, purposeToken, at.token[:])
-	if err != nil {
+	var err error
+	if r.box, err = s.tokenBox(nil, r.head.key, at); err != nil {
 		return nil, err
 	}
+	var with []byte
+	if r.box != &noBox {
+		with = bound(at, raw[:headLen], sized)
+	}
+	if size > 0 {
+		owner, err := s.ownerBox(r.head.key, at.owner)
+		if err != nil {
+			return nil, err
+		}
+		facts, err := owner.Open(nil, rest[:size], with)
+		if err == nil {
+			err = r.who.parse(facts)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	b := rest[size:]
-	if with = append(with, sized...); r.head.apart {
+	if r.head.apart {
 		if len(b) > 0 {
 			return nil, errMalformed
 		}
@@ -270,7 +321,7 @@ func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, 
 		}
 		b = b[len(r.head.revision):]
 	}
-	if b, err = box.Open(nil, b, with); err == nil {
+	if b, err = r.box.Open(nil, b, with); err == nil {
 		r.values, err = codec.Parse(b)
 	}
 	if err != nil {
@@ -298,8 +349,7 @@ func (s sealer) leadsTo(from, to id) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var buf [128]byte
-	return box.Seal(append([]byte(nil), key[:]...), to.token[:], bound(buf[:0], from, nil)), nil
+	return box.Seal(append([]byte(nil), key[:]...), to.token[:], bound(from, nil, nil)), nil
 }
 
 // follow opens what leadsTo sealed.
@@ -313,8 +363,7 @@ func (s sealer) follow(k keys, from id, b []byte) (id, error) {
 	if err != nil {
 		return id{}, err
 	}
-	var buf [128]byte
-	to, err := box.Open(nil, b, bound(buf[:0], from, nil))
+	to, err := box.Open(nil, b, bound(from, nil, nil))
 	if err != nil {
 		return id{}, err
 	}

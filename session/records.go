@@ -311,6 +311,9 @@ func (s *records) field(ctx context.Context, at id, name string) ([]byte, error)
 // ID says where it stands. The time that it takes is bounded, the number of rotations not.
 func (s *records) find(ctx context.Context, at id) (found, error) {
 	f, err := s.get(ctx, at)
+	if err != nil || f.what != rotated {
+		return f, err
+	}
 	for start := time.Now(); err == nil && f.what == rotated; {
 		if time.Since(start) > s.timeout {
 			return found{}, fmt.Errorf("%w: rotated too often to be followed", ErrUnavailable)

@@ -52,9 +52,40 @@ type Values interface {
 	PopTime(ctx context.Context, key string) time.Time
 }
 
-// holder holds the values of a request, and nothing else: an scs manager without a store,
-// whose sessions are never loaded, saved or ended.
-var holder scs.SessionManager
+// holder holds the values of a request, and nothing else: an scs manager whose sessions
+// are never saved or ended.
+var holder = scs.SessionManager{Store: given{}, Codec: given{}}
+
+// given hands holder the values that it is to hold: those of the context, a holding.
+type given struct {
+	scs.Store // none: it is asked for nothing but FindCtx
+}
+
+type holding struct {
+	context.Context
+	values codec.Values
+}
+
+func (given) FindCtx(ctx context.Context, _ string) ([]byte, bool, error) {
+	return ctx.(holding).values.Bytes(), true, nil
+}
+
+func (given) Decode(b []byte) (deadline time.Time, held map[string]any, err error) {
+	stored, err := codec.Parse(b)
+	if err != nil {
+		return deadline, nil, err
+	}
+	held = make(map[string]any, stored.Len())
+	for e, err := range stored.Decode() {
+		if err != nil {
+			return deadline, nil, err
+		}
+		held[e.Key] = e.Value
+	}
+	return deadline, held, nil
+}
+
+func (given) Encode(time.Time, map[string]any) ([]byte, error) { return nil, errors.ErrUnsupported }
 
 // working are the values that a request works with: those it found, as bytes until one of
 // them is asked for, and its changes. It is guarded by the state's lock.
@@ -75,7 +106,13 @@ type change struct {
 // of returns the context in which holder has the values.
 func (w *working) of(report func(key string, err error)) context.Context {
 	if w.decoded == nil {
-		w.decoded, _ = holder.Load(context.Background(), "") // asks no store
+		var err error
+		w.decoded, err = holder.Load(holding{context.Background(), w.stored}, "stored")
+		if err == nil {
+			return w.decoded
+		}
+		// One of them cannot be read here: the others are.
+		w.decoded, _ = holder.Load(context.Background(), "") // asks nobody
 		for e, err := range w.stored.Decode() {
 			w.show(e, err, report)
 		}
@@ -102,24 +139,24 @@ func (w *working) note(key string, c change) {
 	w.changed[key] = c
 }
 
-// saved takes in what a commit has stored: the changes up to a serial, as they were sent,
-// and what others had saved meanwhile.
-func (w *working) saved(stored codec.Values, sent map[string][]byte, upTo uint64, report func(key string, err error)) {
+// saved takes in what the commit of a draft has stored: its changes, and what others had
+// saved meanwhile.
+func (w *working) saved(stored codec.Values, d draft, report func(key string, err error)) {
 	for key, c := range w.changed {
-		if c.serial <= upTo {
+		if c.serial <= d.serial {
 			delete(w.changed, key)
 		}
 	}
 	before := w.stored
 	w.stored = stored
-	if w.decoded == nil {
+	if w.decoded == nil || d.alone {
 		return
 	}
 	for key, b := range stored.All() {
 		if was, ok := before.Get(key); ok && string(was) == string(b) {
 			continue
 		}
-		if _, mine := w.changed[key]; !mine && !bytes.Equal(sent[key], b) {
+		if _, mine := w.changed[key]; !mine && !bytes.Equal(d.changes[key], b) {
 			v, err := codec.Decode(b)
 			w.show(codec.Entry{Key: key, Value: v}, err, report)
 		}

@@ -162,6 +162,14 @@ func newBox(key [sha256.Size]byte) Box {
 	return Box{aead}
 }
 
+// Size returns how long a plaintext of n bytes is when it is sealed.
+func (b Box) Size(n int) int {
+	if b.aead == nil {
+		return n
+	}
+	return n + Overhead
+}
+
 // Seal appends the sealed plaintext to dst. Open needs the same additional data,
 // which is authenticated but not stored. dst's spare capacity must overlap neither
 // plaintext nor additional.

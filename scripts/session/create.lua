@@ -41,14 +41,6 @@ local times = struct and struct.unpack or function(format, s, i)
   return unpack(out)
 end
 
-local there = call('HGET', key, field)
-if there and ARGV[8] ~= '1' then
-  local format, flags = there:byte(1, 2)
-  local at = format == 1 and #there >= 53 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
-  if format == 1 and #there >= 53 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now then
-    return {now, 0, there}
-  end
-end
 local deadline, idle = now + ARGV[4], tonumber(ARGV[5])
 if ARGV[6] ~= '0' then
   deadline = tonumber(ARGV[6])
@@ -63,18 +55,30 @@ if idle > 0 then
     ends = now + idle
   end
 end
-call('HSET', key, field, ARGV[2] .. pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step))) .. '\0' .. ARGV[3])
+local record = ARGV[2] .. pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step))) .. '\0' .. ARGV[3]
+local fresh = call('HSETNX', key, field, record) == 1
+if not fresh then
+  local there = call('HGET', key, field)
+  local format, flags = there:byte(1, 2)
+  local at = format == 1 and #there >= 53 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
+  if ARGV[8] ~= '1' and (format == 1 and #there >= 53 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now) then
+    return {now, 0, there}
+  end
+  call('HSET', key, field, record)
+end
+local n = call('HLEN', key)
 if ARGV[7] ~= '' then
   call('HSET', key, 'v' .. field, ARGV[7])
-elseif there then
+elseif not fresh then
   call('HDEL', key, 'v' .. field)
 end
 local last = ARGV[6] ~= '0' and deadline or ends
 local ms = (last - last % 1000) / 1000 + 1
-if call('PEXPIREAT', key, ms, 'GT') == 0 and call('PTTL', key) == -1 then
+if n == 1 then -- GT does nothing to a key without a TTL
   call('PEXPIREAT', key, ms)
+else
+  call('PEXPIREAT', key, ms, 'GT')
 end
-local n = call('HLEN', key)
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
   return -now
 end

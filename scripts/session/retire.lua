@@ -47,7 +47,8 @@ local times = struct and struct.unpack or function(format, s, i)
   return unpack(out)
 end
 
-local there = call('HGET', key, new)
+local both = call('HMGET', key, new, old)
+local there, before = both[1], both[2]
 if not there then
   return {now, 0, ''}
 end
@@ -59,7 +60,6 @@ local born, _, touched, ends = times('>I7I7I7I7', there, 24)
 if ends <= now then
   return {now, 0, ''}
 end
-local before = call('HGET', key, old)
 if before and ARGV[9] ~= '' then
   local format = before:byte(1)
   if format == 1 and #before >= 53 and times('>I7', before, 45) > now and before:sub(7, 14) ~= ARGV[9] or

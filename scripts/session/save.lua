@@ -61,7 +61,7 @@ local idle, next, step = tonumber(ARGV[6]), deadline, ARGV[5] / 100
 if idle > 0 then
   next, step = math.min(now + idle, deadline), idle / 21
 end
-local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or there:byte(52) > select(2, math.frexp(step))
+local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or 2 ^ there:byte(52) > 2 * step
 if moved then
   touched, ends = math.max(touched, now), math.max(ends, next)
   when = pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step)))

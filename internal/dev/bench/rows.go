@@ -51,7 +51,7 @@ func rows(subjects int) []row {
 			want: http.StatusOK, entrants: floors(sessionWork(time.Hour, read, false, kits...))},
 		{name: "session-write", title: "session write, 64 in flight", inFlight: 64, subjects: subjects,
 			want: http.StatusOK, entrants: floors(sessionWork(0, write, false, kits...))},
-		{name: "session-login", title: "login, 64 in flight", inFlight: 64, subjects: 64,
+		{name: "session-login", title: "login, 64 in flight", inFlight: 64, subjects: subjects,
 			want: http.StatusOK, entrants: floors(sessionWork(0, renew, true, kits...))},
 
 		{name: "stack", title: "session and two limits over HTTP, 64 connections", inFlight: 64, subjects: subjects,
