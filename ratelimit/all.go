@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -28,6 +27,7 @@ type keyed struct {
 var (
 	_ LocalTaker = (*keyed)(nil)
 	_ Settler    = (*keyed)(nil)
+	_ Resetter   = (*keyed)(nil)
 )
 
 func (k *keyed) Take(ctx context.Context, key string, cost int) (Result, error) {
@@ -65,9 +65,7 @@ func settle(ctx context.Context, l Limiter, key string, r Result, cost int) erro
 }
 
 func reset(ctx context.Context, l Limiter, key string) error {
-	if l, ok := l.(interface {
-		Reset(ctx context.Context, key string) error
-	}); ok {
+	if l, ok := l.(Resetter); ok {
 		return l.Reset(ctx, key)
 	}
 	return fmt.Errorf("ratelimit: %T does not reset", l)
@@ -147,6 +145,7 @@ var (
 	_ Limiter    = (*allOf)(nil)
 	_ LocalTaker = (*allOf)(nil)
 	_ Settler    = (*allOf)(nil)
+	_ Resetter   = (*allOf)(nil)
 )
 
 // remoteOf returns the limiter over Redis that l is, below any Keyed, or nil.
@@ -157,6 +156,8 @@ func remoteOf(l Limiter) *remote {
 	case *FixedWindow:
 		return &l.remote
 	case *TokenBucket:
+		return &l.remote
+	case *Quota:
 		return &l.remote
 	case *keyed:
 		return remoteOf(l.limiter)
@@ -190,27 +191,32 @@ func (a *allOf) Take(ctx context.Context, key string, cost int) (Result, error) 
 		return Result{}, err
 	}
 	members := make([]member, len(a.limiters))
-	var known Result
-	recalled := false
+	var denial Result
+	denied := false
 	for i, l := range a.limiters {
 		m := member{index: i, limiter: l, key: key}
 		if r := remoteOf(l); r != nil {
 			k := keyOf(l, key)
-			if k == "" {
-				return Result{}, ErrEmptyKey
+			if err := r.check(ctx, k, cost); err != nil {
+				return Result{}, err
 			}
-			m.remote, m.key, m.subject = r, k, escapeSubject(k)
-			if res := (Result{}); r.denials.recall(m.subject, r.limit, cost, &res) {
+			m.remote, m.key, m.subject = r, k, r.subject(k)
+			res, denies := r.blocked(FromLocal), r.limit.Requests == 0
+			if !denies {
+				known := r.denials.recall(m.subject, r.limit, cost)
+				res, denies = known.res, known.denies
+			}
+			if denies {
 				r.onDecision.end(r.onDecision.start(), k, cost, res, nil)
-				if !recalled || res.RetryAfter > known.RetryAfter {
-					known, recalled = res, true
+				if !denied || res.RetryAfter > denial.RetryAfter {
+					denial, denied = res, true
 				}
 			}
 		}
 		members[i] = m
 	}
-	if recalled {
-		return known, nil // what one of them remembers spares all the way to Redis
+	if denied {
+		return denial, nil // what one of them knows spares all the way to Redis
 	}
 	results := make([]Result, len(members))
 	taken := make([]member, 0, len(members))
@@ -244,7 +250,7 @@ func (a *allOf) Take(ctx context.Context, key string, cost int) (Result, error) 
 // joins reports whether m and o can be decided by one script.
 func (m member) joins(o member) bool {
 	return m.remote != nil && o.remote != nil && m.subject == o.subject &&
-		m.remote.penalty == nil && o.remote.penalty == nil &&
+		m.remote.config.Penalty.Strikes == 0 && o.remote.config.Penalty.Strikes == 0 &&
 		sameClient(m.remote.sender.Client(), o.remote.sender.Client())
 }
 
@@ -253,6 +259,8 @@ func sameClient(a, b redis.UniversalClient) (same bool) {
 	defer func() { _ = recover() }()
 	return a == b
 }
+
+var allScript = scripts.Get("limit/all.lua")
 
 // takeGroup asks the members of group, one or several that join, and puts their
 // results in place. Unless all allow, nothing is spent.
@@ -277,11 +285,11 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 	}
 	for i, m := range group {
 		keys[i] = m.remote.redisKey(m.subject)
-		args = append(args, m.remote.algorithm.scriptName(), m.remote.requests, m.remote.ttl(m.remote.limit.rule()), m.remote.window)
+		args = append(args, m.remote.algorithm.word(), m.remote.requests, m.remote.ttl(), m.remote.args.window)
 	}
 	var reply []int64
 	err = lead.breaker.ask(ctx, func() (err error) {
-		reply, err = lead.sender.IntsOver(ctx, scripts.LimitAll, keys, args...)
+		reply, err = lead.sender.IntsOver(ctx, allScript, keys, args...)
 		return err
 	})
 	if err == nil && len(reply) != verdictLen*len(group) {
@@ -308,7 +316,7 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 			r.report(started, m, cost, res, nil)
 		case all:
 			if cost > 0 {
-				res.receipt = newReceipt(r.engine, r.algorithm, m.subject, r.limit.rule(), int64(cost), v, 0)
+				res.receipt = r.newReceipt(m.subject, r.limit.rule(), cost, v, 0)
 				r.denials.forget(m.subject)
 			}
 			r.report(started, m, cost, res, nil)
@@ -363,15 +371,6 @@ func tightest(results []Result) Result {
 	return t
 }
 
-// scriptName is what limit_all.lua calls the algorithm.
-func (a algorithm) scriptName() string {
-	name, _, _ := strings.Cut(a.String(), " ")
-	if a == bucket {
-		name = "bucket"
-	}
-	return name
-}
-
 // TakeLocally decides by all of them in process. All must be LocalTakers.
 func (a *allOf) TakeLocally(key string, cost int) (Result, error) {
 	if err := checkTake(key, cost); err != nil {
@@ -401,10 +400,7 @@ func (a *allOf) Settle(ctx context.Context, key string, r Result, cost int) erro
 	case key == "":
 		return ErrEmptyKey
 	case cost < 0:
-		return ErrCost
-	}
-	if err := ctx.Err(); err != nil {
-		return err
+		return fmt.Errorf("%w %d", ErrCost, cost)
 	}
 	if r.receipt == nil {
 		if !r.Allowed || cost == 0 {
@@ -419,9 +415,7 @@ func (a *allOf) Settle(ctx context.Context, key string, r Result, cost int) erro
 	if r.receipt.owner != a || r.receipt.subject != key {
 		return ErrResult
 	}
-	if r.receipt.settled.Swap(true) {
-		return nil
-	}
+	// Each member's own receipt is settled once: after an error the others stay as they are.
 	var errs []error
 	for i, l := range a.limiters {
 		errs = append(errs, settle(ctx, l, key, r.receipt.members[i], cost))

@@ -38,7 +38,8 @@ func TestAllOrNothing(t *testing.T) {
 			)
 			for i := range 1 + r.IntN(4) {
 				limit := Limit{1 + r.IntN(8), time.Duration(1+r.IntN(30)) * time.Second / 3}.truncated()
-				a := algorithm(r.IntN(3))
+				a := algorithms[r.IntN(len(algorithms))]
+				limit = limit.of(a)
 				limiters = append(limiters, newLimiter(t, a, b.Client, fmt.Sprintf("all-%d-%d", round, i), limit))
 				rules = append(rules, limit.rule())
 				states = append(states, a.newState())
@@ -88,15 +89,28 @@ func newLimiter(_ testing.TB, a algorithm, c redis.UniversalClient, name string,
 		return must(NewSlidingWindow(c, name, l, cfg))
 	case fixed:
 		return must(NewFixedWindow(c, name, l, cfg))
+	case quota:
+		return must(NewQuota(c, name, l.Requests, Day, time.UTC, cfg))
 	default:
 		return must(NewTokenBucket(c, name, l, cfg))
 	}
+}
+
+// of is l as an algorithm can have it: a quota has its own window.
+func (l Limit) of(a algorithm) Limit {
+	if c, ok := a.(calendar); ok {
+		l.Window = c.period.length()
+	}
+	return l
 }
 
 func clone(s state) state {
 	switch s := s.(type) {
 	case *slidingState:
 		return &slidingState{append([]int64(nil), s.entries...)}
+	case *quotaState:
+		c := *s
+		return &c
 	case *fixedState:
 		c := *s
 		return &c
@@ -204,7 +218,7 @@ func TestAllRefuses(t *testing.T) {
 	}{
 		{"nothing", nil, "no limiters"},
 		{"nil", []Limiter{a, nil}, "limiter 1 is nil"},
-		{"the same name twice", []Limiter{a, newLimiter(t, sliding, c, "a", PerHour(1))}, `two limiters named "a"`},
+		{"the same name twice", []Limiter{a, newLimiter(t, fixed, c, "a", PerHour(2))}, `two limiters named "a"`},
 		{"two that cannot give back", []Limiter{stubborn{}, a, Keyed(stubborn{}, strings.ToUpper)}, "2 limiters that cannot give back"},
 	} {
 		if _, err := All(test.limiters...); err == nil || !strings.Contains(err.Error(), test.want) {

@@ -64,6 +64,19 @@ func (b *bounded[V]) drop(s *shard[V], key string) {
 	}
 }
 
+// clear removes all keys and returns how many there were.
+func (b *bounded[V]) clear() (n int) {
+	for i := range b.shards {
+		s := &b.shards[i]
+		s.mu.Lock()
+		n += len(s.m)
+		b.count.Add(-int64(len(s.m)))
+		s.m = nil
+		s.mu.Unlock()
+	}
+	return n
+}
+
 func (b *bounded[V]) forget(s *shard[V]) {
 	var (
 		victim string

@@ -16,14 +16,25 @@ import (
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
+var (
+	acquireScript = scripts.Get("limit/acquire.lua")
+	renewScript   = scripts.Get("limit/renew.lua")
+	releaseScript = scripts.Get("limit/release.lua")
+)
+
+// ErrLeaseLost is returned by Release of a Lease whose place had been given to somebody else,
+// or may have been: it was not renewed in time.
+var ErrLeaseLost = errors.New("ratelimit: lease lost")
+
 // Concurrency allows a key at most n leases at once, over all servers: requests
 // that run, jobs, connections. A lease is renewed while its holder lives, and ends
 // by itself [Config.Lease] after its server crashed or lost Redis. It is not a
 // lock: during such a loss, somebody else may be given the place of a lease that
 // is still in use. The zero value is not usable; see [NewConcurrency].
 type Concurrency struct {
-	name    string
-	prefix  string // of keys, brace included
+	name   string
+	prefix string // of keys, brace included
+	subjects
 	limit   int
 	share   int // of the limit, when this server decides alone
 	lease   time.Duration
@@ -35,7 +46,7 @@ type Concurrency struct {
 }
 
 // NewConcurrency returns a concurrency limit of n over Redis. Those of one name
-// and prefix share their keys. Of cfg it uses Prefix, Timeout, Breaker, Servers,
+// and prefix share their keys. Of cfg it uses Prefix, KeySecret, Timeout, Breaker, Servers,
 // Lease and Logger. The error names everything that is wrong.
 func NewConcurrency(client redis.UniversalClient, name string, n int, cfg Config) (*Concurrency, error) {
 	var errs []error
@@ -51,7 +62,7 @@ func NewConcurrency(client redis.UniversalClient, name string, n int, cfg Config
 	}
 	cfg = cfg.withDefaults()
 	c := &Concurrency{
-		name: name, prefix: cfg.Prefix + "rl:" + name + ":{",
+		name: name, prefix: keyPrefix(cfg, "concurrency", name) + "{", subjects: newSubjects(cfg.KeySecret),
 		limit: n, share: max(1, n/cfg.Servers), lease: cfg.Lease,
 		sender:  roundtrip.New(client, cfg.Timeout),
 		breaker: cfg.Breaker,
@@ -71,10 +82,18 @@ type Lease struct {
 	ctx     context.Context
 	end     func() bool // of the watch over ctx
 
+	lost chan struct{} // closed when the place is lost
+
 	mu    sync.Mutex
 	timer *time.Timer // nil: not renewed any more
+	until time.Time   // when the lease ends by this process's clock, if it is not renewed
 	done  bool
 }
+
+// Lost returns a channel that is closed when the place has been lost: the lease was not
+// renewed in time, since Redis was away for longer than it lasts, or it was given away. The
+// holder should stop what the limit is for. Releasing it is not a loss.
+func (l *Lease) Lost() <-chan struct{} { return l.lost }
 
 // Acquire takes a place of key, or returns a nil Lease and the denial. The Lease
 // is renewed until Release, or until ctx is done: then it ends within Config.Lease.
@@ -92,8 +111,11 @@ func (c *Concurrency) Acquire(ctx context.Context, key string) (*Lease, Result, 
 	}
 	var random [9]byte
 	_, _ = rand.Read(random[:])
-	l := &Lease{c: c, subject: escapeSubject(key), id: base64.RawURLEncoding.EncodeToString(random[:]), ctx: context.WithoutCancel(ctx)}
-	reply, err := c.run(ctx, scripts.LimitAcquire, l.subject, strconv.Itoa(c.limit), c.lease.Microseconds(), c.ttl(), l.id)
+	l := &Lease{
+		c: c, subject: c.subject(key), id: base64.RawURLEncoding.EncodeToString(random[:]),
+		ctx: context.WithoutCancel(ctx), lost: make(chan struct{}), until: time.Now().Add(c.lease),
+	}
+	reply, err := c.run(ctx, acquireScript, l.subject, strconv.Itoa(c.limit), c.lease.Microseconds(), c.ttl(), l.id)
 	if err == nil && len(reply) != 3 {
 		err = fmt.Errorf("%w: a reply of %d integers", ErrUnavailable, len(reply))
 	}
@@ -118,7 +140,7 @@ func (c *Concurrency) AcquireLocally(key string) (*Lease, Result, error) {
 	if key == "" {
 		return nil, Result{}, ErrEmptyKey
 	}
-	l := &Lease{c: c, subject: escapeSubject(key)}
+	l := &Lease{c: c, subject: c.subject(key), lost: make(chan struct{})}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	used := c.held[l.subject]
@@ -144,8 +166,8 @@ func (c *Concurrency) result(allowed bool, remaining int, reset time.Duration, s
 }
 
 // Release gives the place back. It is for a defer: it does nothing the second
-// time, and works when the request's context is done. An error means that the
-// place will be free only when the lease ends.
+// time, and works when the request's context is done. [ErrLeaseLost] means that the place
+// was lost before. Another error means that it will be free only when the lease ends.
 func (l *Lease) Release() error {
 	l.stop()
 	l.mu.Lock()
@@ -162,7 +184,10 @@ func (l *Lease) Release() error {
 	if l.id == "" {
 		return nil
 	}
-	_, err := l.c.run(l.ctx, scripts.LimitRelease, l.subject, l.id)
+	reply, err := l.c.run(l.ctx, releaseScript, l.subject, l.id)
+	if err == nil && reply[0] == 0 {
+		return ErrLeaseLost
+	}
 	return err
 }
 
@@ -176,18 +201,30 @@ func (l *Lease) stop() {
 	}
 }
 
-// renew runs on a goroutine of its timer, for the length of one call.
+// renew runs on a goroutine of its timer, for the length of one call. It asks Redis also
+// while the breaker is open: a hiccup that is over must not cost the place.
 func (l *Lease) renew() {
-	reply, err := l.c.run(l.ctx, scripts.LimitRenew, l.subject, l.c.lease.Microseconds(), l.c.ttl(), l.id)
-	if err == nil && reply[0] == 0 {
-		return // it has ended
-	}
-	// After an error too: the next one may come in time.
+	sent := time.Now()
+	reply, err := l.c.send(l.ctx, renewScript, l.subject, l.c.lease.Microseconds(), l.c.ttl(), l.id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.timer != nil {
-		l.timer = time.AfterFunc(l.c.lease/3, l.renew)
+	if l.timer == nil {
+		return
 	}
+	if err == nil && reply[0] == 1 {
+		l.until = sent.Add(l.c.lease)
+	}
+	left := time.Until(l.until)
+	if err == nil && reply[0] == 0 || left <= 0 {
+		l.timer = nil
+		close(l.lost)
+		return
+	}
+	next := l.c.lease / 3
+	if err != nil { // the next one may come in time
+		next = min(next/4, left)
+	}
+	l.timer = time.AfterFunc(next, l.renew)
 }
 
 func (c *Concurrency) count(subject string, by int) {
@@ -205,15 +242,29 @@ func (c *Concurrency) ttl() int64 {
 	return c.lease.Milliseconds() + 1
 }
 
-func (c *Concurrency) run(ctx context.Context, script *scripts.Script, subject string, args ...any) ([]int64, error) {
+// run sends a script if the breaker lets it.
+func (c *Concurrency) run(ctx context.Context, script *scripts.Script, subject string, args ...any) (reply []int64, err error) {
+	err = c.breaker.ask(ctx, func() (err error) {
+		reply, err = c.sender.Ints(ctx, script, c.prefix+subject+"}", c.withClock(args)...)
+		return err
+	})
+	return c.reply(ctx, reply, err)
+}
+
+// send is run without asking the breaker.
+func (c *Concurrency) send(ctx context.Context, script *scripts.Script, subject string, args ...any) ([]int64, error) {
+	reply, err := c.sender.Ints(ctx, script, c.prefix+subject+"}", c.withClock(args)...)
+	return c.reply(ctx, reply, err)
+}
+
+func (c *Concurrency) withClock(args []any) []any {
 	if c.clock != nil {
 		args = append(args, c.clock())
 	}
-	var reply []int64
-	err := c.breaker.ask(ctx, func() (err error) {
-		reply, err = c.sender.Ints(ctx, script, c.prefix+subject+"}", args...)
-		return err
-	})
+	return args
+}
+
+func (c *Concurrency) reply(ctx context.Context, reply []int64, err error) ([]int64, error) {
 	if err == nil && len(reply) == 0 {
 		err = errors.New("an empty reply")
 	}

@@ -11,9 +11,14 @@ import (
 // Config holds what is optional about a limiter. The zero value is a good
 // default, field by field.
 type Config struct {
-	// Prefix begins every Redis key: <Prefix>rl:<name>:{<subject>}.
-	// Default "gatehouse:".
+	// Prefix begins every Redis key: <Prefix>rl:<kind>:<name>:{<subject>}, where subject is
+	// the key given to Take. Default "gatehouse:".
 	Prefix string
+
+	// KeySecret, of at least 32 bytes, makes an HMAC of each subject, so that Redis holds
+	// neither addresses nor user IDs. All servers must have the same. A new one begins all
+	// limits anew. Default nil: subjects are readable.
+	KeySecret []byte
 
 	// Timeout bounds the wait for Redis in one Take. Default 250ms. It should be
 	// longer than Redis's worst hiccup: a Take that times out is decided elsewhere.
@@ -82,6 +87,9 @@ func (c Config) validate() error {
 	if len(c.Prefix) > 64 || !keyText(c.Prefix) {
 		errs = append(errs, fmt.Errorf("invalid Prefix %q: at most 64 bytes of printable ASCII without braces", c.Prefix))
 	}
+	if c.KeySecret != nil && len(c.KeySecret) < 32 {
+		errs = append(errs, fmt.Errorf("KeySecret has %d bytes, at least 32 are required", len(c.KeySecret)))
+	}
 	if c.Timeout < 0 {
 		errs = append(errs, fmt.Errorf("negative Timeout %v", c.Timeout))
 	}
@@ -102,19 +110,6 @@ func validateName(name string) error {
 		return fmt.Errorf("invalid name %q: 1 to 64 bytes of printable ASCII without braces and colons", name)
 	}
 	return nil
-}
-
-func (l Limit) validate(maxRequests int) error {
-	var errs []error
-	if l.Requests < 1 || l.Requests > maxRequests {
-		errs = append(errs, fmt.Errorf("invalid Limit.Requests %d: 1 to %d", l.Requests, maxRequests))
-	}
-	if l.Window < MinWindow || l.Window > MaxWindow {
-		errs = append(errs, fmt.Errorf("invalid Limit.Window %v: %v to %v", l.Window, MinWindow, MaxWindow))
-	} else if l.Window%time.Microsecond != 0 {
-		errs = append(errs, fmt.Errorf("invalid Limit.Window %v: not in whole microseconds", l.Window))
-	}
-	return errors.Join(errs...)
 }
 
 // invalid joins the errors that are not nil under the name of the limiter.

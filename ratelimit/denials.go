@@ -1,6 +1,9 @@
 package ratelimit
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // maxRemembered is how long a denial may be remembered: a key that another
 // server frees is free everywhere after it.
@@ -15,12 +18,14 @@ type denials struct {
 }
 
 // denial is the answer to a Take of some cost. Times are since denials.start. It does
-// not change.
+// not change, but for impatient.
 type denial struct {
 	cost     int
 	answered time.Duration // what res tells counts from here
 	expires  time.Duration // it denies until here
 	res      Result
+
+	impatient atomic.Bool // it was denied again, later than requests that were under way already
 }
 
 func (d *denial) forgettableAt() int64 { return int64(d.expires) }
@@ -60,19 +65,27 @@ func (d *denials) rememberFrom(o *denials, subject string, cost int, res Result,
 	d.remember(subject, cost, res, d.now()-(o.now()-sent))
 }
 
+// recalled is what is known of a key.
+type recalled struct {
+	denies bool
+	res    Result // if it denies
+	// impatient: the key was denied, came back before it was told to, and is not denied
+	// from memory any more.
+	impatient bool
+}
+
 // recall answers a Take from a remembered denial: of the same limit, and of no
 // greater cost, for where there is no room for 3, there is none for 5. When there
 // will be room for 5 is not known then; when the whole quota is back, there is.
-// It reports whether it has filled res.
-func (d *denials) recall(subject string, limit Limit, cost int, res *Result) bool {
+func (d *denials) recall(subject string, limit Limit, cost int) recalled {
 	if d.keys.count.Load() == 0 {
-		return false
+		return recalled{}
 	}
 	s := d.keys.lock(subject)
 	entry, ok := s.m[subject]
 	s.mu.Unlock()
 	if !ok {
-		return false
+		return recalled{}
 	}
 	now := d.now()
 	if now >= entry.expires {
@@ -81,16 +94,19 @@ func (d *denials) recall(subject string, limit Limit, cost int, res *Result) boo
 			d.keys.drop(s, subject)
 		}
 		s.mu.Unlock()
-		return false
+		return recalled{impatient: entry.impatient.Load() && entry.res.Limit == limit}
 	}
 	if entry.res.Limit != limit || max(cost, 1) < entry.cost {
-		return false
+		return recalled{}
 	}
-	*res = entry.res
+	res := entry.res
 	res.Source = FromCache
 	passed := now - entry.answered
 	res.at += passed.Microseconds()
 	passed = passed.Truncate(time.Microsecond)
+	if cost > 0 && passed > min(inFlight, entry.res.RetryAfter/2) && !entry.impatient.Load() {
+		entry.impatient.Store(true)
+	}
 	switch {
 	case cost > limit.Requests:
 		res.RetryAfter = Never
@@ -101,7 +117,7 @@ func (d *denials) recall(subject string, limit Limit, cost int, res *Result) boo
 	}
 	// A cost above the limit is denied for longer than until the reset.
 	res.ResetAfter = max(0, res.ResetAfter-passed)
-	return true
+	return recalled{denies: true, res: res}
 }
 
 // forget makes room for what is true now: the key was freed, or permits that
@@ -114,3 +130,5 @@ func (d *denials) forget(subject string) {
 	d.keys.drop(s, subject)
 	s.mu.Unlock()
 }
+
+func (d *denials) forgetAll() { d.keys.clear() }

@@ -1,10 +1,22 @@
 package ratelimit
 
 import (
-	"fmt"
+	"time"
 
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
+
+// The algorithms, as tests name them.
+var (
+	sliding algorithm = slidingWindow{}
+	fixed   algorithm = fixedWindow{}
+	bucket  algorithm = tokenBucket{}
+	quota   algorithm = calendar{Day, time.UTC}
+
+	algorithms = []algorithm{sliding, fixed, bucket, quota}
+)
+
+func engineScript(a algorithm) *scripts.Script { return scripts.Get("limit/" + a.word() + ".lua") }
 
 // SetClock makes l decide by now, in µs since 1970, which must not be behind
 // Redis's clock.
@@ -27,19 +39,12 @@ func SetClock(l Limiter, now func() int64) {
 }
 
 // SetScript makes l run another script.
-func SetScript(l Limiter, source string) { engineOf(l).script = scripts.New(source) }
+func SetScript(l Limiter, source string) { engineOf(l).take = scripts.New(source) }
 
 // RedisKey is the key under which l keeps what key has used.
-func RedisKey(l Limiter, key string) string { return engineOf(l).redisKey(escapeSubject(key)) }
-
-func engineOf(l Limiter) *engine {
-	switch l := l.(type) {
-	case *SlidingWindow:
-		return l.engine
-	case *FixedWindow:
-		return l.engine
-	case *TokenBucket:
-		return l.engine
-	}
-	panic(fmt.Sprintf("no engine in %T", l))
+func RedisKey(l Limiter, key string) string {
+	r := remoteOf(l)
+	return r.redisKey(r.subject(key))
 }
+
+func engineOf(l Limiter) *engine { return remoteOf(l).engine }

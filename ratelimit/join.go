@@ -69,10 +69,9 @@ const (
 
 // outcome is what came of a call, for the i-th of its requests.
 type outcome struct {
-	verdict verdict
-	i       int64
-	sent    time.Duration // as denials.now
-	err     error
+	answer
+	i   int64
+	err error
 }
 
 var (
@@ -88,9 +87,16 @@ func newJoiner() *joiner {
 	return j
 }
 
-// caller asks Redis about n equal requests, and tells when it did.
+// caller asks Redis about n equal requests, at most most of them.
 type caller interface {
-	call(ctx context.Context, k flightKey, n int64) (verdict, time.Duration, error)
+	ask(ctx context.Context, k flightKey, n int64) (answer, error)
+	most(k flightKey) int
+}
+
+// answer is Redis's verdict, and when it was asked, as denials.now.
+type answer struct {
+	verdict verdict
+	sent    time.Duration
 }
 
 // do has c decide about one request, alone or together with others. A call must
@@ -116,7 +122,7 @@ func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c c
 			}
 		}()
 		var out outcome
-		out.verdict, out.sent, out.err = c.call(ctx, k, 1)
+		out.answer, out.err = c.ask(ctx, k, 1)
 		return out
 	}
 	w := waiters.Get().(*waiter)
@@ -198,20 +204,25 @@ func (w *waiter) collect() outcome {
 	return out
 }
 
-// decideAll makes one call for those of group who have not given up. Of its k
-// grants, the first k who still wait then get one: a grant is lost only if more
-// than the others gave up meanwhile, and none is given twice.
+// decideAll makes calls for those of group who have not given up, one if c can ask for all
+// of them at once.
 func decideAll(group []*waiter, timeout time.Duration, k flightKey, c caller) {
 	group = slices.DeleteFunc(group, func(w *waiter) bool {
 		return w.state.Load() != waiterWaits || w.ctx.Err() != nil
 	})
-	if len(group) == 0 {
-		return
+	for chunk := range slices.Chunk(group, c.most(k)) {
+		decideTogether(chunk, timeout, k, c)
 	}
+}
+
+// decideTogether makes one call for group. Of its k grants, the first k who still wait then
+// get one: a grant is lost only if more than the others gave up meanwhile, and none is given
+// twice.
+func decideTogether(group []*waiter, timeout time.Duration, k flightKey, c caller) {
 	var out outcome
 	// Only values, such as a trace span, are taken from the first one's context.
 	ctx, cancel := context.WithDeadlineCause(context.WithoutCancel(group[0].ctx), group[0].since.Add(timeout), errSilence)
-	out.verdict, out.sent, out.err = c.call(ctx, k, int64(len(group)))
+	out.answer, out.err = c.ask(ctx, k, int64(len(group)))
 	cancel()
 	for _, w := range group {
 		w.out = out

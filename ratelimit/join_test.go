@@ -22,7 +22,7 @@ func TestTakesAreJoined(t *testing.T) {
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 	defer client.Close()
-	for a := sliding; a <= bucket; a++ {
+	for _, a := range algorithms {
 		l := newLimiter(t, a, client, "joined "+a.String(), PerDay(60))
 		must(l.Take(ctx, "k", 1)) // the script is loaded
 		proxy.Delay(100*time.Millisecond, "evalsha")
@@ -126,7 +126,7 @@ func TestJoinedCallsTripTheBreaker(t *testing.T) {
 // who come in the same microsecond find their place.
 func TestRefundsOfJoinedTakes(t *testing.T) {
 	client := redistest.Shared(t).Client()
-	for a := sliding; a <= bucket; a++ {
+	for _, a := range algorithms {
 		t.Run(a.String(), func(t *testing.T) {
 			const limit = 300
 			l := newLimiter(t, a, client, fmt.Sprintf("refunds-%x", rand.Uint64()), PerDay(limit))
@@ -171,12 +171,14 @@ func TestRefundsOfJoinedTakes(t *testing.T) {
 // panicking is a caller whose first call panics, as a hook of the client can make it do.
 type panicking struct{ calls atomic.Int64 }
 
-func (p *panicking) call(context.Context, flightKey, int64) (verdict, time.Duration, error) {
+func (p *panicking) ask(context.Context, flightKey, int64) (answer, error) {
 	if p.calls.Add(1) == 1 {
 		panic("a hook")
 	}
-	return verdict{granted: 1}, 0, nil
+	return answer{verdict: verdict{granted: 1}}, nil
 }
+
+func (p *panicking) most(flightKey) int { return 1 }
 
 // A call that panics, which net/http survives, does not hold up those that come after it.
 func TestAJoinedCallThatPanics(t *testing.T) {

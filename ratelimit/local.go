@@ -15,10 +15,16 @@ import (
 // decision. It works inside testing/synctest if it was made there. Of Config it
 // uses MaxKeys and OnDecision. The zero value is not usable; see [NewLocal].
 type Local struct {
+	limit Limit
+	*localMemory
+}
+
+// localMemory is what the Locals that With returns have in common.
+type localMemory struct {
 	policy    string
-	limit     Limit
 	algorithm algorithm
 	onDecision
+	subjects
 	buckets *bounded[*localBucket]
 	start   time.Time
 	clock   func() int64 // tests only
@@ -28,24 +34,27 @@ var (
 	_ Limiter    = (*Local)(nil)
 	_ LocalTaker = (*Local)(nil)
 	_ Settler    = (*Local)(nil)
+	_ Resetter   = (*Local)(nil)
+	_ Named      = (*Local)(nil)
 )
 
 // NewLocal returns a Local. name is the Policy of its results.
 func NewLocal(name string, limit Limit, cfg Config) (*Local, error) {
-	if err := invalid("local", validateName(name), limit.validate(MaxRequests), cfg.validate()); err != nil {
+	if err := invalid("local", validateName(name), limit.validate(slidingWindow{}.bounds(), 1), cfg.validate()); err != nil {
 		return nil, err
 	}
-	return newLocal(sliding, name, limit, cfg), nil
+	return newLocal(slidingWindow{}, name, limit, cfg), nil
 }
 
 func newLocal(a algorithm, name string, limit Limit, cfg Config) *Local {
 	cfg = cfg.withDefaults()
-	return &Local{
-		policy: name, limit: limit, algorithm: a,
+	return &Local{limit, &localMemory{
+		policy: name, algorithm: a,
 		onDecision: cfg.OnDecision,
+		subjects:   newSubjects(cfg.KeySecret),
 		buckets:    newBounded[*localBucket](cfg.MaxKeys),
 		start:      time.Now(),
-	}
+	}}
 }
 
 // Take decides. ctx is only asked whether it is done already.
@@ -71,8 +80,11 @@ func (l *Local) take(limit Limit, key string, cost int) (Result, error) {
 	if err := checkTake(key, cost); err != nil {
 		return Result{}, err
 	}
+	if limit.Requests == 0 {
+		return Result{Policy: l.policy, Limit: limit, RetryAfter: Never, Source: FromLocal}, nil
+	}
 	d := demand{cost: int64(cost), n: 1, now: l.now()}
-	subject := escapeSubject(key)
+	subject := l.subject(key)
 	s := l.buckets.lock(subject)
 	b := s.m[subject]
 	known := b != nil
@@ -87,24 +99,72 @@ func (l *Local) take(limit Limit, key string, cost int) (Result, error) {
 	s.mu.Unlock()
 	res := v.result(0, d, limit, l.policy, FromLocal)
 	if res.Allowed && cost > 0 {
-		res.receipt = newReceipt(l, l.algorithm, subject, limit.rule(), d.cost, v, 0)
+		res.receipt = newReceipt(l.localMemory, l.algorithm, subject, limit.rule(), cost, v, 0)
 	}
 	return res, nil
 }
+
+// Name returns the name that the Local was made with, the Policy of its results.
+func (l *Local) Name() string { return l.policy }
+
+// Limit returns the limit.
+func (l *Local) Limit() Limit { return l.limit }
+
+// With returns a Local of the same name and memory, but another limit, see
+// [SlidingWindow.With].
+func (l *Local) With(limit Limit) (*Local, error) {
+	if err := invalid("local", limit.validate(l.algorithm.bounds(), 0)); err != nil {
+		return nil, err
+	}
+	return &Local{limit, l.localMemory}, nil
+}
+
+// Settle changes what the Take of key that returned r has spent to cost: see [Settler].
+func (l *Local) Settle(_ context.Context, key string, r Result, cost int) error {
+	if key == "" {
+		return ErrEmptyKey
+	}
+	subject := l.subject(key)
+	st, err := r.settlement(l.localMemory, subject, r.Limit, cost)
+	if err != nil || st.delta == 0 {
+		return err
+	}
+	now := l.now()
+	s := l.buckets.lock(subject)
+	defer s.mu.Unlock()
+	b := s.m[subject]
+	if b == nil {
+		if st.delta < 0 {
+			return nil
+		}
+		b = &localBucket{state: l.algorithm.newState()}
+		l.buckets.put(s, subject, b)
+	}
+	b.settle(st.rule, st.receipt, st.delta, now)
+	b.full = max(b.full, now+st.rule.window)
+	return nil
+}
+
+// Refund is Settle with a cost of 0.
+func (l *Local) Refund(ctx context.Context, key string, r Result) error {
+	return l.Settle(ctx, key, r, 0)
+}
+
+func (l *Local) resetAll() int { return l.buckets.clear() }
 
 // Reset frees key.
 func (l *Local) Reset(ctx context.Context, key string) error {
 	if key == "" {
 		return ErrEmptyKey
 	}
-	subject := escapeSubject(key)
+	subject := l.subject(key)
 	s := l.buckets.lock(subject)
 	l.buckets.drop(s, subject)
 	s.mu.Unlock()
 	return ctx.Err()
 }
 
-func (l *Local) now() int64 {
+func (l *localMemory) now() int64 {
 	if l.clock != nil {
 		return l.clock()
 	}

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -8,13 +9,16 @@ import (
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
-// Penalty bans a key that goes on when it is denied: for longer and longer, on
-// all servers. The zero value bans nobody.
+// Penalty bans a key that does not wait: for longer and longer, on all servers. The zero
+// value bans nobody.
 //
-// A strike is a denial that Redis decides. A client that hammers makes one in a
-// second and server, because denials are remembered; one that waits for RetryAfter
-// makes none. During a ban nothing is allowed or counted, and RetryAfter is its
-// end. Reset lifts it. A limiter with a Penalty inside [All] is asked on its own.
+// A strike is a denial of a key that was denied before and comes back before the time that
+// it was told to wait for. Who waits for RetryAfter makes none, and nor do requests that
+// were under way when the denial came: those within half a second of it, or within half of
+// that time. There is at most one strike in as long, however many requests come. During a
+// ban nothing is allowed or counted, and RetryAfter is its end. Reset lifts it. Strikes and
+// bans hold under the limit that they came from. A limiter with a Penalty inside [All] is
+// asked on its own.
 type Penalty struct {
 	Strikes int           // denials that lead to a ban; 0: no bans
 	First   time.Duration // length of the first ban, each is twice as long as the last; default one minute
@@ -58,22 +62,28 @@ func (p Penalty) validate() error {
 	return errors.Join(errs...)
 }
 
-// args are those of limit_penalty.lua, nil without a penalty.
-func (p Penalty) args() []any {
-	if p.Strikes == 0 {
-		return nil
-	}
-	p = p.withDefaults()
-	return []any{p.Strikes, p.First.Microseconds(), p.Longest.Microseconds(), p.Memory.Microseconds()}
-}
+// inFlight is how long requests may be under way that began before a denial was answered.
+const inFlight = 500 * time.Millisecond
 
-func (a algorithm) penaltyScript() *scripts.Script {
-	switch a {
-	case sliding:
-		return scripts.SlidingWindowPenalty
-	case fixed:
-		return scripts.FixedWindowPenalty
-	default:
-		return scripts.TokenBucketPenalty
+var penaltyScript = scripts.Get("limit/penalty.lua")
+
+// runWithPenalty is run with bans.
+func (c call) runWithPenalty(ctx context.Context, key string, ttl any, k flightKey, n int64) (verdict, error) {
+	p := c.config.Penalty.withDefaults()
+	impatient := ""
+	if c.impatient {
+		impatient = "1"
 	}
+	args := []any{
+		c.requests, ttl, c.args.window, k.cost, n, c.algorithm.word(),
+		p.Strikes, p.First.Microseconds(), p.Longest.Microseconds(), p.Memory.Microseconds(), impatient,
+	}
+	if c.clock != nil {
+		args = append(args, c.clock())
+	}
+	reply, err := c.sender.IntsOver(ctx, penaltyScript, []string{key, c.recordKey(k.key)}, args...)
+	if err != nil {
+		return verdict{}, err
+	}
+	return verdictOf(reply)
 }

@@ -6,11 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/sony/gobreaker/v2"
 
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 	"github.com/gatehouse-go/gatehouse/scripts"
@@ -20,17 +21,19 @@ import (
 // a limit. It is small, and shares its engine with those that With returns.
 type remote struct {
 	*engine
-	limit Limit
-	// Arguments of the scripts, made once.
-	requests, window any
+	limit    Limit
+	prefix   string // of keys, brace included
+	requests any    // the limit's, as scripts take it
+	args     arguments
 }
 
 // engine is one named limiter.
 type engine struct {
 	name      string
 	algorithm algorithm
-	script    *scripts.Script
-	prefix    string // of keys, brace included
+	config    Config
+	take      *scripts.Script
+	settle    *scripts.Script
 	timeout   time.Duration
 	sender    *roundtrip.Sender
 	breaker   *Breaker
@@ -38,66 +41,56 @@ type engine struct {
 	denials   *denials
 	local     *Local // takes over in TakeLocally
 	servers   int
-	penalty   []any // arguments of the script with bans; nil: no bans
+	subjects
 	onDecision
-	// widest is the widest window in µs that a limit of this engine has had. A key
-	// of the sliding window lives by it: limits of several windows may share it.
-	widest atomic.Int64
 
 	clock func() int64 // tests only: explicit now
 }
 
-func newRemote(a algorithm, script *scripts.Script, client redis.UniversalClient, name string, limit Limit, cfg Config) (remote, error) {
+func newRemote(a algorithm, client redis.UniversalClient, name string, limit Limit, cfg Config) (remote, error) {
 	var noClient error
 	if client == nil {
 		noClient = errors.New("nil client")
 	}
-	err := invalid(a.String(), noClient, validateName(name), limit.validate(a.maxRequests()), cfg.validate())
+	err := invalid(a.String(), noClient, validateName(name), limit.validate(a.bounds(), 1), cfg.validate())
 	if err != nil {
 		return remote{}, err
 	}
 	cfg = cfg.withDefaults()
 	e := &engine{
-		name: name, algorithm: a, script: script,
-		prefix:  cfg.Prefix + "rl:" + name + ":{",
-		timeout: cfg.Timeout,
-		sender:  roundtrip.New(client, cfg.Timeout),
-		breaker: cfg.Breaker,
-		joiner:  newJoiner(),
-		denials: newDenials(cfg.MaxKeys),
-		local:   newLocal(a, name, limit, Config{MaxKeys: cfg.MaxKeys}),
-		servers: cfg.Servers, onDecision: cfg.OnDecision,
-	}
-	if e.penalty = cfg.Penalty.args(); e.penalty != nil {
-		e.script = a.penaltyScript()
+		name: name, algorithm: a, config: cfg,
+		take:     scripts.Get("limit/" + a.word() + ".lua"),
+		settle:   scripts.Get("limit/" + a.word() + "_settle.lua"),
+		timeout:  cfg.Timeout,
+		sender:   roundtrip.New(client, cfg.Timeout),
+		breaker:  cfg.Breaker,
+		joiner:   newJoiner(),
+		denials:  newDenials(cfg.MaxKeys),
+		local:    newLocal(a, name, limit, Config{MaxKeys: cfg.MaxKeys, KeySecret: cfg.KeySecret}),
+		servers:  cfg.Servers,
+		subjects: newSubjects(cfg.KeySecret), onDecision: cfg.OnDecision,
 	}
 	if e.breaker == nil {
 		e.breaker = newBreaker(name, cfg.Logger)
 	}
-	return e.with(limit), nil
+	return e.remote(limit), nil
 }
 
-// maxRequests bounds a limit. An entry of a sliding window takes about 120 bytes,
-// and Redis serves nobody else while a script adds them.
-func (a algorithm) maxRequests() int {
-	if a == sliding {
-		return 1_000_000
-	}
-	return MaxRequests
-}
-
-func (e *engine) with(limit Limit) remote {
-	for us := limit.Window.Microseconds(); ; {
-		old := e.widest.Load()
-		if us <= old || e.widest.CompareAndSwap(old, us) {
-			break
-		}
-	}
+func (e *engine) remote(limit Limit) remote {
 	return remote{
 		engine: e, limit: limit,
+		prefix:   keyPrefix(e.config, e.algorithm.word(), e.name) + e.algorithm.part(limit) + "{",
 		requests: strconv.Itoa(limit.Requests),
-		window:   strconv.FormatInt(limit.Window.Microseconds(), 10),
+		args:     e.algorithm.args(limit.rule()),
 	}
+}
+
+// with is the With of all kinds.
+func (e *engine) with(limit Limit) (remote, error) {
+	if err := invalid(e.algorithm.String(), limit.validate(e.algorithm.bounds(), 0)); err != nil {
+		return remote{}, err
+	}
+	return e.remote(limit), nil
 }
 
 // Name returns the name that the limiter was made with, the Policy of its results.
@@ -109,81 +102,103 @@ func (l *remote) Limit() Limit { return l.limit }
 // Take decides in Redis, in one round trip; or by a denial remembered in process,
 // in none. It waits at most [Config.Timeout]. An [ErrUnavailable] wraps its cause.
 // The request may have been counted then: it is never sent a second time.
-func (l *remote) Take(ctx context.Context, key string, cost int) (res Result, err error) {
+func (l *remote) Take(ctx context.Context, key string, cost int) (Result, error) {
 	if l.onDecision == nil {
-		err = l.take(ctx, key, cost, &res)
-		return res, err
+		return l.decide(ctx, key, cost)
 	}
 	started := l.onDecision.start()
-	err = l.take(ctx, key, cost, &res)
+	res, err := l.decide(ctx, key, cost)
 	l.onDecision.end(started, key, cost, res, err)
 	return res, err
 }
 
-// take is Take. It fills res, which is large, in place.
-func (l *remote) take(ctx context.Context, key string, cost int, res *Result) error {
+// check finds out what is wrong with a Take, before anybody is asked.
+func (l *remote) check(ctx context.Context, key string, cost int) error {
 	if err := checkTake(key, cost); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	if most := l.algorithm.bounds().spend; int64(cost) > most && cost <= l.limit.Requests {
+		return fmt.Errorf("%w %d, at most %d in one call", ErrCost, cost, most)
 	}
-	subject := escapeSubject(key)
-	if l.denials.recall(subject, l.limit, cost, res) {
-		return nil
+	return ctx.Err()
+}
+
+func (l *remote) decide(ctx context.Context, key string, cost int) (Result, error) {
+	if err := l.check(ctx, key, cost); err != nil {
+		return Result{}, err
+	}
+	if l.limit.Requests == 0 {
+		return l.blocked(FromLocal), nil
+	}
+	subject := l.subject(key)
+	known := l.denials.recall(subject, l.limit, cost)
+	if known.denies {
+		return known.res, nil
 	}
 	k := flightKey{subject, cost, l.limit.rule()}
-	out := l.joiner.do(ctx, l.timeout, k, l)
+	out := l.joiner.do(ctx, l.timeout, k, call{l, known.impatient})
 	if out.err != nil {
-		return failure(ctx, out.err)
+		return Result{}, failure(ctx, out.err)
 	}
-	*res = out.verdict.result(out.i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
+	res := out.verdict.result(out.i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
 	switch {
 	case !res.Allowed:
-		l.denials.remember(subject, cost, *res, out.sent)
+		l.denials.remember(subject, cost, res, out.sent)
 	case cost > 0:
-		res.receipt = newReceipt(l.engine, l.algorithm, subject, k.rule, int64(cost), out.verdict, out.i)
+		res.receipt = l.newReceipt(subject, k.rule, cost, out.verdict, out.i)
 		l.denials.forget(subject)
 	}
-	return nil
+	return res, nil
 }
 
-// call runs the script. Its rule is that of l.
-func (l *remote) call(ctx context.Context, k flightKey, n int64) (v verdict, sent time.Duration, err error) {
-	sent = l.denials.now()
-	err = l.breaker.ask(ctx, func() (err error) {
-		v, err = l.decide(ctx, k, n)
+// blocked is the denial of a limit of 0.
+func (l *remote) blocked(src Source) Result {
+	return Result{Policy: l.name, Limit: l.limit, RetryAfter: Never, Source: src}
+}
+
+func (e *engine) newReceipt(subject string, r rule, cost int, v verdict, i int64) *receipt {
+	return newReceipt(e, e.algorithm, subject, r, cost, v, i)
+}
+
+// call is what a joiner asks for.
+type call struct {
+	*remote
+	impatient bool // the key came back before it was told to, see penalty.lua
+}
+
+// most is how many equal requests one call may decide.
+func (c call) most(k flightKey) int {
+	return int(max(1, c.algorithm.bounds().spend/max(1, int64(k.cost))))
+}
+
+// ask runs the script. Its rule is that of the limit.
+func (c call) ask(ctx context.Context, k flightKey, n int64) (answer, error) {
+	a := answer{sent: c.denials.now()}
+	err := c.breaker.ask(ctx, func() (err error) {
+		a.verdict, err = c.run(ctx, k, n)
 		return err
 	})
-	return v, sent, err
+	return a, err
 }
 
-// decide is call without the breaker.
-func (l *remote) decide(ctx context.Context, k flightKey, n int64) (verdict, error) {
-	key, ttl := l.redisKey(k.key), l.ttl(k.rule)
-	if l.penalty != nil {
-		args := append([]any{l.requests, ttl, l.window, k.cost, n}, l.penalty...)
-		if l.clock != nil {
-			args = append(args, l.clock())
-		}
-		reply, err := l.sender.IntsOver(ctx, l.script, []string{key, l.recordKey(k.key)}, args...)
-		if err != nil {
-			return verdict{}, err
-		}
-		return verdictOf(reply)
+// run is ask without the breaker.
+func (c call) run(ctx context.Context, k flightKey, n int64) (verdict, error) {
+	key, ttl := c.redisKey(k.key), c.ttl()
+	if c.config.Penalty.Strikes > 0 {
+		return c.runWithPenalty(ctx, key, ttl, k, n)
 	}
 	var reply any
 	var err error
 	// An argument costs Redis about as much as a short command.
 	switch {
-	case l.clock != nil:
-		reply, err = l.sender.Reply(ctx, l.script, key, l.requests, ttl, l.window, k.cost, n, l.clock())
+	case c.clock != nil:
+		reply, err = c.sender.Reply(ctx, c.take, key, c.requests, ttl, c.args.window, k.cost, n, c.clock())
 	case k.cost != 1 || n != 1:
-		reply, err = l.sender.Reply(ctx, l.script, key, l.requests, ttl, l.window, k.cost, n)
-	case l.algorithm == fixed:
-		reply, err = l.sender.Reply(ctx, l.script, key, l.requests, ttl)
+		reply, err = c.sender.Reply(ctx, c.take, key, c.requests, ttl, c.args.window, k.cost, n)
+	case c.args.window == "":
+		reply, err = c.sender.Reply(ctx, c.take, key, c.requests, ttl)
 	default:
-		reply, err = l.sender.Reply(ctx, l.script, key, l.requests, ttl, l.window)
+		reply, err = c.sender.Reply(ctx, c.take, key, c.requests, ttl, c.args.window)
 	}
 	if err != nil {
 		return verdict{}, err
@@ -194,7 +209,7 @@ func (l *remote) decide(ctx context.Context, k flightKey, n int64) (verdict, err
 // verdictLen is how many numbers a script tells a verdict by.
 const verdictLen = 7
 
-// unpack returns the verdict in a reply of limit_take.lua.
+// unpack returns the verdict in a reply of a script that decides.
 func unpack(reply any) (verdict, error) {
 	var numbers [verdictLen]int64
 	switch reply := reply.(type) {
@@ -229,29 +244,28 @@ func verdictOf(numbers []int64) (verdict, error) {
 	}, nil
 }
 
-func (e *engine) redisKey(subject string) string { return e.prefix + subject + "}" }
+func (l *remote) redisKey(subject string) string { return l.prefix + subject + "}" }
 
 // recordKey is the key of what a Penalty knows, in the same slot.
-func (e *engine) recordKey(subject string) string { return e.prefix + subject + "}:ban" }
+func (l *remote) recordKey(subject string) string { return l.redisKey(subject) + ":ban" }
 
-// ttl is for how many milliseconds what a script writes is kept.
-func (e *engine) ttl(r rule) int64 {
+// ttl is what scripts are told of the life of what they write.
+func (l *remote) ttl() any {
 	switch {
-	case e.algorithm == fixed:
-		return fixedTTL(r.window)
-	case e.clock != nil:
-		// The clock of a test may stand still while Redis's goes on.
-		return time.Hour.Milliseconds()
-	case e.algorithm == sliding:
-		return 2*e.widest.Load()/1000 + 1
-	default:
-		return r.window/1000 + bucketSlack
+	case l.args.ends != nil:
+		return l.args.ends(l.now())
+	case l.args.atLeast && l.clock != nil:
+		return strconv.FormatInt(time.Hour.Milliseconds(), 10) // a test's clock may stand still while Redis's goes on
 	}
+	return l.args.ttl
 }
 
-// bucketSlack is how many milliseconds longer than a window a token bucket is kept at
-// first: ten seconds, see limit_fill.lua, and what is lost to whole milliseconds.
-const bucketSlack = 10_000 + 2
+func (e *engine) now() int64 {
+	if e.clock != nil {
+		return e.clock()
+	}
+	return time.Now().UnixMicro()
+}
 
 // failure is the error of a Take that got no decision.
 func failure(ctx context.Context, err error) error {
@@ -263,6 +277,12 @@ func failure(ctx context.Context, err error) error {
 
 // TakeLocally decides in process, without Redis and without what Redis knows.
 func (l *remote) TakeLocally(key string, cost int) (Result, error) {
+	if err := l.check(context.Background(), key, cost); err != nil {
+		return Result{}, err
+	}
+	if l.limit.Requests == 0 {
+		return l.blocked(FromLocal), nil
+	}
 	share := l.limit
 	share.Requests = max(1, share.Requests/l.servers)
 	if cost <= l.limit.Requests {
@@ -272,22 +292,90 @@ func (l *remote) TakeLocally(key string, cost int) (Result, error) {
 	return l.local.take(share, key, cost)
 }
 
-// Reset frees key: here at once, on servers that remember a denial of it within
-// a second.
+// Settle changes what the Take of key that returned r has spent to cost: see [Settler].
+// A result of TakeLocally is settled in process.
+func (l *remote) Settle(ctx context.Context, key string, r Result, cost int) error {
+	if key == "" {
+		return ErrEmptyKey
+	}
+	if r.Source == FromLocal {
+		return l.local.Settle(ctx, key, r, cost)
+	}
+	subject := l.subject(key)
+	s, err := r.settlement(l.engine, subject, l.limit, cost)
+	if err != nil || s.delta == 0 {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	of := l.under(s.rule) // the limit that it was taken under
+	most := l.algorithm.bounds().spend
+	for left := s.delta; left != 0 && err == nil; {
+		delta := max(-most, min(left, most))
+		left -= delta
+		args := []any{s.rule.requests, of.ttl(), delta, s.mark, s.part, s.rule.window}
+		if l.clock != nil {
+			args = append(args, l.clock())
+		}
+		err = l.breaker.ask(ctx, func() error {
+			_, err := l.sender.Ints(ctx, l.settle, of.redisKey(subject), args...)
+			return err
+		})
+		if err != nil && undone(err) && left == s.delta-delta {
+			s.settled.Store(false) // the next attempt counts
+		}
+	}
+	l.denials.forget(subject)
+	if err != nil {
+		return failure(ctx, err)
+	}
+	return nil
+}
+
+// undone reports whether an error means that a command has changed nothing: Redis was not
+// asked, or refused.
+func undone(err error) bool {
+	var answer redis.Error
+	var timeout *roundtrip.TimeoutError
+	var network *net.OpError
+	return errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) ||
+		errors.As(err, &answer) ||
+		errors.As(err, &timeout) && timeout.Unsent ||
+		errors.As(err, &network) && network.Op == "dial"
+}
+
+// under is with for a limit that has been in use.
+func (l *remote) under(r rule) *remote {
+	limit := Limit{int(r.requests), time.Duration(r.window) * time.Microsecond}
+	if limit == l.limit {
+		return l
+	}
+	of := l.remote(limit)
+	return &of
+}
+
+// Refund is Settle with a cost of 0.
+func (l *remote) Refund(ctx context.Context, key string, r Result) error {
+	return l.Settle(ctx, key, r, 0)
+}
+
+var resetScript = scripts.Get("limit/reset.lua")
+
+// Reset frees key and lifts its ban: here at once, on servers that remember a denial of it
+// within a second.
 func (l *remote) Reset(ctx context.Context, key string) error {
 	if key == "" {
 		return ErrEmptyKey
 	}
-	subject := escapeSubject(key)
+	subject := l.subject(key)
 	if err := l.local.Reset(ctx, key); err != nil {
 		return err
 	}
 	keys := []string{l.redisKey(subject)}
-	if l.penalty != nil {
+	if l.config.Penalty.Strikes > 0 {
 		keys = append(keys, l.recordKey(subject))
 	}
 	err := l.breaker.ask(ctx, func() error {
-		_, err := l.sender.IntsOver(ctx, scripts.LimitReset, keys)
+		_, err := l.sender.IntsOver(ctx, resetScript, keys)
 		return err
 	})
 	l.denials.forget(subject)

@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"time"
 )
 
@@ -12,28 +13,82 @@ var ErrNever = errors.New("ratelimit: cost exceeds the limit")
 // Wait takes cost permits of key as soon as l allows it. It is for outgoing calls
 // and workers, not for requests of clients, who would have to be kept waiting.
 //
-// It returns at once, with the denial and [context.DeadlineExceeded], if the
-// context's deadline comes before RetryAfter; and with [ErrNever] if no wait would
-// help. Errors of Take are returned as they are. Those who wait for one key have
-// no order among them.
+// Of a [TokenBucket] it takes the permits at once, in the order of arrival on all servers,
+// and returns when they are there: whoever needs many does not starve beside others who need
+// one. Up to one window's worth can be taken ahead. If ctx ends before, they are given back.
+// Elsewhere, and beyond that, Wait tries again after RetryAfter and up to a tenth more, and
+// those who wait have no order.
+//
+// It returns at once, with the denial and [context.DeadlineExceeded], if the context's
+// deadline comes before the permits; and with [ErrNever] if no wait would help. Errors of
+// Take are returned as they are.
 func Wait(ctx context.Context, l Limiter, key string, cost int) (Result, error) {
 	for {
-		res, err := l.Take(ctx, key, cost)
-		if err != nil || res.Allowed {
+		res, err := takeAhead(ctx, l, key, cost)
+		switch {
+		case err != nil:
 			return res, err
-		}
-		if res.RetryAfter == Never {
+		case res.RetryAfter == Never:
 			return res, ErrNever
+		case res.Allowed && res.RetryAfter == 0:
+			return res, nil
 		}
-		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < res.RetryAfter {
-			return res, context.DeadlineExceeded
+		wait := res.RetryAfter
+		if !res.Allowed {
+			if b := bucketOf(l); b != nil { // what can be taken ahead comes sooner
+				wait = max(wait-b.limit.Window, b.limit.Window/time.Duration(b.limit.Requests))
+			}
+			wait += rand.N(wait/10 + 1)
+			if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < res.RetryAfter {
+				return res, context.DeadlineExceeded
+			}
 		}
-		timer := time.NewTimer(res.RetryAfter)
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
+			if res.Allowed {
+				_ = settle(ctx, l, key, res, 0) // bounded; if it fails, they come back by themselves
+				res.Allowed = false
+			}
 			return res, ctx.Err()
 		}
+		if res.Allowed {
+			res.RetryAfter = 0
+			return res, nil
+		}
 	}
+}
+
+// takeAhead is Take, or of a token bucket, for as long as ctx and the bucket allow, of
+// permits that will be there RetryAfter from now.
+func takeAhead(ctx context.Context, l Limiter, key string, cost int) (Result, error) {
+	b := bucketOf(l)
+	if b == nil || cost < 1 {
+		return l.Take(ctx, key, cost)
+	}
+	patience := b.limit.Window
+	if deadline, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(deadline))
+	}
+	key = keyOf(l, key)
+	started := b.onDecision.start()
+	res, err := b.reserve(ctx, key, cost, patience)
+	b.onDecision.end(started, key, cost, res, err)
+	return res, err
+}
+
+// bucketOf returns the token bucket that l is, below any Keyed, if permits of it can be taken
+// ahead, or nil.
+func bucketOf(l Limiter) *TokenBucket {
+	switch l := l.(type) {
+	case *keyed:
+		return bucketOf(l.limiter)
+	case *TokenBucket:
+		if l.limit.Requests > 0 && l.config.Penalty.Strikes == 0 {
+			return l
+		}
+	}
+	return nil
 }

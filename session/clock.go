@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
 // All times of a session are those of the Redis that keeps it: a server whose own clock
@@ -102,7 +100,7 @@ func (s *records) now(ctx context.Context, at id) (int64, error) {
 		return known.now(), nil
 	}
 	defer c.asking.Store(false)
-	r, err := s.run(ctx, scripts.SessionTime, at)
+	r, err := s.run(ctx, timeScript, at)
 	var refused redis.Error
 	switch {
 	case err == nil:

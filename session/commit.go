@@ -88,8 +88,32 @@ func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
 	if errors.Is(err, ErrEnded) {
 		err = nil
 	}
+	if err == nil && d.login == nil {
+		m.leadsStill(context.WithoutCancel(ctx), st, d.epoch)
+	}
 	out, signing := m.outcome(st, err)
 	return out, errors.Join(err, signing)
+}
+
+// leadsStill looks once more at a rotated ID that led to the session, before a cookie takes
+// its place. When its Grace is over the browser may have logged in with it: then a
+// tombstone stands there, while the session from before is live.
+func (m *Manager) leadsStill(ctx context.Context, st *state, epoch uint64) {
+	st.mu.Lock()
+	ask := st.held.leads && st.stood && st.cookieDue() && st.epoch == epoch
+	at := st.held.id
+	st.mu.Unlock()
+	if !ask {
+		return
+	}
+	f, err := m.records.get(ctx, at)
+	switch {
+	case err != nil:
+		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: no cookie set for a rotated ID", slog.Any("error", err))
+		fallthrough
+	case f.what == ended:
+		st.lost(m, epoch)
+	}
 }
 
 // finish does what Finish has to do in Redis.

@@ -35,6 +35,7 @@ type held struct {
 	any        bool
 	outdated   bool // signed with an old secret, or the legacy store's
 	persistent bool
+	leads      bool   // it was rotated, and led to the session
 	legacy     string // the token of the legacy store
 }
 
@@ -113,7 +114,7 @@ func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string
 		}
 		if f.what == live {
 			st.loaded(f.record)
-			st.held = held{id: at, any: true, outdated: outdated, persistent: f.record.head.persistent}
+			st.held = held{id: at, any: true, outdated: outdated, persistent: f.record.head.persistent, leads: at != f.record.id}
 			st.dead = false
 			break
 		}

@@ -47,6 +47,19 @@ type reply struct {
 	values  string // of read: those in a field of their own
 }
 
+// The scripts. Each has one key, the hash of the session's owner.
+var (
+	createScript = scripts.Get("session/create.lua")
+	saveScript   = scripts.Get("session/save.lua")
+	rotateScript = scripts.Get("session/rotate.lua")
+	retireScript = scripts.Get("session/retire.lua")
+	endScript    = scripts.Get("session/end.lua")
+	sweepScript  = scripts.Get("session/sweep.lua")
+	headsScript  = scripts.Get("session/heads.lua")
+	readScript   = scripts.Get("session/read.lua")
+	timeScript   = scripts.Get("session/time.lua")
+)
+
 // Outcomes of a script.
 const (
 	refused  = 0
@@ -69,9 +82,9 @@ func newRevision() (r revision) {
 func (s *records) run(ctx context.Context, script *scripts.Script, at id, args ...any) (reply, error) {
 	sent := time.Now()
 	raw, err := s.redis.Reply(ctx, script, at.key, args...)
-	if wrongType(err) && script != scripts.SessionCreate { // no session is there, and none can be
+	if wrongType(err) && script != createScript { // no session is there, and none can be
 		s.reportUnreadable(ctx, "its key is no hash")
-		if script == scripts.SessionEnd {
+		if script == endScript {
 			return reply{outcome: written}, nil
 		}
 		return reply{outcome: refused}, nil
@@ -137,7 +150,7 @@ func (s *records) make(ctx context.Context, r *record, short time.Duration, over
 	if err != nil {
 		return reply{}, err
 	}
-	a, err := s.run(ctx, scripts.SessionCreate, r.id, r.id.field, out.head, out.boxes,
+	a, err := s.run(ctx, createScript, r.id, r.id.field, out.head, out.boxes,
 		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values, over)
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
@@ -167,7 +180,7 @@ func (s *records) save(ctx context.Context, r *record, known revision, short tim
 	if err != nil {
 		return reply{}, err
 	}
-	a, err := s.run(ctx, scripts.SessionSave, r.id, r.id.field, known[:], out.head, out.boxes,
+	a, err := s.run(ctx, saveScript, r.id, r.id.field, known[:], out.head, out.boxes,
 		l.lifetimeArg(), l.idleArg(), out.values)
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
@@ -178,7 +191,7 @@ func (s *records) save(ctx context.Context, r *record, known revision, short tim
 // touch notes a use of the session.
 func (s *records) touch(ctx context.Context, r *record) (reply, error) {
 	l := s.lives[r.head.kind].kept(0)
-	a, err := s.run(ctx, scripts.SessionSave, r.id, r.id.field, "", "", "",
+	a, err := s.run(ctx, saveScript, r.id, r.id.field, "", "", "",
 		l.lifetimeArg(), l.idleArg(), "")
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
@@ -198,7 +211,7 @@ func (s *records) rotate(ctx context.Context, old id, known revision, r *record)
 		return reply{}, err
 	}
 	l := s.lives[r.head.kind].kept(0)
-	a, err := s.run(ctx, scripts.SessionRotate, r.id, old.field, known[:], r.id.field, out.head, out.boxes,
+	a, err := s.run(ctx, rotateScript, r.id, old.field, known[:], r.id.field, out.head, out.boxes,
 		l.lifetimeArg(), l.idleArg(), out.values, s.grace.Microseconds(), leads)
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
@@ -219,7 +232,7 @@ func (s *records) retire(ctx context.Context, r *record, known revision, old ret
 		return reply{}, err
 	}
 	l := s.lives[r.head.kind].kept(0)
-	a, err := s.run(ctx, scripts.SessionRetire, r.id, r.id.field, known[:], out.head, out.boxes,
+	a, err := s.run(ctx, retireScript, r.id, r.id.field, known[:], out.head, out.boxes,
 		l.lifetimeArg(), l.idleArg(), out.values,
 		old.record.id.field, theirs, s.grace.Microseconds(), "")
 	if err == nil && a.outcome != refused && a.outcome != oldMoved {
@@ -239,7 +252,7 @@ const (
 // end leaves a tombstone at an ID. known is the revision of endRetire, mark what a
 // tombstone where nothing stood shows of who left it.
 func (s *records) end(ctx context.Context, at id, how string, known revision, mark handle) (reply, error) {
-	return s.run(ctx, scripts.SessionEnd, at, at.field, how, s.grace.Microseconds(), known[:], mark[:], "")
+	return s.run(ctx, endScript, at, at.field, how, s.grace.Microseconds(), known[:], mark[:], "")
 }
 
 // marked reports whether a tombstone was left with a mark.
@@ -251,7 +264,7 @@ func marked(tombstone string, mark handle) bool {
 // sweep removes from an owner's hash what is past. A sweep that fails is due again at the
 // next change.
 func (s *records) sweep(ctx context.Context, at id) {
-	if _, err := s.run(ctx, scripts.SessionSweep, at, maxFresh, s.most); err != nil {
+	if _, err := s.run(ctx, sweepScript, at, maxFresh, s.most); err != nil {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "session: past sessions not removed", slog.Any("error", err))
 	}
 }
@@ -279,7 +292,7 @@ func (s *records) readAt(ctx context.Context, at id, raw []byte, now int64) (fou
 	if errors.Is(err, errTorn) {
 		// A write came between, or the record is from a cache: both at one moment.
 		var a reply
-		if a, err = s.run(ctx, scripts.SessionRead, at, at.field); err == nil {
+		if a, err = s.run(ctx, readScript, at, at.field); err == nil {
 			f, err = s.read(at, []byte(a.there), a.now, func() ([]byte, error) { return []byte(a.values), nil })
 		}
 	}

@@ -391,3 +391,39 @@ func TestRotationIsOneCommand(t *testing.T) {
 		}
 	})
 }
+
+// A browser that missed the cookie of a rotation holds the old ID until its Grace is over,
+// and then logs in with it. An answer that was under way since before has followed the old
+// ID to the session from before: its cookie must not take the place of the login's.
+func TestNoLateCookieOfWhatARotatedIDLedTo(t *testing.T) {
+	for _, does := range []struct {
+		name string
+		do   func(m *Manager, ctx context.Context)
+	}{
+		{"reads", func(m *Manager, ctx context.Context) {}},
+		{"puts", func(m *Manager, ctx context.Context) { m.Put(ctx, "k", 1) }},
+		{"remembers", func(m *Manager, ctx context.Context) { m.Remember(ctx, true) }},
+		{"rotates", func(m *Manager, ctx context.Context) { _ = m.Rotate(ctx) }},
+		{"has committed", func(m *Manager, ctx context.Context) { m.Put(ctx, "k", 1); _ = m.Commit(ctx) }},
+	} {
+		t.Run(does.name, func(t *testing.T) {
+			each(t, patient(Rotation{Grace: time.Minute}), func(t *testing.T, rb redistest.Backend, m *Manager) {
+				b := begin(t, m, "ann")
+				first := b.cookie
+				b.request(func(ctx context.Context) { _ = m.Rotate(ctx) })
+				advance(t, rb, 50*time.Second, m)
+				late := load(t, m, first) // follows
+				does.do(m, late)
+				advance(t, rb, 11*time.Second, m)
+				login := &browser{t, m, first}
+				login.request(func(ctx context.Context) { _ = m.Login(ctx, "dan") })
+				if out, err := m.Finish(late); err != nil || out.Action != CookieKeep {
+					t.Errorf("the late answer: %+v, %v", out, err)
+				}
+				if got := look(t, m, login.cookie).user; got != "dan" {
+					t.Errorf("the login: %q", got)
+				}
+			})
+		})
+	}
+}

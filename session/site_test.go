@@ -165,7 +165,7 @@ func overwriting(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
 	}
 	// KEYS[1]; field, known revision, head, boxes, lifetime, idle timeout, values
 	a := cmd.Args()[3:]
-	return redis.NewCmd(ctx, "eval", scripts.SessionCreate.Source, 1, a[0],
+	return redis.NewCmd(ctx, "eval", createScript.Source(), 1, a[0],
 		a[1], a[3], a[4], a[5], a[6], 0, a[7], "1")
 }
 
@@ -241,9 +241,9 @@ func (c *commands) note(cmd redis.Cmder) fate {
 
 // sessionScripts are the scripts, by the names of what they do.
 var sessionScripts = map[string]*scripts.Script{
-	"create": scripts.SessionCreate, "save": scripts.SessionSave, "rotate": scripts.SessionRotate,
-	"retire": scripts.SessionRetire, "end": scripts.SessionEnd, "sweep": scripts.SessionSweep,
-	"time": scripts.SessionTime, "heads": scripts.SessionHeads,
+	"create": createScript, "save": saveScript, "rotate": rotateScript,
+	"retire": retireScript, "end": endScript, "sweep": sweepScript,
+	"time": timeScript, "heads": headsScript,
 }
 
 // nameOf is a command's, or that of the script it runs: "save" and so on. A save of no
@@ -252,7 +252,7 @@ func nameOf(cmd redis.Cmder) string {
 	args := cmd.Args()
 	if len(args) > 1 {
 		for name, s := range sessionScripts {
-			if args[1] != s.SHA1 && args[1] != s.Source {
+			if args[1] != s.SHA1() && args[1] != s.Source() {
 				continue
 			}
 			if head, isString := args[min(6, len(args)-1)].(string); name == "save" && isString && head == "" {
@@ -271,7 +271,7 @@ func loadScripts(t testing.TB, b redistest.Backend) {
 		node := redis.NewClient(&redis.Options{Addr: addr})
 		defer node.Close()
 		for name, s := range sessionScripts {
-			if err := node.ScriptLoad(t.Context(), s.Source).Err(); err != nil {
+			if err := node.ScriptLoad(t.Context(), s.Source()).Err(); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
 		}

@@ -10,7 +10,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/seal"
-	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
 // Stats counts what happened since the Manager was made.
@@ -108,9 +107,9 @@ func readHeads(ctx context.Context, node *redis.Client, keys []string) (heads []
 		}
 		return cmds, nil
 	}
-	cmds, err := read(func(p redis.Pipeliner, key string) { p.EvalSha(ctx, scripts.SessionHeads.SHA1, []string{key}) })
+	cmds, err := read(func(p redis.Pipeliner, key string) { p.EvalSha(ctx, headsScript.SHA1(), []string{key}) })
 	if len(cmds) > 0 && cmds[0].Err() != nil && strings.HasPrefix(cmds[0].Err().Error(), "NOSCRIPT") {
-		cmds, err = read(func(p redis.Pipeliner, key string) { p.Eval(ctx, scripts.SessionHeads.Source, []string{key}) })
+		cmds, err = read(func(p redis.Pipeliner, key string) { p.Eval(ctx, headsScript.Source(), []string{key}) })
 	}
 	if err != nil {
 		return nil, err

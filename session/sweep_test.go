@@ -13,7 +13,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
-	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
 // fieldsOf are the fields of an owner's hash, but for that of the last sweep.
@@ -110,7 +109,7 @@ func TestSweep(t *testing.T) {
 		}
 		sweep := func() {
 			t.Helper()
-			if _, err := m.records.run(t.Context(), scripts.SessionSweep, at, maxFresh, m.records.most); err != nil {
+			if _, err := m.records.run(t.Context(), sweepScript, at, maxFresh, m.records.most); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -205,7 +204,7 @@ func TestSweepBoundsTombstones(t *testing.T) {
 				t.Fatal(err)
 			}
 			rb.Client.Expire(t.Context(), at.key, 100*time.Hour)
-			if _, err := m.records.run(t.Context(), scripts.SessionSweep, at, maxFresh, m.records.most); err != nil {
+			if _, err := m.records.run(t.Context(), sweepScript, at, maxFresh, m.records.most); err != nil {
 				t.Fatal(err)
 			}
 			left := fieldsOf(t, rb.Client, at.key)

@@ -536,14 +536,14 @@ func TestWrongAnswers(t *testing.T) {
 	t.Cleanup(func() { client.Close() })
 	lied := managerOver(t, client, Config{Timeout: troubleTimeout})
 	is := func(args []string, s *scripts.Script) bool {
-		return len(args) > 1 && (args[1] == s.SHA1 || args[1] == s.Source)
+		return len(args) > 1 && (args[1] == s.SHA1() || args[1] == s.Source())
 	}
 	// truth is what all but the command in question get.
 	truth := func(args []string) string {
 		switch {
 		case strings.EqualFold(args[0], "hget"):
 			return bulk(record)
-		case is(args, scripts.SessionTime):
+		case is(args, timeScript):
 			return now()
 		}
 		return "-ERR not expected\r\n"

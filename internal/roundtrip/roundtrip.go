@@ -29,8 +29,11 @@ import (
 const maxBatch = 256
 
 // TimeoutError reports that Redis did not answer in time. Whether the command
-// ran is unknown.
-type TimeoutError struct{ After time.Duration }
+// ran is unknown, unless it is Unsent.
+type TimeoutError struct {
+	After  time.Duration
+	Unsent bool // the command was not sent, and will not be
+}
 
 func (e *TimeoutError) Error() string { return fmt.Sprintf("redis: no answer within %v", e.After) }
 
@@ -202,13 +205,13 @@ func run[T any](ctx context.Context, s *Sender, script *scripts.Script, numKeys,
 	build func([]any) (command, func() (T, error))) (T, error) {
 	defer s.forget(key)
 	full := make([]any, 0, 4+len(args))
-	full = append(append(full, "evalsha", script.SHA1, numKeys, key), args...)
+	full = append(append(full, "evalsha", script.SHA1(), numKeys, key), args...)
 	cmd, result := build(full)
 	err := s.do(ctx, cmd)
 	if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
 		// The one answer after which a script may be sent again: it did not run.
 		// The command above may not be reused, so its arguments are not either.
-		full = append([]any{"eval", script.Source}, full[2:]...)
+		full = append([]any{"eval", script.Source()}, full[2:]...)
 		cmd, result = build(full)
 		err = s.do(ctx, cmd)
 	}
@@ -334,7 +337,7 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 		// c is not pooled: its pipeline may still write to it.
 		return ctx.Err()
 	case <-c.timer.C:
-		c.state.CompareAndSwap(callQueued, callAbandoned)
+		unsent := c.state.CompareAndSwap(callQueued, callAbandoned)
 		s.mu.Lock()
 		// Redis has not answered for a whole timeout: what is queued goes by
 		// another connection rather than wait behind this one.
@@ -344,7 +347,7 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 		}
 		s.start()
 		s.mu.Unlock()
-		return &TimeoutError{After: s.timeout}
+		return &TimeoutError{After: s.timeout, Unsent: unsent}
 	}
 }
 

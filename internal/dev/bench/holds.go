@@ -40,13 +40,13 @@ const (
 )
 
 var scriptNames = map[string]string{
-	scripts.SessionCreate.SHA1: "create",
-	scripts.SessionSave.SHA1:   "save",
-	scripts.SessionRotate.SHA1: "rotate",
-	scripts.SessionRetire.SHA1: "retire",
-	scripts.SessionEnd.SHA1:    "end",
-	scripts.SessionSweep.SHA1:  "sweep",
-	scripts.SessionTime.SHA1:   "time",
+	scripts.Get("session/create.lua").SHA1(): "create",
+	scripts.Get("session/save.lua").SHA1():   "save",
+	scripts.Get("session/rotate.lua").SHA1(): "rotate",
+	scripts.Get("session/retire.lua").SHA1(): "retire",
+	scripts.Get("session/end.lua").SHA1():    "end",
+	scripts.Get("session/sweep.lua").SHA1():  "sweep",
+	scripts.Get("session/time.lua").SHA1():   "time",
 }
 
 // operation is something that is done with one session of the owner, and the scripts that it
@@ -59,27 +59,29 @@ type operation struct {
 
 // The order matters: what leaves tombstones comes late.
 var operations = []operation{
-	{"commit", []*scripts.Script{scripts.SessionSave}, func(ctx context.Context, b *heldBench) error {
+	{"commit", []*scripts.Script{scripts.Get("session/save.lua")}, func(ctx context.Context, b *heldBench) error {
 		return b.request(ctx, func(ctx context.Context) error { b.m.Put(ctx, "k", b.next); return nil })
 	}},
-	{"touch", []*scripts.Script{scripts.SessionSave}, func(ctx context.Context, b *heldBench) error {
+	{"touch", []*scripts.Script{scripts.Get("session/save.lua")}, func(ctx context.Context, b *heldBench) error {
 		fields, err := b.client.HKeys(ctx, b.key).Result()
 		if err != nil {
 			return err
 		}
 		for _, f := range fields {
 			if len(f) == 16 { // a record
-				return b.call(ctx, scripts.SessionSave, f, "", "", "", 24*3_600_000_000, 3_600_000_000, "")
+				return b.call(ctx, scripts.Get("session/save.lua"), f, "", "", "", 24*3_600_000_000, 3_600_000_000, "")
 			}
 		}
 		return fmt.Errorf("bench: no record among %d fields", len(fields))
 	}},
-	{"sweep", []*scripts.Script{scripts.SessionSweep}, func(ctx context.Context, b *heldBench) error { return b.call(ctx, scripts.SessionSweep, 1000, 100) }},
-	{"rotate", []*scripts.Script{scripts.SessionRotate}, func(ctx context.Context, b *heldBench) error { return b.request(ctx, b.m.Rotate) }},
-	{"login over a login", []*scripts.Script{scripts.SessionCreate, scripts.SessionRetire}, func(ctx context.Context, b *heldBench) error {
+	{"sweep", []*scripts.Script{scripts.Get("session/sweep.lua")}, func(ctx context.Context, b *heldBench) error {
+		return b.call(ctx, scripts.Get("session/sweep.lua"), 1000, 100)
+	}},
+	{"rotate", []*scripts.Script{scripts.Get("session/rotate.lua")}, func(ctx context.Context, b *heldBench) error { return b.request(ctx, b.m.Rotate) }},
+	{"login over a login", []*scripts.Script{scripts.Get("session/create.lua"), scripts.Get("session/retire.lua")}, func(ctx context.Context, b *heldBench) error {
 		return b.request(ctx, func(ctx context.Context) error { return b.m.Login(ctx, holdUser) })
 	}},
-	{"login over a visitor", []*scripts.Script{scripts.SessionCreate, scripts.SessionSave}, func(ctx context.Context, b *heldBench) error {
+	{"login over a visitor", []*scripts.Script{scripts.Get("session/create.lua"), scripts.Get("session/save.lua")}, func(ctx context.Context, b *heldBench) error {
 		cookie, err := newSession(ctx, b.m, "", b.bytes)
 		if err != nil {
 			return err
@@ -88,7 +90,7 @@ var operations = []operation{
 		b.next = len(b.cookies) - 1
 		return b.request(ctx, func(ctx context.Context) error { return b.m.Login(ctx, holdUser) })
 	}},
-	{"logout by a rotated ID", []*scripts.Script{scripts.SessionEnd}, func(ctx context.Context, b *heldBench) error {
+	{"logout by a rotated ID", []*scripts.Script{scripts.Get("session/end.lua")}, func(ctx context.Context, b *heldBench) error {
 		cookie, err := b.replaced(ctx)
 		if err != nil {
 			return err
@@ -113,12 +115,12 @@ var operations = []operation{
 			}
 			format, err := b.client.Eval(ctx, "return redis.call('HGET', KEYS[1], ARGV[1]):byte(1)", []string{b.key}, f).Int()
 			if err == nil && format == 2 {
-				return b.call(ctx, scripts.SessionEnd, f, "logout", 30_000_000, "00000000", "000000000", "")
+				return b.call(ctx, scripts.Get("session/end.lua"), f, "logout", 30_000_000, "00000000", "000000000", "")
 			}
 		}
 		return fmt.Errorf("bench: nothing rotated among %d fields", len(fields))
 	}},
-	{"logout", []*scripts.Script{scripts.SessionEnd}, func(ctx context.Context, b *heldBench) error {
+	{"logout", []*scripts.Script{scripts.Get("session/end.lua")}, func(ctx context.Context, b *heldBench) error {
 		cookie, err := b.replaced(ctx)
 		if err != nil {
 			return err
@@ -166,7 +168,7 @@ func (b *heldBench) replaced(ctx context.Context) (string, error) {
 }
 
 func (b *heldBench) call(ctx context.Context, s *scripts.Script, args ...any) error {
-	return b.client.EvalSha(ctx, s.SHA1, []string{b.key}, args...).Err()
+	return b.client.EvalSha(ctx, s.SHA1(), []string{b.key}, args...).Err()
 }
 
 // holds measures how long one call of a session's script keeps Redis from all others.
@@ -249,8 +251,8 @@ func (s *server) holdsOf(ctx context.Context, sessions, bytes int) ([]hold, erro
 		return nil, fmt.Errorf("bench: %d keys, want the owner's", len(keys))
 	}
 	b.key = keys[0]
-	for _, script := range []*scripts.Script{scripts.SessionSave, scripts.SessionRotate, scripts.SessionRetire, scripts.SessionEnd, scripts.SessionSweep} {
-		if err := client.ScriptLoad(ctx, script.Source).Err(); err != nil {
+	for _, script := range []*scripts.Script{scripts.Get("session/save.lua"), scripts.Get("session/rotate.lua"), scripts.Get("session/retire.lua"), scripts.Get("session/end.lua"), scripts.Get("session/sweep.lua")} {
+		if err := client.ScriptLoad(ctx, script.Source()).Err(); err != nil {
 			return nil, err
 		}
 	}
@@ -292,9 +294,9 @@ func (b *heldBench) hold(ctx context.Context, op operation) (hold, error) {
 		if len(l.Args) < 4 || !strings.EqualFold(l.Args[0], "evalsha") || l.Args[3] != b.key {
 			continue
 		}
-		ofIt := l.Args[1] == scripts.SessionSweep.SHA1
+		ofIt := l.Args[1] == scripts.Get("session/sweep.lua").SHA1()
 		for _, s := range op.scripts {
-			ofIt = ofIt || l.Args[1] == s.SHA1
+			ofIt = ofIt || l.Args[1] == s.SHA1()
 		}
 		if !ofIt {
 			continue

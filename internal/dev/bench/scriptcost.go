@@ -44,8 +44,8 @@ func scriptWorks() []scriptWork {
 		{name: "sliding window", source: scripts.SlidingWindow.Source, args: []any{limit, 2001, window}},
 		{name: "fixed window", source: scripts.FixedWindow.Source, args: []any{limit, 999}},
 		{name: "token bucket", source: scripts.TokenBucket.Source, args: []any{limit, 11_002, window}},
-		{name: "session commit", source: scripts.SessionSave.Source, args: []any{field, revision, head, boxes, lifetime, idle, ""}, before: put},
-		{name: "session touch", source: scripts.SessionSave.Source, args: []any{field, "", "", "", lifetime, idle, ""}, before: put},
+		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, lifetime, idle, ""}, before: put},
+		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "", "", "", lifetime, idle, ""}, before: put},
 	}
 }
 

@@ -1,3 +1,5 @@
+-- Made of parts/acquire.lua. Change it there, then: go test ./scripts -update
+--
 -- Acquires a lease of a concurrency limit: one entry of a sorted set per lease,
 -- scored by the microsecond of its end. Ended ones no longer count.
 --
@@ -6,14 +8,15 @@
 -- ARGV[2]  lease   its length in microseconds
 -- ARGV[3]  ttl     in milliseconds, at least that length
 -- ARGV[4]  id      of the lease
--- ARGV[5]  now     in microseconds; tests only, default TIME
+-- ARGV[5]  now     in microseconds; tests only, otherwise absent: TIME
 --
 -- Reply: {1 if acquired, leases remaining, microseconds until the last one ends
 -- unless it is renewed}. A lease that ends later than one just acquired would was
 -- given before the clock stepped back: it is cut when it stands in somebody's way.
 local call, key, limit, lease = redis.call, KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = tonumber(ARGV[5])
--- include limit_now.lua
+local time = not now and call('TIME')
+if time then now = time[1] * 1000000 + time[2] end
 call('ZREMRANGEBYSCORE', key, '-inf', now)
 local used, acquired = call('ZCARD', key), 0
 if used < limit then

@@ -1,15 +1,3 @@
--- The fixed window: a counter that expires with its window. The first hit sets the
--- expiry, later ones leave it alone. Arguments and reply are those of limit_take.lua.
--- ttl is the window in milliseconds less one (but at least 1), as Redis keeps a key
--- through the millisecond of its expiry; window is not used.
---
--- A hit calls INCR, PEXPIRETIME and PTTL; the first of a window INCR, PEXPIRETIME,
--- PEXPIRE and PEXPIRETIME. A denial gives back what it has counted, and so leaves
--- the key as it was, except that a counter without an expiry (PERSIST, a restore),
--- or with one further off than a window (the clock stepped back, the window was
--- longer), gets a window: it would deny for too long.
---
--- The mark is the last millisecond of the window, the same for all its hits.
 local spend, total, unit, granted, retry = not dry and cost > 0 and cost <= limit, cost * n, cost, n, 0
 local used, ends, at, over
 if now then -- a test's clock may have passed an expiry that Redis's has not
@@ -41,7 +29,7 @@ if used then
     at = now or (ends - ttl) * 1000
   end
 else
-  -- include limit_now.lua
+  -- include _now.lua
   used, at, ends = 0, now, 0
 end
 if not spend or used > limit then

@@ -5,11 +5,11 @@
 -- ARGV[1]  lease   its length in microseconds
 -- ARGV[2]  ttl     in milliseconds, at least that length
 -- ARGV[3]  id      of the lease
--- ARGV[4]  now     in microseconds; tests only, default TIME
+-- ARGV[4]  now     in microseconds; tests only, otherwise absent: TIME
 --
 -- Reply: {1 if renewed, 0 if there is no such lease}
 local call, now = redis.call, tonumber(ARGV[4])
--- include limit_now.lua
+-- include _now.lua
 if not call('ZSCORE', KEYS[1], ARGV[3]) then return {0} end
 call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[3])
 call('PEXPIRE', KEYS[1], ARGV[2])

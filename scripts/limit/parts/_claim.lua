@@ -1,11 +1,9 @@
--- This adds total entries of time now (see limit_now.lua) to the sorted set at key. base
--- is the number on which their members are built: base, base:2, base:3 and so on. It is
--- a number from now on that is no member; one that is belongs to a Take of the same
--- microsecond. A plain number takes 20 bytes of a listpack, half of what
--- any random member would.
---
--- Where base is no member, base:2 is none: the entries of one claim have one time,
--- so they are trimmed together, and those given back are taken from the end.
+-- A claim adds total entries of time now. base is the number on which their members are
+-- built: base, base:2, base:3 and so on. It is a number from now on that is no member; one
+-- that is belongs to a claim of the same microsecond. A plain number takes 20 bytes of a
+-- listpack, half of what a random member would. Where base is no member, base:2 is none:
+-- the entries of one claim have one time, so they are trimmed together, and those given
+-- back are taken from the end.
 local base, score = now, nil
 if time and #time[2] == 6 then
   score = time[1] .. time[2] -- there as it is

@@ -1,18 +1,4 @@
--- The sliding window: a sorted set with one entry per permit, scored by the
--- microsecond of its Take. Entries at or before now-window no longer count.
--- Arguments and reply are those of limit_take.lua; ttl is two windows or more.
---
--- An admission calls TIME, ZCARD, ZREMRANGEBYSCORE and ZADD. A denial writes nothing,
--- except that entries of the future, left by a clock that stepped back, become
--- entries of now: nobody is locked out for longer than one window.
---
--- PEXPIRE runs only if the set was empty or lost an entry, and still no entry
--- outlives its key. Let it have run with an entry of time t. Until t+window that
--- entry stays, so entries added without PEXPIRE are younger than t+window, and
--- done before t+2*window.
---
--- The mark is the base of the claim.
--- include limit_now.lua
+-- include _now.lua
 window = window + 0
 local old, unit, card = now - window, cost, call('ZCARD', key)
 if cost == 0 then unit, dry = 1, true end
@@ -28,14 +14,14 @@ if granted > 0 and not dry then
     local edge = string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
     stale = call('ZREMRANGEBYSCORE', key, '-inf', edge)
   end
-  -- include limit_claim.lua
+  -- include _claim.lua
   if stale > 0 or card == 0 then call('PEXPIRE', key, ttl) end
   card, stale, mark = card - stale + total, 0, base
-  if granted == n then return pack('>ddddddd', n, limit - card, 0, window, now, mark, 0) end
+  if granted == n then return pack('>ddddddd', n, limit > card and limit - card or 0, 0, window, now, mark, 0) end
 end
 local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
 if last > now then
-  for _, member in ipairs(call('ZRANGEBYSCORE', key, now + 1, '+inf')) do
+  for _, member in ipairs(call('ZRANGEBYSCORE', key, now + 1, '+inf', 'LIMIT', 0, 10000)) do
     call('ZADD', key, 'XX', now, member)
   end
 end

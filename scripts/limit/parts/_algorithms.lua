@@ -1,0 +1,17 @@
+local call = redis.call
+local function pack(_, ...) return {...} end
+local algorithms = {
+  sliding = function(key, limit, ttl, window, cost, n, now, dry)
+    -- include _sliding.lua
+  end,
+  fixed = function(key, limit, ttl, window, cost, n, now, dry)
+    -- include _fixed.lua
+  end,
+  bucket = function(key, limit, ttl, window, cost, n, now, dry)
+    local patience = 0
+    -- include _bucket.lua
+  end,
+  quota = function(key, limit, ttl, window, cost, n, now, dry)
+    -- include _quota.lua
+  end,
+}

@@ -1,0 +1,17 @@
+-- Decides by the token bucket: the generic cell rate algorithm (ITU-T I.371). Its whole
+-- state is the level, the time at which the bucket will be full again: whole + part/limit
+-- microseconds, part < limit, kept as "whole" or "whole:part". It is at most a window ahead,
+-- unless permits have been lent to those who wait: "whole:part:l", at most two.
+--
+-- One permit moves the level by window/limit, which need not be a whole number. It is
+-- counted in step + rest/limit, so all sums are of integers below 2^53 and nothing is ever
+-- rounded; but for the first guess of left, which is then put right by exact steps.
+--
+-- It calls TIME, GET, and INCRBY or SET. A denial writes nothing, except that a level that
+-- is too far ahead, left by a clock that stepped back, becomes one window.
+--
+-- The marks are whole and part after the permits granted.
+--
+-- include _take.lua
+local patience = 0
+-- include _bucket.lua

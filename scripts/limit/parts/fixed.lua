@@ -1,0 +1,14 @@
+-- Decides by the fixed window: a counter that expires with its window. The first hit sets
+-- the expiry, later ones leave it alone. ttl is the window in milliseconds less one (but
+-- at least 1), as Redis keeps a key through the millisecond of its expiry; window is not
+-- used.
+--
+-- A hit calls INCR, PEXPIRETIME and PTTL. A denial gives back what it has counted, and so
+-- leaves the key as it was, except that a counter without an expiry (PERSIST, a restore),
+-- or with one further off than a window (the clock stepped back), gets a window: it would
+-- deny for too long.
+--
+-- The mark is the last millisecond of the window, the same for all its hits.
+--
+-- include _take.lua
+-- include _fixed.lua

@@ -1,0 +1,14 @@
+-- Decides by the quota of a calendar period: a counter that expires with the period.
+--
+-- ttl is the ends of four periods in a row, in milliseconds since 1970 and with a comma
+-- after each: the first that Redis's clock has not reached is that of the period of now.
+-- So the server that asks knows the calendar, and Redis the time: their clocks may be a
+-- period apart. window is not used.
+--
+-- It calls TIME, PEXPIRETIME and INCRBY, and PEXPIREAT where the key does not expire with
+-- the period. A denial gives back what it has counted.
+--
+-- The mark is the end of the period in milliseconds.
+--
+-- include _take.lua
+-- include _quota.lua

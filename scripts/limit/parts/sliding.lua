@@ -1,0 +1,16 @@
+-- Decides by the sliding window: a sorted set with one entry per permit, scored by the
+-- microsecond of its Take. Entries at or before now-window no longer count.
+--
+-- An admission calls TIME, ZCARD, ZREMRANGEBYSCORE and ZADD. A denial writes nothing,
+-- except that entries of the future, left by a clock that stepped back, become entries of
+-- now, up to 10,000 in one call: nobody is locked out for longer than one window.
+--
+-- PEXPIRE runs when the set was empty or loses an entry, here or in sliding_settle.lua,
+-- and no entry outlives its key. Let it have run last at time p. What was in the set then
+-- is there still, so its newest entry e <= p counts, and e > now-window. So now is before
+-- p+window, and an entry of now counts until p+2*window at most, which is ttl.
+--
+-- The mark is the base of the claim, see the comment at ZADD.
+--
+-- include _take.lua
+-- include _sliding.lua
