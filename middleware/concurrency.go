@@ -49,7 +49,7 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 		panic(err)
 	}
 	// Whatever is not about leases is as in a RateLimit.
-	as := &RateLimit{Denied: l.Denied, Logger: l.Logger}
+	as := RateLimit{Denied: l.Denied, Logger: l.Logger}
 	var log occasional
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		lease, d := l.acquire(r)
@@ -61,7 +61,7 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 			}()
 		}
 		if d.Err != nil && l.Logger != nil {
-			as.undecided(&log, &d)
+			as.undecided(&log, d)
 		}
 		if l.OnDecision != nil {
 			l.OnDecision(d)
@@ -72,15 +72,15 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 		}
 		values := make(singles, 0, 4)
 		if d.Status == http.StatusTooManyRequests {
-			setRetryAfter(w.Header(), &d.Result, &values)
+			setRetryAfter(w.Header(), d.Result, &values)
 		}
-		as.refuse(w, &d, &values)
+		as.refuse(w, d, &values)
 	})
 }
 
 func (l ConcurrencyLimit) acquire(r *http.Request) (lease *ratelimit.Lease, d Decision) {
 	d = Decision{Request: r, Cost: 1}
-	if d.identify(l.Key); d.Status != 0 {
+	if d = d.identified(l.Key); d.Status != 0 {
 		return nil, d
 	}
 	ctx := r.Context()
@@ -98,7 +98,7 @@ func (l ConcurrencyLimit) acquire(r *http.Request) (lease *ratelimit.Lease, d De
 			}
 		}
 	}
-	d.conclude(d.decided())
+	d = d.concluded(d.decided())
 	d.Passed = d.Status == 0
 	return lease, d
 }

@@ -41,7 +41,7 @@ func (v *singles) of(s string) []string {
 // that take longest to come back. The figures of the others are in the header
 // already, so that is where they are compared; a value in the request's context
 // would copy the request once for each limiter.
-func (l *RateLimit) describe(h http.Header, res *ratelimit.Result, values *singles) {
+func (l RateLimit) describe(h http.Header, res ratelimit.Result, values *singles) {
 	reset := epochSeconds(res)
 	others := h[fieldRemaining]
 	if !res.Allowed || len(others) == 0 || tighter(res.Remaining, reset, others[0], h) {
@@ -75,7 +75,7 @@ func (l *RateLimit) describe(h http.Header, res *ratelimit.Result, values *singl
 }
 
 // setRetryAfter says when a request that was denied can be allowed, if ever.
-func setRetryAfter(h http.Header, res *ratelimit.Result, values *singles) {
+func setRetryAfter(h http.Header, res ratelimit.Result, values *singles) {
 	if !res.Allowed && res.RetryAfter != ratelimit.Never {
 		h["Retry-After"] = values.of(strconv.FormatInt(retrySeconds(res), 10))
 	}
@@ -85,7 +85,7 @@ func setRetryAfter(h http.Header, res *ratelimit.Result, values *singles) {
 // speak of whole seconds only: a window is rounded up, so that a client that
 // keeps to it is never refused. The figures are those of one policy; the draft
 // has lists, but nothing that says which member a Retry-After belongs to.
-func (l *RateLimit) describeIETF(h http.Header, res *ratelimit.Result) {
+func (l RateLimit) describeIETF(h http.Header, res ratelimit.Result) {
 	within := ceilSeconds(res.ResetAfter)
 	if !res.Allowed && res.RetryAfter != ratelimit.Never {
 		within = retrySeconds(res) // section 6: Retry-After is not before the end of the effective window
@@ -124,7 +124,7 @@ func tighter(remaining int, reset int64, figure string, h http.Header) bool {
 
 // epochSeconds is when the full quota is back, rounded up to a second of Unix
 // time. ResetAt is on the clock that decided: ours would make it wobble.
-func epochSeconds(res *ratelimit.Result) int64 {
+func epochSeconds(res ratelimit.Result) int64 {
 	at := res.ResetAt()
 	s := at.Unix()
 	if at.Nanosecond() > 0 {
@@ -135,7 +135,7 @@ func epochSeconds(res *ratelimit.Result) int64 {
 
 // retrySeconds is the Retry-After of a denial: whole seconds, never earlier than
 // a permit is free, and at least 1, because 0 invites the same request at once.
-func retrySeconds(res *ratelimit.Result) int64 { return max(1, ceilSeconds(res.RetryAfter)) }
+func retrySeconds(res ratelimit.Result) int64 { return max(1, ceilSeconds(res.RetryAfter)) }
 
 func ceilSeconds(d time.Duration) int64 {
 	if d <= 0 {

@@ -1,6 +1,8 @@
 package middleware
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -86,17 +88,25 @@ func BySession(manager *session.Manager) KeyFunc {
 
 // ByHeader counts by the value of a header, such as that of an API key. Use it
 // behind what has checked the value; otherwise a client gets a new limit with
-// each value it makes up. A header that is missing, empty or sent more than
+// each value it makes up. The key is a hash, see [HeaderKey], so that no credential
+// stands in Redis or in a log. A header that is missing, empty or sent more than
 // once is no key ([ErrNoKey]).
 func ByHeader(name string) KeyFunc {
 	name = http.CanonicalHeaderKey(name)
 	return func(r *http.Request) (string, error) {
 		// Of several, what checked the header may have read another one.
 		if values := r.Header[name]; len(values) == 1 && values[0] != "" {
-			return "header:" + values[0], nil
+			return HeaderKey(values[0]), nil
 		}
 		return "", fmt.Errorf("%w: no single value of header %s", ErrNoKey, name)
 	}
+}
+
+// HeaderKey is the key of [ByHeader] for the value of a header, to look at its limit or
+// reset it: the first 16 bytes of its SHA-256.
+func HeaderKey(value string) string {
+	sum := sha256.Sum256([]byte(value))
+	return "header:" + base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
 // ErrNoRoute is the error of [ByRoute] for a request that no router has matched

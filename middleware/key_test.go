@@ -18,7 +18,7 @@ func TestByHeader(t *testing.T) {
 		values []string
 		want   string
 	}{
-		{"one", []string{"abc"}, "header:abc"},
+		{"one", []string{"abc"}, middleware.HeaderKey("abc")},
 		{"missing", nil, ""},
 		{"empty", []string{""}, ""},
 		{"twice", []string{"abc", "def"}, ""},

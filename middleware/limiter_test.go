@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -128,13 +130,17 @@ func TestResetIsStable(t *testing.T) {
 	h := middleware.RateLimit{
 		Limiter: must(ratelimit.NewFixedWindow(client, "l", ratelimit.PerMinute(1000), patient)), Key: everybody,
 	}.Handler(hello)
-	now := time.Date(2026, 1, 1, 0, 0, 0, 999_999_000, time.UTC)
+	// Within a second of ours, and over the end of one.
+	now := time.Now().Truncate(time.Second).Add(999_999 * time.Microsecond)
+	if time.Until(now) > 500*time.Millisecond {
+		now = now.Add(-time.Second)
+	}
 	seen := map[string]int{}
 	for range 500 {
 		mini.SetTime(now)
 		seen[answer(h, request("")).Header.Get("X-RateLimit-Reset")]++
-		now = now.Add(53 * time.Millisecond)
-		mini.FastForward(53 * time.Millisecond)
+		now = now.Add(time.Millisecond)
+		mini.FastForward(time.Millisecond)
 	}
 	if len(seen) != 1 {
 		t.Errorf("resets %v", seen)
@@ -241,11 +247,11 @@ func TestRateLimitLimiterFor(t *testing.T) {
 	paid := must(free.With(ratelimit.PerHour(4)))
 	h := middleware.RateLimit{
 		Limiter: free, Key: everybody,
-		LimiterFor: func(r *http.Request) ratelimit.Limiter {
+		LimiterFor: func(r *http.Request) (ratelimit.Limiter, error) {
 			if r.Header.Get("Plan") == "paid" {
-				return paid
+				return paid, nil
 			}
-			return nil
+			return nil, nil
 		},
 	}.Handler(hello)
 	get := func(plan string) string {
@@ -260,6 +266,82 @@ func TestRateLimitLimiterFor(t *testing.T) {
 	} {
 		if got := get(step.plan); got != step.want {
 			t.Errorf("%d: %s: %s, want %s", i, step.plan, got, step.want)
+		}
+	}
+}
+
+// A plan that nobody can read, or a nil pointer in an interface, is no plan: nobody gets in
+// by it, nothing panics, and the log says what is wrong.
+func TestRateLimitLimiterForWithoutALimiter(t *testing.T) {
+	free := must(ratelimit.NewLocal("api", ratelimit.PerHour(2), ratelimit.Config{}))
+	for _, test := range []struct {
+		name    string
+		limiter func() (ratelimit.Limiter, error)
+		status  int
+		log     string
+	}{
+		{"nothing chosen", func() (ratelimit.Limiter, error) { return nil, nil }, 200, ""},
+		{"an error", func() (ratelimit.Limiter, error) { return nil, errors.New("no such plan") }, 503, "no such plan"},
+		{"a limiter and an error", func() (ratelimit.Limiter, error) { return free, errors.New("no such plan") }, 503, "no such plan"},
+		{"a nil pointer", func() (ratelimit.Limiter, error) { return (*ratelimit.SlidingWindow)(nil), nil }, 503, "nil *ratelimit.SlidingWindow"},
+		{"unlimited", func() (ratelimit.Limiter, error) { return ratelimit.Unlimited, nil }, 200, ""},
+		{"a plan of 0", func() (ratelimit.Limiter, error) { return free.With(ratelimit.PerHour(0)) }, 429, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var log strings.Builder
+			h := middleware.RateLimit{
+				Limiter: free, Key: everybody, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+				LimiterFor: func(*http.Request) (ratelimit.Limiter, error) { return test.limiter() },
+			}.Handler(hello)
+			res := answer(h, request(""))
+			if res.StatusCode != test.status || !strings.Contains(log.String(), test.log) || test.log == "" && log.String() != "" {
+				t.Errorf("%d, log %q", res.StatusCode, log.String())
+			}
+			if test.name == "nothing chosen" {
+				return
+			}
+			for name, values := range res.Header {
+				if strings.HasPrefix(name, "X-Ratelimit") || strings.HasPrefix(name, "Ratelimit") {
+					t.Errorf("%s: %q", name, values)
+				}
+			}
+			if test.status == 429 && res.Header.Get("Retry-After") != "" {
+				t.Errorf("Retry-After %q", res.Header.Get("Retry-After"))
+			}
+		})
+	}
+}
+
+// No credential stands in a key.
+func TestByHeaderHashes(t *testing.T) {
+	const secret = "sk_live_0123456789"
+	r := request("")
+	r.Header.Set("X-Api-Key", secret)
+	key, err := middleware.ByHeader("x-api-key")(r)
+	if err != nil || strings.Contains(key, secret) || key != middleware.HeaderKey(secret) {
+		t.Errorf("%q, %v", key, err)
+	}
+	r.Header.Set("X-Api-Key", secret+"0")
+	if other, _ := middleware.ByHeader("X-Api-Key")(r); other == key || other == "" {
+		t.Errorf("%q for another value", other)
+	}
+}
+
+// Where Redis's clock is off, X-RateLimit-Reset goes with the Date of the response.
+func TestResetGoesWithTheDate(t *testing.T) {
+	for _, off := range []time.Duration{-90 * time.Second, 0, 90 * time.Second} {
+		mini := miniredis.RunT(t)
+		mini.SetTime(time.Now().Add(off))
+		client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
+		defer client.Close()
+		limiter := must(ratelimit.NewSlidingWindow(client, "api", ratelimit.PerMinute(1), patient))
+		h := middleware.RateLimit{Limiter: limiter, Key: everybody}.Handler(hello)
+		for i := range 3 { // the last one from memory
+			res := answer(h, request(""))
+			reset, err := strconv.ParseInt(res.Header.Get("X-RateLimit-Reset"), 10, 64)
+			if left := reset - time.Now().Unix(); err != nil || left < 58 || left > 61 {
+				t.Errorf("off by %v, request %d: reset in %ds, %v", off, i, left, err)
+			}
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -54,10 +55,12 @@ type RateLimit struct {
 	Limiter ratelimit.Limiter // what decides; required
 	Key     KeyFunc           // whom it counts; required
 
-	// LimiterFor chooses the limiter of a request, such as by the plan of the
-	// user; where it returns nil, and if it is nil, that is Limiter. Limiters
-	// made by With share what has been spent.
-	LimiterFor func(*http.Request) ratelimit.Limiter
+	// LimiterFor chooses the limiter of a request, such as by the plan of the user:
+	// limiters made by With share what has been spent, and [ratelimit.Unlimited] allows
+	// everything. If LimiterFor is nil or returns nil, nil, Limiter decides. If it returns
+	// an error, or an interface that holds a nil pointer, nobody knows the limit: the
+	// request is refused with 503, and the Logger gets a line.
+	LimiterFor func(*http.Request) (ratelimit.Limiter, error)
 
 	// Cost is the number of permits that a request takes; nil: 1. A cost of 0
 	// takes none, but a limit that is used up refuses it, too. A negative cost
@@ -163,32 +166,45 @@ func (l RateLimit) Validate() error {
 
 // Check decides on r and spends its permits. It knows nothing of responses.
 func (l RateLimit) Check(r *http.Request) Decision {
-	d := Decision{Request: r}
-	l.check(&d)
+	d := l.decide(r)
+	d.Passed = d.Status == 0 || l.Shadow
 	return d
 }
 
-// check decides on d.Request. The methods of a mounted RateLimit have pointers for
-// receivers and arguments: both structs are large.
-func (l *RateLimit) check(d *Decision) {
-	r := d.Request
-	d.Cost, d.limiter = 1, l.Limiter
-	if l.LimiterFor != nil {
-		if chosen := l.LimiterFor(r); chosen != nil {
-			d.limiter = chosen
-		}
+func (l RateLimit) decide(r *http.Request) Decision {
+	d := Decision{Request: r, Cost: 1}
+	if d.limiter, d.Err = l.limiterOf(r); d.Err != nil {
+		d.Status = http.StatusServiceUnavailable
+		return d
 	}
 	if l.Cost != nil {
 		d.Cost = l.Cost(r)
 	}
-	if d.identify(l.Key); d.Status == 0 {
-		l.take(d)
+	if d = d.identified(l.Key); d.Status != 0 {
+		return d
 	}
-	d.Passed = d.Status == 0 || l.Shadow
+	ctx := r.Context()
+	d.Result, d.Err = d.limiter.Take(ctx, d.Key, d.Cost)
+	decided := d.Err == nil
+	switch {
+	case decided:
+	case ctx.Err() != nil, errors.Is(d.Err, ratelimit.ErrCost):
+		// Nobody counted: a client must not get past a limit by hanging up, nor
+		// by a cost of its choice.
+	case l.OnError == LetThrough:
+		return d
+	case l.OnError == DecideLocally:
+		if local, ok := d.limiter.(ratelimit.LocalTaker); ok {
+			if res, err := local.TakeLocally(d.Key, d.Cost); err == nil {
+				d.Result, decided = res, true
+			}
+		}
+	}
+	return d.concluded(decided)
 }
 
-// identify finds the key, or the status of a request without one.
-func (d *Decision) identify(key KeyFunc) {
+// identified is d with its key, or with the status of a request without one.
+func (d Decision) identified(key KeyFunc) Decision {
 	d.Key, d.Err = key(d.Request)
 	if d.Key == "" && d.Err == nil {
 		d.Err = fmt.Errorf("%w: its key is empty", ErrNoKey)
@@ -199,43 +215,40 @@ func (d *Decision) identify(key KeyFunc) {
 	case d.Err != nil:
 		d.Status = http.StatusServiceUnavailable
 	}
+	return d
 }
 
-// decided tells whether there is a Result.
-func (d *Decision) decided() bool { return d.Result != ratelimit.Result{} }
-
-// conclude finds the status for what was decided, if it was.
-func (d *Decision) conclude(decided bool) {
+// concluded is d with the status for what was decided, if it was.
+func (d Decision) concluded(decided bool) Decision {
 	switch {
 	case !decided:
 		d.Status = http.StatusServiceUnavailable
 	case !d.Result.Allowed:
 		d.Status = http.StatusTooManyRequests
 	}
+	return d
 }
 
-func (l *RateLimit) take(d *Decision) {
-	ctx := d.Request.Context()
-	res, err := d.limiter.Take(ctx, d.Key, d.Cost)
-	d.Err = err
-	decided := err == nil
-	switch {
-	case decided:
-		d.Result = res
-	case ctx.Err() != nil, errors.Is(err, ratelimit.ErrCost):
-		// Nobody counted: a client must not get past a limit by hanging up, nor
-		// by a cost of its choice.
-	case l.OnError == LetThrough:
-		return
-	case l.OnError == DecideLocally:
-		if local, ok := d.limiter.(ratelimit.LocalTaker); ok {
-			if res, err := local.TakeLocally(d.Key, d.Cost); err == nil {
-				d.Result, decided = res, true
-			}
-		}
+// limiterOf returns what decides on r.
+func (l RateLimit) limiterOf(r *http.Request) (ratelimit.Limiter, error) {
+	if l.LimiterFor == nil {
+		return l.Limiter, nil
 	}
-	d.conclude(decided)
+	chosen, err := l.LimiterFor(r)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("middleware: LimiterFor: %w", err)
+	case chosen == nil:
+		return l.Limiter, nil
+	}
+	if v := reflect.ValueOf(chosen); v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, fmt.Errorf("middleware: LimiterFor returned a nil %T", chosen)
+	}
+	return chosen, nil
 }
+
+// decided reports whether there is a Result.
+func (d Decision) decided() bool { return d.Result != ratelimit.Result{} }
 
 // Handler returns a handler that passes to next what the limit allows. It
 // panics with the error of Validate.
@@ -245,10 +258,9 @@ func (l RateLimit) Handler(next http.Handler) http.Handler {
 	}
 	var log occasional
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		d := Decision{Request: r}
-		l.check(&d)
+		d := l.Check(r)
 		if d.Err != nil && l.Logger != nil {
-			l.undecided(&log, &d)
+			l.undecided(&log, d)
 		}
 		if l.OnDecision != nil {
 			l.OnDecision(d)
@@ -259,13 +271,13 @@ func (l RateLimit) Handler(next http.Handler) http.Handler {
 		}
 		values := make(singles, 0, fields)
 		switch {
-		case !l.Shadow && d.decided():
-			l.describe(w.Header(), &d.Result, &values)
+		case !l.Shadow && d.decided() && d.Result.Limit.Requests > 0:
+			l.describe(w.Header(), d.Result, &values)
 		case l.Shadow && l.ShadowHeader != "" && d.Status != 0:
 			w.Header().Set(l.ShadowHeader, strconv.Itoa(d.Status))
 		}
 		if !d.Passed {
-			l.refuse(w, &d, &values)
+			l.refuse(w, d, &values)
 			return
 		}
 		if l.PassDecision {
@@ -281,7 +293,7 @@ func (l RateLimit) Handler(next http.Handler) http.Handler {
 
 // watch calls next and gives back the permits of a request that does not count
 // by its status.
-func (l *RateLimit) watch(w http.ResponseWriter, r *http.Request, next http.Handler, log *occasional, d Decision) {
+func (l RateLimit) watch(w http.ResponseWriter, r *http.Request, next http.Handler, log *occasional, d Decision) {
 	hw := &headerWriter{ResponseWriter: w, before: func(status int) error {
 		if l.CountIf(status) {
 			return nil
@@ -317,7 +329,7 @@ var (
 )
 
 // refuse answers a request that is not passed on.
-func (l *RateLimit) refuse(w http.ResponseWriter, d *Decision, values *singles) {
+func (l RateLimit) refuse(w http.ResponseWriter, d Decision, values *singles) {
 	switch {
 	case d.Status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", unavailableRetry)
@@ -328,17 +340,17 @@ func (l *RateLimit) refuse(w http.ResponseWriter, d *Decision, values *singles) 
 		w.Header().Set("Cache-Control", noStore)
 		l.Denied.ServeHTTP(w, d.in(d.Request))
 	case l.IETFDraft11:
-		p := *exceeded(&d.Result)
+		p := *exceeded(d.Result)
 		p.Type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 		p.ViolatedPolicies = []string{d.Result.Policy}
 		p.ready().serve(w, d.Request, values)
 	default:
-		exceeded(&d.Result).serve(w, d.Request, values)
+		exceeded(d.Result).serve(w, d.Request, values)
 	}
 }
 
 // exceeded returns the problem of a denial.
-func exceeded(res *ratelimit.Result) *problem {
+func exceeded(res ratelimit.Result) *problem {
 	if res.RetryAfter == ratelimit.Never {
 		return tooMuch
 	}
@@ -365,7 +377,7 @@ func DecisionOf(r *http.Request) (Decision, bool) {
 
 // undecided logs a request that the limiter did not decide on, and what became
 // of it. A client that has hung up is nobody's failure.
-func (l *RateLimit) undecided(o *occasional, d *Decision) {
+func (l RateLimit) undecided(o *occasional, d Decision) {
 	if d.Request.Context().Err() != nil {
 		return
 	}
@@ -379,7 +391,7 @@ func (l *RateLimit) undecided(o *occasional, d *Decision) {
 	l.warn(o, d.Request, "rate limit: not decided by its limiter: "+outcome, d.Err)
 }
 
-func (l *RateLimit) warn(o *occasional, r *http.Request, message string, err error) {
+func (l RateLimit) warn(o *occasional, r *http.Request, message string, err error) {
 	if skipped, now := o.now(); now {
 		l.Logger.LogAttrs(r.Context(), slog.LevelWarn, message,
 			slog.Any("error", err),

@@ -309,7 +309,7 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 	for i, m := range group {
 		v, _ := verdictOf(reply[verdictLen*i : verdictLen*(i+1)]) // of the right length
 		r := m.remote
-		res := v.result(0, demand{cost: int64(cost)}, r.limit, r.name, FromRedis)
+		res := r.result(v, 0, cost)
 		switch {
 		case !res.Allowed:
 			r.denials.rememberFrom(lead.denials, m.subject, cost, res, sent)

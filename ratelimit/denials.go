@@ -102,7 +102,9 @@ func (d *denials) recall(subject string, limit Limit, cost int) recalled {
 	res := entry.res
 	res.Source = FromCache
 	passed := now - entry.answered
-	res.at += passed.Microseconds()
+	if res.at != 0 {
+		res.at += passed.Microseconds()
+	}
 	passed = passed.Truncate(time.Microsecond)
 	if cost > 0 && passed > min(inFlight, entry.res.RetryAfter/2) && !entry.impatient.Load() {
 		entry.impatient.Store(true)

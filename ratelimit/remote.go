@@ -140,7 +140,7 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 	if out.err != nil {
 		return Result{}, failure(ctx, out.err)
 	}
-	res := out.verdict.result(out.i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
+	res := l.result(out.verdict, out.i, cost)
 	switch {
 	case !res.Allowed:
 		l.denials.remember(subject, cost, res, out.sent)
@@ -149,6 +149,17 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 		l.denials.forget(subject)
 	}
 	return res, nil
+}
+
+// result makes a Result of Redis's verdict on the i-th of several requests.
+func (l *remote) result(v verdict, i int64, cost int) Result {
+	res := v.result(i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
+	if l.clock == nil {
+		if off := time.Since(time.UnixMicro(v.now)); off.Abs() > time.Second {
+			res.at = 0
+		}
+	}
+	return res
 }
 
 // blocked is the denial of a limit of 0.

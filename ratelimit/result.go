@@ -45,7 +45,9 @@ type Result struct {
 
 // ResetAt is the time at which the full quota is back, on the clock of whoever
 // decided. All decisions of one fixed window give exactly the same time; adding
-// ResetAfter to a clock of one's own would make it wobble.
+// ResetAfter to a clock of one's own would make it wobble. If the clocks of Redis and of
+// this server differ by more than a second, it is on that of this server, so that it goes
+// with the Date of a response.
 func (r Result) ResetAt() time.Time {
 	if r.at == 0 {
 		return time.Now().Add(r.ResetAfter)

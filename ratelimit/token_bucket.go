@@ -108,7 +108,7 @@ func (l *TokenBucket) reserve(ctx context.Context, key string, cost int, patienc
 	if err != nil {
 		return Result{}, failure(ctx, err)
 	}
-	res := v.result(0, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
+	res := l.result(v, 0, cost)
 	if res.Allowed {
 		res.RetryAfter = time.Duration(v.retry) * time.Microsecond
 		res.receipt = l.newReceipt(subject, k.rule, cost, v, 0)

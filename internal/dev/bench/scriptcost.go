@@ -39,11 +39,16 @@ func scriptWorks() []scriptWork {
 		}
 		return c.PExpire(ctx, key, time.Hour).Err()
 	}
+	var periods string // the ends of four days, as a quota tells them
+	for i := range int64(4) {
+		periods += fmt.Sprint(time.Now().UnixMilli()+(i-1)*24*time.Hour.Milliseconds(), ",")
+	}
 	return []scriptWork{
 		{name: "nothing", source: "return 1"},
-		{name: "sliding window", source: scripts.SlidingWindow.Source, args: []any{limit, 2001, window}},
-		{name: "fixed window", source: scripts.FixedWindow.Source, args: []any{limit, 999}},
-		{name: "token bucket", source: scripts.TokenBucket.Source, args: []any{limit, 11_002, window}},
+		{name: "sliding window", source: scripts.Get("limit/sliding.lua").Source(), args: []any{limit, 2001, window}},
+		{name: "fixed window", source: scripts.Get("limit/fixed.lua").Source(), args: []any{limit, 999}},
+		{name: "token bucket", source: scripts.Get("limit/bucket.lua").Source(), args: []any{limit, 11_002, window}},
+		{name: "quota", source: scripts.Get("limit/quota.lua").Source(), args: []any{limit, periods}},
 		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, lifetime, idle, ""}, before: put},
 		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "", "", "", lifetime, idle, ""}, before: put},
 	}
