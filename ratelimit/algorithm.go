@@ -52,7 +52,7 @@ type bounds struct {
 	spend    int64 // permits in one call
 }
 
-// arguments are what scripts are told of a limit besides its requests.
+// arguments are the arguments of a limit's scripts, besides its requests.
 type arguments struct {
 	ttl    any
 	window any // "": it is not used

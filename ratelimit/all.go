@@ -94,8 +94,8 @@ func canSettle(l Limiter) bool {
 //
 // The result is a [Settler] and a [LocalTaker], and resets, as far as limiters do.
 // It is an error if more than one of them is no Settler (that one is asked last),
-// or if two of them would share their keys. Their Config.OnDecision is told of
-// what is allowed, and of denials if they deny.
+// or if two of them would share their keys. Each Config.OnDecision is called
+// for what is allowed, and for the denials of its own limiter.
 func All(limiters ...Limiter) (Limiter, error) {
 	var errs []error
 	a := &allOf{}
@@ -255,7 +255,7 @@ func (m member) joins(o member) bool {
 }
 
 func sameClient(a, b redis.UniversalClient) (same bool) {
-	// An implementation of one's own may not be comparable.
+	// A client type from outside may not be comparable.
 	defer func() { _ = recover() }()
 	return a == b
 }

@@ -20,9 +20,9 @@ const breakerPeriod = time.Second
 // [Config.Breaker]. A Breaker must be made by [NewBreaker].
 //
 // Only silence counts: a timeout, a broken or refused connection. An error that
-// Redis answers with (OOM, READONLY, LOADING, WRONGTYPE, CLUSTERDOWN) cost nobody
-// a wait, and may concern one key or one slot only. Nor does a caller count who
-// gave up.
+// Redis answers with (OOM, READONLY, LOADING, WRONGTYPE, CLUSTERDOWN) made no caller
+// wait, and may concern one key or one slot only. A caller that gave up does not
+// count either.
 type Breaker struct {
 	circuit *gobreaker.TwoStepCircuitBreaker[struct{}]
 	// open spares the common case gobreaker's lock. While the circuit is closed,
@@ -62,11 +62,11 @@ func newBreaker(name string, logger *slog.Logger) *Breaker {
 	return b
 }
 
-// errGaveUp is what the breaker is told of a call whose caller gave up.
+// errGaveUp stands for the outcome of a call whose caller gave up.
 var errGaveUp = errors.New("the caller gave up")
 
-// ask calls f if Redis may be asked, and goes by what came of it; also if a hook of the
-// client panics, which tells nothing about Redis.
+// ask calls f if Redis may be asked, and records the outcome. A panic in a hook of the
+// client says nothing about Redis and does not count.
 func (b *Breaker) ask(ctx context.Context, f func() error) (err error) {
 	permission, err := b.allow()
 	if err != nil {

@@ -22,15 +22,15 @@ var (
 	releaseScript = scripts.Get("limit/release.lua")
 )
 
-// ErrLeaseLost is returned by Release of a Lease whose place had been given to somebody else,
-// or may have been: it was not renewed in time.
+// ErrLeaseLost is returned by Release of a Lease that was not renewed in time: its place may
+// have been given away.
 var ErrLeaseLost = errors.New("ratelimit: lease lost")
 
 // Concurrency allows a key at most n leases at once, over all servers: requests
 // that run, jobs, connections. A lease is renewed while its holder lives, and ends
-// by itself [Config.Lease] after its server crashed or lost Redis. It is not a
-// lock: during such a loss, somebody else may be given the place of a lease that
-// is still in use. The zero value is not usable; see [NewConcurrency].
+// by itself [Config.Lease] after its server crashes or loses Redis. It is not a
+// lock: while Redis is away, the place of a lease that is still in use may be given
+// to another holder, see [Lease.Lost]. The zero value is not usable; see [NewConcurrency].
 type Concurrency struct {
 	name   string
 	prefix string // of keys, brace included
@@ -97,8 +97,8 @@ func (l *Lease) Lost() <-chan struct{} { return l.lost }
 
 // Acquire takes a place of key, or returns a nil Lease and the denial. The Lease
 // is renewed until Release, or until ctx is done: then it ends within Config.Lease.
-// In the Result, the Limit's Window is Config.Lease. When a place will be free
-// nobody knows: RetryAfter is one second.
+// In the Result, the Limit's Window is Config.Lease. When a place will be free is
+// not known: RetryAfter is one second.
 //
 // Errors are [ErrEmptyKey], [ErrUnavailable], and that of a context that is done.
 // Then the place may be taken all the same, and ends by itself.

@@ -46,7 +46,7 @@ type Config struct {
 	// crashed. It is renewed three times as often. Default 15s, at least 100ms.
 	Lease time.Duration
 
-	// Logger is told when the limiter's own Breaker opens and closes, not of
+	// Logger gets a line when the limiter's own Breaker opens and closes, none for
 	// requests. nil: silent.
 	Logger *slog.Logger
 
@@ -54,7 +54,7 @@ type Config struct {
 	OnDecision func(Decision)
 }
 
-// Decision is what Config.OnDecision is told.
+// Decision is the argument of Config.OnDecision.
 type Decision struct {
 	Key    string // as given to Take
 	Cost   int    // as given to Take

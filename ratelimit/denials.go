@@ -21,7 +21,7 @@ type denials struct {
 // not change, but for impatient.
 type denial struct {
 	cost     int
-	answered time.Duration // what res tells counts from here
+	answered time.Duration // the durations in res count from here
 	expires  time.Duration // it denies until here
 	res      Result
 
@@ -60,7 +60,7 @@ func (d *denials) remember(subject string, cost int, res Result, sent time.Durat
 	s.mu.Unlock()
 }
 
-// rememberFrom is remember with a time sent that another's clock has told.
+// rememberFrom is remember with a time sent by the clock of o.
 func (d *denials) rememberFrom(o *denials, subject string, cost int, res Result, sent time.Duration) {
 	d.remember(subject, cost, res, d.now()-(o.now()-sent))
 }
@@ -69,8 +69,8 @@ func (d *denials) rememberFrom(o *denials, subject string, cost int, res Result,
 type recalled struct {
 	denies bool
 	res    Result // if it denies
-	// impatient: the key was denied, came back before it was told to, and is not denied
-	// from memory any more.
+	// impatient says that the key came back before its RetryAfter was over. It is set once
+	// the denial is no longer remembered.
 	impatient bool
 }
 

@@ -12,10 +12,10 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
-// joiner makes one call of the Takes of one key that arrive while another is
-// under way: it asks for n grants, and Redis gives k of them. So a key that many
-// ask for at once costs one script per round trip, not one per request. A Take
-// that is alone goes its way on its own goroutine, and pays two locks.
+// joiner coalesces concurrent Takes: those that arrive during a call for their key go out
+// together as the next call, which asks for n grants and gets k of them. So a hot key costs
+// one script per round trip, not one per request. A Take that is alone makes its own call on
+// its own goroutine, at the price of two locks.
 type joiner struct {
 	seed   maphash.Seed
 	yield  roundtrip.Yield
@@ -48,8 +48,8 @@ const (
 	crowded  = 24
 )
 
-// maxGather bounds how long those who wait are kept for others to join: it is less
-// than a call takes.
+// maxGather bounds how long waiting Takes are kept for others to join them: it is less than
+// a call takes.
 const maxGather = 50 * time.Microsecond
 
 // waiter is a Take that waits for the next call.
@@ -102,7 +102,7 @@ type answer struct {
 // do has c decide about one request, alone or together with others. A call must
 // return within timeout, and so does do: one that arrives during a call waits for
 // the rest of that one's time, and then for what is left of its own. A joined call
-// is nobody's: it does not end with the context of any of those who wait for it.
+// does not end with the context of any Take that waits for it.
 func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c caller) outcome {
 	s := &j.shards[maphash.String(j.seed, k.key)%uint64(len(j.shards))]
 	s.mu.Lock()
@@ -147,7 +147,7 @@ func (j *joiner) do(ctx context.Context, timeout time.Duration, k flightKey, c c
 	return w.collect()
 }
 
-// next returns those who wait, nil if nobody does. The shard is locked.
+// next returns the Takes that wait, or nil. The shard is locked.
 func (f *flight) next() []*waiter {
 	group := f.waiting
 	f.waiting = nil
@@ -162,7 +162,7 @@ func (s *joinShard) land(f *flight, k flightKey) {
 	}
 }
 
-// fly makes calls for group and then for those who wait, until nobody does.
+// fly makes calls for group and then for the Takes that wait, until there are none.
 func (s *joinShard) fly(yield *roundtrip.Yield, f *flight, group []*waiter, timeout time.Duration, k flightKey, c caller) {
 	for group != nil {
 		decideAll(group, timeout, k, c)
@@ -175,8 +175,8 @@ func (s *joinShard) fly(yield *roundtrip.Yield, f *flight, group []*waiter, time
 	}
 }
 
-// gather lets those whom a call has woken go on, since some may come back at once: up
-// to n of them, as long as more do.
+// gather lets the Takes that a call has answered go on, since their callers may Take again
+// at once: it waits for up to n of them, as long as more arrive.
 func (s *joinShard) gather(yield *roundtrip.Yield, f *flight, n int) {
 	started := time.Now()
 	for idle, before := 0, 0; idle < 8 && yield.Now(); idle++ {

@@ -30,8 +30,8 @@ func newSubjects(secret []byte) subjects {
 	return subjects{seal.NewDigest(secret, "ratelimit subject")}
 }
 
-// subject returns the subject of a key. With a secret it tells nothing about the key, and
-// nobody can find out by guessing which keys there are.
+// subject returns the subject of a key. With a secret it reveals nothing about the key, and
+// guesses at keys cannot be confirmed.
 func (s subjects) subject(key string) string {
 	if s.digest == nil {
 		return escapeSubject(key)

@@ -98,8 +98,8 @@ func checkTake(key string, cost int) error {
 	return nil
 }
 
-// Unlimited is a Limiter that allows everything, asks nobody, and has no limit to report:
-// the plan of those who have none.
+// Unlimited is a Limiter that allows everything, without asking Redis and without a limit to
+// report: the plan of customers who have none.
 var Unlimited Limiter = unlimited{}
 
 type unlimited struct{}

@@ -9,16 +9,16 @@ import (
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
-// Penalty bans a key that does not wait: for longer and longer, on all servers. The zero
-// value bans nobody.
+// Penalty bans keys that do not wait, for longer and longer, on all servers. The zero value
+// bans none.
 //
-// A strike is a denial of a key that was denied before and comes back before the time that
-// it was told to wait for. Who waits for RetryAfter makes none, and nor do requests that
-// were under way when the denial came: those within half a second of it, or within half of
-// that time. There is at most one strike in as long, however many requests come. During a
+// A strike is a denial of a key that was denied before and came back before its RetryAfter
+// was over. A client that waits makes none. Requests within half a second of a denial, or
+// within half of its RetryAfter if that is less, were under way already and make none
+// either; so there is at most one strike in that time, however many requests come. During a
 // ban nothing is allowed or counted, and RetryAfter is its end. Reset lifts it. Strikes and
-// bans hold under the limit that they came from. A limiter with a Penalty inside [All] is
-// asked on its own.
+// bans hold only under the limit that they came from. [All] asks a limiter with a Penalty on
+// its own.
 type Penalty struct {
 	Strikes int           // denials that lead to a ban; 0: no bans
 	First   time.Duration // length of the first ban, each is twice as long as the last; default one minute

@@ -174,7 +174,7 @@ func (e *engine) newReceipt(subject string, r rule, cost int, v verdict, i int64
 // call is what a joiner asks for.
 type call struct {
 	*remote
-	impatient bool // the key came back before it was told to, see penalty.lua
+	impatient bool // the key came back before its RetryAfter was over, see penalty.lua
 }
 
 // most is how many equal requests one call may decide.
@@ -217,7 +217,7 @@ func (c call) run(ctx context.Context, k flightKey, n int64) (verdict, error) {
 	return unpack(reply)
 }
 
-// verdictLen is how many numbers a script tells a verdict by.
+// verdictLen is the number of numbers in a script's reply.
 const verdictLen = 7
 
 // unpack returns the verdict in a reply of a script that decides.
@@ -244,7 +244,7 @@ func unpack(reply any) (verdict, error) {
 	return verdictOf(numbers[:])
 }
 
-// verdictOf is the verdict that numbers tell.
+// verdictOf reads a verdict from the numbers of a reply.
 func verdictOf(numbers []int64) (verdict, error) {
 	if len(numbers) != verdictLen {
 		return verdict{}, fmt.Errorf("a reply of %d numbers", len(numbers))
@@ -260,7 +260,7 @@ func (l *remote) redisKey(subject string) string { return l.prefix + subject + "
 // recordKey is the key of what a Penalty knows, in the same slot.
 func (l *remote) recordKey(subject string) string { return l.redisKey(subject) + ":ban" }
 
-// ttl is what scripts are told of the life of what they write.
+// ttl is the argument for how long what a script writes is kept.
 func (l *remote) ttl() any {
 	switch {
 	case l.args.ends != nil:

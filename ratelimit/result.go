@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Source tells who made a decision.
+// Source says who made a decision.
 type Source uint8
 
 const (
@@ -43,11 +43,10 @@ type Result struct {
 	receipt *receipt // for what was spent; nil if nothing was
 }
 
-// ResetAt is the time at which the full quota is back, on the clock of whoever
-// decided. All decisions of one fixed window give exactly the same time; adding
-// ResetAfter to a clock of one's own would make it wobble. If the clocks of Redis and of
-// this server differ by more than a second, it is on that of this server, so that it goes
-// with the Date of a response.
+// ResetAt is the time at which the full quota is back, by the clock that decided. All
+// decisions of one fixed window give exactly the same time; adding ResetAfter to this
+// server's clock would make it wobble. If Redis's clock differs from this server's by more
+// than a second, ResetAt is by this server's, to go with the Date of a response.
 func (r Result) ResetAt() time.Time {
 	if r.at == 0 {
 		return time.Now().Add(r.ResetAfter)

@@ -13,11 +13,11 @@ var ErrNever = errors.New("ratelimit: cost exceeds the limit")
 // Wait takes cost permits of key as soon as l allows it. It is for outgoing calls
 // and workers, not for requests of clients, who would have to be kept waiting.
 //
-// Of a [TokenBucket] it takes the permits at once, in the order of arrival on all servers,
-// and returns when they are there: whoever needs many does not starve beside others who need
-// one. Up to one window's worth can be taken ahead. If ctx ends before, they are given back.
-// Elsewhere, and beyond that, Wait tries again after RetryAfter and up to a tenth more, and
-// those who wait have no order.
+// From a [TokenBucket] it takes the permits at once, in the order of arrival over all
+// servers, and returns when they are due: a caller that needs many does not starve beside
+// callers that need one. At most one window's worth is taken ahead. If ctx ends first, the
+// permits are given back. From other limiters, and beyond that bound, Wait tries again after
+// RetryAfter and up to a tenth more, in no order.
 //
 // It returns at once, with the denial and [context.DeadlineExceeded], if the context's
 // deadline comes before the permits; and with [ErrNever] if no wait would help. Errors of
