@@ -12,7 +12,7 @@ import (
 	"github.com/gatehouse-go/gatehouse/session"
 )
 
-// A KeyFunc tells whom a limit counts: requests with the same key share it.
+// A KeyFunc names who a limit counts: requests with the same key share it.
 //
 // An error means that there is no key; it wraps [ErrNoKey] if that is because
 // of what the request says, or does not say, about its sender. There is never a
@@ -21,13 +21,13 @@ import (
 type KeyFunc func(*http.Request) (string, error)
 
 // ErrNoKey is wrapped by the errors of a [KeyFunc] and of an [IPStrategy] that
-// find nothing in the request to tell its client by. [RateLimit] answers it
+// find nothing in the request that identifies its client. [RateLimit] answers it
 // with 400 and [FirstOf] goes on to the next function.
 var ErrNoKey = errors.New("middleware: the request does not tell who sent it")
 
-// ByIP counts by client address, as strategy tells it: an IPv4 address alone,
-// IPv6 addresses by their /64, which is what one customer gets, and from which
-// he can choose 2⁶⁴ addresses.
+// ByIP counts by client address, as strategy finds it: an IPv4 address alone,
+// IPv6 addresses by their /64, which is what one customer gets, with 2⁶⁴ addresses
+// to choose from.
 func ByIP(strategy IPStrategy) KeyFunc {
 	return func(r *http.Request) (string, error) {
 		ip, err := strategy(r)
@@ -65,7 +65,7 @@ func ByUser(manager *session.Manager) KeyFunc {
 	}
 }
 
-// UserKey is the key of [ByUser] for a user, to look at her limit or reset it.
+// UserKey is the key of [ByUser] for a user, to look at the user's limit or reset it.
 func UserKey(userID string) string { return "user:" + userID }
 
 // BySession counts by session. A visitor whose session is not stored yet has no
@@ -126,7 +126,7 @@ func ByRoute(r *http.Request) (string, error) {
 }
 
 // Join counts by all of keys together: Join(ByRoute, ByUser(m)) gives each user
-// a limit of her own for each route. No two lists of parts make the same key.
+// a limit per route. No two lists of parts make the same key.
 // It has a key only if all of them have.
 func Join(keys ...KeyFunc) KeyFunc {
 	return func(r *http.Request) (string, error) {

@@ -58,8 +58,8 @@ type RateLimit struct {
 	// LimiterFor chooses the limiter of a request, such as by the plan of the user:
 	// limiters made by With share what has been spent, and [ratelimit.Unlimited] allows
 	// everything. If LimiterFor is nil or returns nil, nil, Limiter decides. If it returns
-	// an error, or an interface that holds a nil pointer, nobody knows the limit: the
-	// request is refused with 503, and the Logger gets a line.
+	// an error, or an interface that holds a nil pointer, the request is refused with
+	// 503, and the Logger gets a line.
 	LimiterFor func(*http.Request) (ratelimit.Limiter, error)
 
 	// Cost is the number of permits that a request takes; nil: 1. A cost of 0
@@ -68,7 +68,7 @@ type RateLimit struct {
 	// if unknown.
 	Cost func(*http.Request) int
 
-	// CountIf tells by the status of the response whether the request counts: a
+	// CountIf decides by the status of the response whether the request counts: a
 	// login form counts what fails. If it does not, its permits are given back
 	// before the header is sent, in one more round trip; the fields describe the
 	// limit as it was before. A handler that panics has its request counted.
@@ -376,7 +376,7 @@ func DecisionOf(r *http.Request) (Decision, bool) {
 }
 
 // undecided logs a request that the limiter did not decide on, and what became
-// of it. A client that has hung up is nobody's failure.
+// of it. A client that has hung up is no failure.
 func (l RateLimit) undecided(o *occasional, d Decision) {
 	if d.Request.Context().Err() != nil {
 		return

@@ -227,7 +227,6 @@ func hold(client redis.UniversalClient, a algorithm, script *scripts.Script, n i
 	return nil
 }
 
-
 // What must hold: for every trailing window, at microsecond steps, admitted ≤ limit; and
 // whatever has room is admitted. All three scripts decide as the Go functions do.
 func TestDecisionsMatchTheOracle(t *testing.T) {

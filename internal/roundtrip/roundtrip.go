@@ -53,7 +53,7 @@ type Sender struct {
 	timeout time.Duration
 
 	// bounded is client, made to give up reading and writing after timeout; nil if
-	// it cannot be. With it, a caller may wait for a command himself.
+	// it cannot be. With it, a caller may wait for a command itself.
 	bounded *redis.Client
 	// cached tells that the client caches reads in process, and cache in what; it
 	// is nil if the client keeps that to itself.
@@ -222,7 +222,7 @@ func run[T any](ctx context.Context, s *Sender, script *scripts.Script, numKeys,
 	return result()
 }
 
-// command is a command of ours. Before a caller waits for it himself, it is
+// command is a command of ours. Before a caller waits for it itself, it is
 // bound to a client that gives up in time.
 type command interface {
 	redis.Cmder
@@ -351,7 +351,7 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 	}
 }
 
-// alone makes a call on the goroutine of its caller, on a lane that he has taken.
+// alone makes a call on the goroutine of its caller, which has taken a lane.
 func (s *Sender) alone(ctx context.Context, cmd command) error {
 	ctx, cancel := s.detach(ctx)
 	defer func() { // also if a hook panics
@@ -379,9 +379,8 @@ func (s *Sender) answer(cmd command) error {
 	return err
 }
 
-// patient tells whether a caller can be made to wait for as long as the client
-// does. One who cancels ctx meanwhile is not let go before that; while Redis
-// answers he does not notice.
+// patient reports whether a caller may wait for as long as the client does. If its ctx is
+// cancelled meanwhile it is not let go before that, which does not show while Redis answers.
 func (s *Sender) patient(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	return !ok || time.Until(deadline) >= s.timeout
