@@ -130,8 +130,9 @@ type Decision struct {
 	limiter ratelimit.Limiter
 }
 
-// Settle makes cost what the request has taken, once it is known: see
-// [ratelimit.Settler]. It does nothing if nobody counted the request.
+// Settle changes what the request has spent to cost, once that is known: see
+// [ratelimit.Settler]. Of ctx it uses only the values, so that a client who hangs up is
+// charged all the same. It does nothing if no limiter counted the request.
 func (d Decision) Settle(ctx context.Context, cost int) error {
 	if !d.decided() {
 		return nil

@@ -151,14 +151,8 @@ var (
 // remoteOf returns the limiter over Redis that l is, below any Keyed, or nil.
 func remoteOf(l Limiter) *remote {
 	switch l := l.(type) {
-	case *SlidingWindow:
-		return &l.remote
-	case *FixedWindow:
-		return &l.remote
-	case *TokenBucket:
-		return &l.remote
-	case *Quota:
-		return &l.remote
+	case interface{ overRedis() *remote }:
+		return l.overRedis()
 	case *keyed:
 		return remoteOf(l.limiter)
 	}

@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
+
+var fleetFor = flag.Duration("ratelimit.fleet", 1500*time.Millisecond, "length of TestFleet")
 
 const fleetEnv = "GATEHOUSE_TEST_FLEET"
 
@@ -85,7 +88,7 @@ func TestFleet(t *testing.T) {
 	server := redistest.Shared(t)
 	order := fleetOrder{
 		Addr: server.Addr(), Name: fmt.Sprintf("fleet-%x", rand.Uint64()),
-		Limit: Limit{20, 37 * time.Millisecond}, Keys: 5, For: 1500 * time.Millisecond,
+		Limit: Limit{20, 37 * time.Millisecond}, Keys: 5, For: *fleetFor,
 	}
 	if testing.Short() {
 		order.For /= 10

@@ -93,6 +93,9 @@ func (e *engine) with(limit Limit) (remote, error) {
 	return e.remote(limit), nil
 }
 
+// overRedis is a method of all limiters over Redis, and of no other type.
+func (l *remote) overRedis() *remote { return l }
+
 // Name returns the name that the limiter was made with, the Policy of its results.
 func (l *remote) Name() string { return l.name }
 

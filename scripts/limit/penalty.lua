@@ -18,9 +18,9 @@
 -- counted, so that its end stays where a client was told it is. The record holds for one
 -- limit only: another one's limit begins anew.
 --
--- A denial is a strike if the key was denied before and comes back before the time that it
+-- A denial is a strike if the key was denied before and came back before the time that it
 -- was told to wait for. What follows a denial within half a second, or half of that time,
--- was under way already: it is no strike.
+-- was under way already and is no strike.
 local call = redis.call
 local function pack(_, ...) return {...} end
 local algorithms = {
@@ -253,19 +253,31 @@ local left = math.min(untilTime - now, longest) -- the clock may have stepped ba
 if left > 0 then
   return {0, 0, cost > limit and -1 or left, left, now, 0, 0}
 end
-local verdict = algorithms[ARGV[6]](KEYS[1], limit, ARGV[2], ARGV[3], cost, n, explicit, false)
-if not verdict.err and verdict[1] < n and cost > 0 and cost <= limit then
-  local early = now < wait and now - denied > math.min(500000, (wait - denied) / 2)
-  local isStrike = early or ARGV[11] == '1' and denied > 0
-  left = 0
-  if isStrike then strikes = strikes + 1 end
-  if isStrike or now >= wait then denied, wait = now, now + verdict[3] end
-  if strikes >= tonumber(ARGV[7]) then
-    left = math.min(ARGV[8] * 2 ^ bans, longest)
-    bans, strikes, denied, wait = math.min(bans + 1, 60), 0, 0, 0
-    verdict[3], verdict[4] = math.max(verdict[3], left), math.max(verdict[4], left)
-  end
+local function save()
   call('SET', KEYS[2], string.format('%.0f:%d:%d:%.0f:%.0f:%.0f', now + left, bans, strikes, denied, wait, limit),
     'PX', math.ceil((math.max(left, wait - now) + ARGV[10]) / 1000))
+end
+local function strike()
+  strikes, denied, wait = strikes + 1, 0, 0
+  if strikes >= tonumber(ARGV[7]) then
+    left = math.min(ARGV[8] * 2 ^ bans, longest)
+    bans, strikes = math.min(bans + 1, 60), 0
+  end
+  return left > 0
+end
+left = 0
+if cost > 0 and ARGV[11] == '1' and denied > 0 then
+  local banned = strike()
+  save()
+  if banned then return {0, 0, cost > limit and -1 or left, left, now, 0, 0} end
+end
+local verdict = algorithms[ARGV[6]](KEYS[1], limit, ARGV[2], ARGV[3], cost, n, explicit, false)
+if not verdict.err and verdict[1] < n and cost > 0 and cost <= limit then
+  if now < wait and now - denied > math.min(500000, (wait - denied) / 2) and strike() then
+    verdict[3], verdict[4] = math.max(verdict[3], left), math.max(verdict[4], left)
+  elseif now >= wait then
+    denied, wait = now, now + verdict[3]
+  end
+  save()
 end
 return verdict
