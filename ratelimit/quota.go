@@ -165,18 +165,28 @@ func (c calendar) begin(t time.Time, by int) time.Time {
 	return of(by)
 }
 
-// midnight is when a day begins, which is not at 0 o'clock where clocks are set forward
-// then: there is no such time, and time.Date returns one before or after it.
+// midnight is when a day begins. That is not at 0 o'clock where clocks are set forward then,
+// nor on that day where the date line was moved: there is no such time, and time.Date returns
+// one before or after the change.
 func midnight(year int, month time.Month, day int, zone *time.Location) time.Time {
+	want := time.Date(year, month, day, 0, 0, 0, 0, time.UTC)
 	t := time.Date(year, month, day, 0, 0, 0, 0, zone)
-	if t.Hour() == 0 {
-		return t
-	}
-	if from, to := t.ZoneBounds(); t.Hour() >= 12 {
+	from, to := t.ZoneBounds()
+	_, offset := t.Zone()
+	switch wall := t.Add(time.Duration(offset) * time.Second); {
+	case wall.Before(want):
 		return to
-	} else {
+	case wall.After(want):
 		return from
 	}
+	// Where clocks are set back over midnight it comes twice: the first one counts.
+	if !from.IsZero() {
+		_, before := from.Add(-time.Nanosecond).Zone()
+		if first := want.Add(-time.Duration(before) * time.Second); first.Before(from) && first.Before(t) {
+			return first.In(zone)
+		}
+	}
+	return t
 }
 
 // quotaState is a counter and the end of its period in ms.

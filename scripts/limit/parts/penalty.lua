@@ -1,7 +1,7 @@
 -- Decides by one policy, and bans keys that do not wait for as long as they are told to.
 --
 -- KEYS[1]   the key
--- KEYS[2]   its record, in the same slot: "banned until:bans:strikes:denied at:wait until"
+-- KEYS[2]   its record, in the same slot: "banned until:bans:strikes:denied at:wait until:limit"
 -- ARGV[1-5] limit, ttl, window, cost and n, as in the script of the algorithm
 -- ARGV[6]   algorithm: its word in keys
 -- ARGV[7]   strikes    that lead to a ban
@@ -14,27 +14,30 @@
 --
 -- Reply: the seven numbers of that script, as an array. During a ban nothing is granted or
 -- counted, so that its end stays where a client was told it is. The record holds for one
--- limit only: another one's limit begins anew.
+-- limit only: another limit begins anew, with a record once a ban under the first is over.
 --
 -- A denial is a strike if the key was denied before and came back before the time that it
 -- was told to wait for. What follows a denial within half a second, or half of that time,
--- was under way already and is no strike.
+-- was under way already and is no strike, also if another server has seen it come early.
 -- include _algorithms.lua
 local cost, n, explicit = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[12])
 local now, limit, longest = explicit, tonumber(ARGV[1]), tonumber(ARGV[9])
 -- include _now.lua
 local record = call('GET', KEYS[2]) or ''
 local untilTime, bans, strikes, denied, wait, of = string.match(record, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
+local kept = of and tonumber(of) ~= limit and untilTime + 0 > now
 if tonumber(of) ~= limit then untilTime, bans, strikes, denied, wait = 0, 0, 0, 0, 0 end
 untilTime, bans, strikes, denied, wait = untilTime + 0, bans + 0, strikes + 0, denied + 0, wait + 0
-local left = math.min(untilTime - now, longest) -- the clock may have stepped back
+local left = math.min(untilTime - now, longest, ARGV[8] * 2 ^ (bans - 1)) -- the clock may have stepped back
 if left > 0 then
   return {0, 0, cost > limit and -1 or left, left, now, 0, 0}
 end
 local function save()
-  call('SET', KEYS[2], string.format('%.0f:%d:%d:%.0f:%.0f:%.0f', now + left, bans, strikes, denied, wait, limit),
+  if kept then return end
+  call('SET', KEYS[2], string.format('%.0f:%d:%d:%.0f:%.0f:%.0f', left > 0 and now + left or 0, bans, strikes, denied, wait, limit),
     'PX', math.ceil((math.max(left, wait - now) + ARGV[10]) / 1000))
 end
+local function apart() return denied > 0 and now - denied > math.min(500000, (wait - denied) / 2) end
 local function strike()
   strikes, denied, wait = strikes + 1, 0, 0
   if strikes >= tonumber(ARGV[7]) then
@@ -44,14 +47,14 @@ local function strike()
   return left > 0
 end
 left = 0
-if cost > 0 and ARGV[11] == '1' and denied > 0 then
+if cost > 0 and ARGV[11] == '1' and apart() then
   local banned = strike()
   save()
   if banned then return {0, 0, cost > limit and -1 or left, left, now, 0, 0} end
 end
 local verdict = algorithms[ARGV[6]](KEYS[1], limit, ARGV[2], ARGV[3], cost, n, explicit, false)
 if not verdict.err and verdict[1] < n and cost > 0 and cost <= limit then
-  if now < wait and now - denied > math.min(500000, (wait - denied) / 2) and strike() then
+  if now < wait and apart() and strike() then
     verdict[3], verdict[4] = math.max(verdict[3], left), math.max(verdict[4], left)
   elseif now >= wait then
     denied, wait = now, now + verdict[3]
