@@ -303,7 +303,7 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 	for i, m := range group {
 		v, _ := verdictOf(reply[verdictLen*i : verdictLen*(i+1)]) // of the right length
 		r := m.remote
-		res := r.result(v, 0, cost)
+		res := r.result(v, 0, cost, r.denials.now()-(lead.denials.now()-sent))
 		switch {
 		case !res.Allowed:
 			r.denials.rememberFrom(lead.denials, m.subject, cost, res, sent)

@@ -16,7 +16,7 @@ func TestAllocations(t *testing.T) {
 	client := redistest.Shared(t).Client()
 	denied := newLimiter(t, sliding, client, "allocs denied", PerHour(1))
 	must(denied.Take(ctx, "user-1", 1))
-	local := must(NewLocal("local", PerHour(200_000), Config{}))
+	local := must(NewLocal("local", PerHour(1_000_000), Config{}))
 	localDenied := must(NewLocal("local", PerHour(1), Config{}))
 	must(localDenied.Take(ctx, "user-1", 1))
 	take := func(l Limiter, cost int) func() {
@@ -28,7 +28,7 @@ func TestAllocations(t *testing.T) {
 		f    func()
 	}{
 		{"remembered denial", 0, take(denied, 1)},
-		{"sliding window", 23, take(newLimiter(t, sliding, client, "allocs", PerHour(200_000)), 1)},
+		{"sliding window", 23, take(newLimiter(t, sliding, client, "allocs", PerHour(1_000_000)), 1)},
 		{"fixed window", 23, take(newLimiter(t, fixed, client, "allocs fixed", PerHour(1<<20)), 1)},
 		{"token bucket", 23, take(newLimiter(t, bucket, client, "allocs bucket", PerHour(1<<20)), 1)},
 		{"look", 22, take(newLimiter(t, fixed, client, "allocs fixed", PerHour(1<<20)), 0)},

@@ -15,8 +15,8 @@ type Limit struct {
 	Window   time.Duration // MinWindow to MaxWindow, in whole microseconds
 }
 
-// Bounds of a [Limit]. A SlidingWindow and a TokenBucket have lower ones of requests, 200,000
-// and 2²⁶. Scripts count in whole microseconds below 2⁵³, the integers that Lua's numbers
+// Bounds of a [Limit]. A SlidingWindow and a TokenBucket have lower ones of requests,
+// 1,000,000 and 2²⁶. Scripts count in whole microseconds below 2⁵³, the integers that Lua's numbers
 // hold: MaxWindow added to the time until the year 2235 stays below it.
 const (
 	MaxRequests = 1 << 50

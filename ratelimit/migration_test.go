@@ -26,7 +26,7 @@ func TestSlotMigration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const key = "gatehouse:rl:moving:{k}"
+	const key = "gatehouse:rl:sliding:moving:1h:{k}"
 	ctx := t.Context()
 	var allowed, failed atomic.Int64
 	nodes := cluster.Nodes()
@@ -127,7 +127,7 @@ func TestClusterDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodes := cluster.Nodes()
-	nodes[owner(t, nodes, "gatehouse:rl:down:{k}")].Kill()
+	nodes[owner(t, nodes, "gatehouse:rl:fixed:down:1h:{k}")].Kill()
 	for range 20 {
 		start := time.Now()
 		if res, err := l.Take(context.Background(), "k", 1); err == nil {

@@ -372,11 +372,11 @@ func families(seed uint64) []family {
 	r := rand.New(rand.NewPCG(seed, 0))
 	var all []family
 	for i := range n {
-		draw := func(requests int, longest float64) ratelimit.Limit {
-			us := 20_000 * math.Pow(longest/20_000, (float64(i)+r.Float64())/n)
+		draw := func(requests int) ratelimit.Limit {
+			us := 20_000 * math.Pow(100, (float64(i)+r.Float64())/n)
 			return ratelimit.Limit{Requests: requests, Window: time.Duration(us) * time.Microsecond}
 		}
-		f := family{limit: draw(1+r.IntN(20), 2e6), fixed: draw(20+r.IntN(80), 2e6), bucket: draw(20+r.IntN(80), 2e6)}
+		f := family{limit: draw(1 + r.IntN(20)), fixed: draw(20 + r.IntN(80)), bucket: draw(20 + r.IntN(80))}
 		f.plan = ratelimit.Limit{Requests: 1 + r.IntN(20), Window: f.limit.Window}
 		f.name = fmt.Sprintf("w%d-%dus", i, f.limit.Window.Microseconds())
 		if i%2 == 1 {

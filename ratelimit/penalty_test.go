@@ -1,14 +1,12 @@
 package ratelimit
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -16,333 +14,502 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
 
-func TestWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := must(NewLocal("wait", Limit{2, time.Second}, Config{}))
-		start := time.Now()
-		for i := range 6 {
-			if res, err := Wait(ctx, l, "k", 1); err != nil || !res.Allowed {
-				t.Fatal(res, err)
-			}
-			if got, want := time.Since(start), time.Duration(i/2)*time.Second; got < want || got > want+want/10 {
-				t.Errorf("permit %d after %v, want %v", i, got, want)
-			}
-		}
-		short, cancel := context.WithTimeout(ctx, time.Second/2)
-		defer cancel()
-		start = time.Now()
-		if res, err := Wait(short, l, "k", 1); !errors.Is(err, context.DeadlineExceeded) || res.RetryAfter != time.Second || time.Since(start) != 0 {
-			t.Errorf("a deadline too soon: %+v, %v after %v", res, err, time.Since(start))
-		}
-		cancelled, cancel := context.WithCancel(ctx)
-		time.AfterFunc(300*time.Millisecond, cancel)
-		if _, err := Wait(cancelled, l, "k", 1); !errors.Is(err, context.Canceled) || time.Since(start) != 300*time.Millisecond {
-			t.Errorf("cancelled: %v after %v", err, time.Since(start))
-		}
-		if _, err := Wait(ctx, l, "k", 3); !errors.Is(err, ErrNever) {
-			t.Errorf("cost above the limit: %v", err)
-		}
-		if _, err := Wait(ctx, l, "", 1); !errors.Is(err, ErrEmptyKey) {
-			t.Errorf("empty key: %v", err)
-		}
-	})
+// later is after a denial when nothing that comes was under way already.
+const later = inFlight + 200*time.Millisecond
+
+// guards are limiters with a Penalty, of one name on several servers, by one clock.
+type guards struct {
+	t       testing.TB
+	servers []Limiter
+	us      atomic.Int64
 }
 
-func TestPenalty(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
-		if b.Mini != nil {
-			b.Mini.SetTime(time.Now())
+// guard returns guards. Of a quota, the limit's requests hold per day. Its clock begins at
+// noon.
+func guard(t testing.TB, a algorithm, servers int, client redis.UniversalClient, limit Limit, p Penalty) *guards {
+	g := &guards{t: t}
+	g.us.Store(time.Now().UTC().Truncate(24 * time.Hour).Add(36 * time.Hour).UnixMicro())
+	name, cfg := fmt.Sprintf("penalty-%x", rand.Uint64()), Config{Timeout: 10 * time.Second, Penalty: p}
+	for range servers {
+		var l Limiter
+		switch a {
+		case sliding:
+			l = must(NewSlidingWindow(client, name, limit, cfg))
+		case fixed:
+			l = must(NewFixedWindow(client, name, limit, cfg))
+		case bucket:
+			l = must(NewTokenBucket(client, name, limit, cfg))
+		case quota:
+			l = must(NewQuota(client, name, limit.Requests, Day, time.UTC, cfg))
 		}
+		SetClock(l, g.us.Load)
+		g.servers = append(g.servers, l)
+	}
+	return g
+}
+
+func (g *guards) advance(d time.Duration) { g.us.Add(d.Microseconds()) }
+
+// take takes from a server, by Redis or from memory.
+func (g *guards) take(server int) Result {
+	g.t.Helper()
+	res, err := g.servers[server].Take(ctx, "k", 1)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return res
+}
+
+// ask is take by Redis.
+func (g *guards) ask(server int) Result {
+	g.t.Helper()
+	engineOf(g.servers[server]).denials.forget("k")
+	return g.take(server)
+}
+
+// provoke uses up the limit and makes n strikes, each of another server in turn. It returns
+// the last answer.
+func (g *guards) provoke(n int) (res Result) {
+	g.t.Helper()
+	for res = g.ask(0); res.Allowed; res = g.ask(0) {
+	}
+	for i := range n {
+		g.advance(later)
+		if res = g.ask(i % len(g.servers)); res.Allowed {
+			g.t.Fatalf("strike %d: %v", i+1, res)
+		}
+	}
+	return res
+}
+
+// A ban holds on all servers for as long as it says, then another one is twice as long. It is
+// of one key, and ends with Reset.
+func TestBansDouble(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		freezeMini(b)
 		for _, a := range algorithms {
 			t.Run(a.String(), func(t *testing.T) {
-				now := time.Now().Add(24 * time.Hour)
-				cfg := Config{Timeout: 10 * time.Second, Penalty: Penalty{
-					Strikes: 3, First: time.Minute, Longest: 3 * time.Minute, Memory: time.Hour,
-				}}
-				name, limit := fmt.Sprintf("penalty-%x", rand.Uint64()), Limit{2, time.Second}
-				make := map[algorithm]func() Limiter{
-					sliding: func() Limiter { return must(NewSlidingWindow(b.Client, name, limit, cfg)) },
-					fixed:   func() Limiter { return must(NewFixedWindow(b.Client, name, limit, cfg)) },
-					bucket:  func() Limiter { return must(NewTokenBucket(b.Client, name, limit, cfg)) },
-					quota:   func() Limiter { return must(NewQuota(b.Client, name, 2, Day, time.UTC, cfg)) },
-				}[a]
-				one, two := make(), make()
-				for _, l := range []Limiter{one, two} {
-					SetClock(l, func() int64 { return now.UnixMicro() })
+				unit := time.Minute
+				if a == quota {
+					unit = 24 * time.Hour // longer than the rest of a day
 				}
-				take := func(l Limiter) Result {
-					t.Helper()
-					engineOf(l).denials.forget("k")
-					return must(l.Take(ctx, "k", 1))
-				}
-				for _, ban := range []time.Duration{time.Minute, 2 * time.Minute, 3 * time.Minute, 3 * time.Minute} {
-					for strikes := 0; strikes < 2; {
-						if res := take(one); !res.Allowed {
-							if strikes++; res.RetryAfter > time.Second {
-								t.Fatalf("banned after %d strikes: %+v", strikes, res)
-							}
+				g := guard(t, a, 2, b.Client, Limit{2, 20 * time.Second}, Penalty{Strikes: 3, First: unit, Longest: 3 * unit})
+				for _, ban := range []time.Duration{unit, 2 * unit, 3 * unit, 3 * unit} {
+					if res := g.provoke(2); res.RetryAfter >= unit {
+						t.Fatalf("banned after two strikes: %v", res)
+					}
+					g.advance(later)
+					if res := g.ask(0); res.Allowed || res.RetryAfter != ban {
+						t.Fatalf("the third strike: %v, want a ban of %v", res, ban)
+					}
+					for range 5 { // trying does not prolong it
+						g.advance(ban / 10)
+						if res := g.ask(1); res.Allowed {
+							t.Fatalf("another server, within the ban: %v", res)
 						}
 					}
-					var res Result
-					for res = take(one); res.Allowed; res = take(one) {
+					g.advance(ban/2 - time.Microsecond)
+					if res := g.ask(1); res.Allowed || res.RetryAfter != time.Microsecond {
+						t.Fatalf("another server, at the end of the ban: %v", res)
 					}
-					if res.RetryAfter != ban {
-						t.Fatalf("banned for %v, want %v", res.RetryAfter, ban)
+					if res := must(g.servers[1].Take(ctx, "another", 1)); !res.Allowed && a != quota {
+						t.Fatalf("another key is banned: %v", res)
 					}
-					now = now.Add(ban - time.Microsecond)
-					for range 5 { // trying does not prolong it, here or elsewhere
-						if res := take(two); res.Allowed || res.RetryAfter != time.Microsecond {
-							t.Fatalf("within the ban: %+v", res)
-						}
-					}
-					if res := must(two.Take(ctx, "another", 1)); !res.Allowed {
-						t.Fatal("another key is banned")
-					}
-					now = now.Add(time.Microsecond)
-					if res := take(two); !res.Allowed {
-						t.Fatalf("after the ban: %+v", res)
+					g.advance(time.Microsecond)
+					if res := g.ask(1); !res.Allowed {
+						t.Fatalf("after the ban: %v", res)
 					}
 				}
-				// Forgotten: the next ban is the first. On a real server the clock of the
-				// test does not expire keys.
-				for range 3 {
-					for take(one).Allowed {
-					}
+				if res := g.provoke(3); res.RetryAfter != 3*unit {
+					t.Fatalf("no ban to lift: %v", res)
 				}
-				if err := one.(interface {
-					Reset(context.Context, string) error
-				}).Reset(ctx, "k"); err != nil {
+				if err := g.servers[0].(Resetter).Reset(ctx, "k"); err != nil {
 					t.Fatal(err)
 				}
-				if res := take(two); !res.Allowed || res.Remaining != 1 {
-					t.Fatalf("after Reset: %+v", res)
+				if res := g.ask(1); !res.Allowed || res.Remaining != 1 {
+					t.Fatalf("after Reset: %v", res)
 				}
-				all := must(All(one, newLimiter(t, fixed, b.Client, name+" all", PerHour(5))))
-				SetClock(all, func() int64 { return now.UnixMicro() })
-				if res := must(all.Take(ctx, "in all", 1)); !res.Allowed || res.Remaining != 1 {
-					t.Errorf("inside All: %+v", res)
+				if res := g.provoke(3); res.RetryAfter != unit {
+					t.Fatalf("the ban after Reset: %v, want %v", res, unit)
 				}
 			})
 		}
 		redistest.AssertAllTTL(t, b.Client)
 	})
-	if _, err := NewFixedWindow(redis.NewClient(&redis.Options{}), "p", PerHour(1), Config{Penalty: Penalty{First: time.Hour}}); err == nil {
-		t.Error("a Penalty without Strikes is accepted")
+}
+
+// By Redis's own clock strikes and bans are forgotten a Memory after the last one, and their
+// record expires.
+func TestBansAreForgotten(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		const ban, memory = time.Minute, time.Hour
+		l := must(NewFixedWindow(b.Client, "forgotten", PerMinute(2), Config{
+			Timeout: 10 * time.Second, Penalty: Penalty{Strikes: 2, First: ban, Memory: memory},
+		}))
+		b.Advance(t, 0)
+		record := l.recordKey("k")
+		strikes := func(n int) (res Result) {
+			t.Helper()
+			ask := func() Result {
+				l.denials.forget("k")
+				return must(l.Take(ctx, "k", 1))
+			}
+			for res = ask(); res.Allowed; res = ask() {
+			}
+			for range n {
+				b.Advance(t, later)
+				res = ask()
+			}
+			return res
+		}
+		near := func(what string, got, want time.Duration) {
+			t.Helper()
+			if (got - want).Abs() > 5*time.Second {
+				t.Errorf("%s: %v, want about %v", what, got, want)
+			}
+		}
+		near("first ban", strikes(2).RetryAfter, ban)
+		near("record of a ban", b.Client.PTTL(ctx, record).Val(), ban+memory)
+		b.Advance(t, ban+memory/2)
+		near("another ban within the memory", strikes(2).RetryAfter, 2*ban)
+		b.Advance(t, 2*ban+memory+time.Second)
+		if n := b.Client.Exists(ctx, record).Val(); n != 0 {
+			t.Error("the record outlives the memory")
+		}
+		near("one strike after the memory", strikes(1).RetryAfter, time.Minute-later)
+		near("record of a strike", b.Client.PTTL(ctx, record).Val(), time.Minute+memory)
+		b.Advance(t, time.Minute+memory+time.Second)
+		near("one strike, and another after the memory", strikes(1).RetryAfter, time.Minute-later)
+		b.Advance(t, later)
+		near("the strike after it", strikes(1).RetryAfter, ban)
+		redistest.AssertAllTTL(t, b.Client)
+	})
+}
+
+// patient returns a penalized limit's answer that bans, if a number of clients who share a
+// key, and whose requests are spread over the servers, get one within d although each waits
+// for RetryAfter, and up to lag longer.
+func patient(g *guards, clients int, d, window, lag time.Duration, r *rand.Rand) (ban Result, banned bool) {
+	next := make([]int64, clients) // when each comes next
+	for i := range next {
+		next[i] = g.us.Load() + r.Int64N(lag.Microseconds()+1)
+	}
+	for end := g.us.Load() + d.Microseconds(); ; {
+		first := 0
+		for i, at := range next {
+			if at < next[first] {
+				first = i
+			}
+		}
+		if next[first] > end {
+			return Result{}, false
+		}
+		g.us.Store(next[first])
+		res := g.take(r.IntN(len(g.servers)))
+		if res.RetryAfter > window {
+			return res, true
+		}
+		if !res.Allowed {
+			next[first] += res.RetryAfter.Microseconds() + r.Int64N(lag.Microseconds()+1)
+		}
 	}
 }
 
-func TestConcurrency(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
-		name := fmt.Sprintf("leases-%x", rand.Uint64())
-		servers := []*Concurrency{
-			must(NewConcurrency(b.Client, name, 10, Config{Timeout: 10 * time.Second})),
-			must(NewConcurrency(b.NewClient(t), name, 10, Config{Timeout: 10 * time.Second})),
+// Who waits for RetryAfter is never banned: neither alone nor among others behind one
+// address, through one server or several.
+func TestPatienceIsNotPunished(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	for _, a := range []algorithm{sliding, fixed, bucket} {
+		for _, test := range []struct {
+			clients, servers int
+			d, lag           time.Duration
+		}{
+			{1, 1, time.Hour, 0},
+			{1, 3, time.Hour, 20 * time.Millisecond},
+			{60, 1, 10 * time.Minute, 0},
+			{60, 1, 10 * time.Minute, 20 * time.Millisecond},
+			{60, 3, 10 * time.Minute, 20 * time.Millisecond},
+		} {
+			t.Run(fmt.Sprintf("%v, %d clients, %d servers, up to %v late", a, test.clients, test.servers, test.lag), func(t *testing.T) {
+				seed := rand.Uint64()
+				if testing.Short() {
+					test.d /= 10
+				}
+				g := guard(t, a, test.servers, client, PerSecond(2), Penalty{Strikes: 3})
+				start := g.us.Load()
+				if res, banned := patient(g, test.clients, test.d, time.Second, test.lag, rand.New(rand.NewPCG(seed, 0))); banned {
+					t.Errorf("seed %d: after %v: %v", seed, time.Duration(g.us.Load()-start)*time.Microsecond, res)
+				}
+			})
 		}
-		// Never more than ten at once, and all of them get their turn.
-		var (
-			wg             sync.WaitGroup
-			running, turns atomic.Int64
-		)
-		for i := range 50 {
-			wg.Go(func() {
-				for {
-					lease, res, err := servers[i%2].Acquire(ctx, "k")
-					if err != nil {
-						t.Error(err)
+	}
+}
+
+// page asks n times at once, spread over the servers, and returns how many were allowed and
+// the longest RetryAfter.
+func (g *guards) page(n int) (allowed int, retry time.Duration) {
+	var (
+		wg sync.WaitGroup
+		mu sync.Mutex
+	)
+	for i := range n {
+		wg.Go(func() {
+			res, err := g.servers[i%len(g.servers)].Take(ctx, "k", 1)
+			if err != nil {
+				g.t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if res.Allowed {
+				allowed++
+			}
+			retry = max(retry, res.RetryAfter)
+		})
+	}
+	wg.Wait()
+	return allowed, retry
+}
+
+// A page of many parallel requests is no strike. If it is loaded again too early, that is
+// one, however many servers its requests come to and whatever they remember.
+func TestABurstIsOneStrike(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	for _, a := range []algorithm{sliding, fixed, bucket} {
+		for _, servers := range []int{1, 3} {
+			t.Run(fmt.Sprintf("%v, %d servers", a, servers), func(t *testing.T) {
+				g := guard(t, a, servers, client, Limit{20, 5 * time.Minute}, Penalty{Strikes: 3, First: time.Hour})
+				if allowed, retry := g.page(60); allowed != 20 || retry > 5*time.Minute {
+					t.Fatalf("the first page: %d allowed, retry after %v", allowed, retry)
+				}
+				start := g.us.Load()
+				for strikes := 1; ; strikes++ {
+					for range 3 { // the servers remember, are asked early, forget
+						g.advance(600 * time.Millisecond)
+						g.page(60)
+					}
+					_, retry := g.page(60)
+					if retry > 5*time.Minute {
+						d := time.Duration(g.us.Load()-start) * time.Microsecond
+						if d < 3*inFlight {
+							t.Errorf("three strikes within %v", d)
+						}
+						t.Logf("banned after %v", d)
 						return
 					}
-					if lease == nil {
-						if res.Allowed || res.Remaining != 0 || res.RetryAfter != time.Second {
-							t.Errorf("%+v", res)
+					if strikes > 20 {
+						t.Fatal("never banned")
+					}
+				}
+			})
+		}
+	}
+}
+
+// One early page, after the servers have remembered and forgotten the denials of the first,
+// is one strike of two.
+func TestServersDoNotCountOneStrikeEach(t *testing.T) {
+	g := guard(t, fixed, 5, redistest.Shared(t).Client(), PerMinute(20), Penalty{Strikes: 2, First: time.Hour})
+	g.page(60)
+	g.advance(later) // remembered: each server sees that the key comes early
+	g.page(60)
+	g.advance(maxRemembered - later + time.Millisecond) // forgotten: each tells Redis
+	if _, retry := g.page(60); retry > time.Minute {
+		t.Fatalf("banned for %v after one early page", retry)
+	}
+	g.advance(maxRemembered + later)
+	if _, retry := g.page(60); retry <= time.Minute {
+		t.Errorf("two early pages: retry after %v, want a ban", retry)
+	}
+}
+
+// A client that does not wait is banned in the end, although a server answers most of its
+// requests from memory.
+func TestHammeringIsBanned(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	for _, a := range algorithms {
+		for _, limit := range []Limit{PerMinute(3), {3, 4 * time.Second}, PerSecond(2)} {
+			for _, servers := range []int{1, 3} {
+				t.Run(fmt.Sprintf("%v, %v, %d servers", a, limit, servers), func(t *testing.T) {
+					g := guard(t, a, servers, client, limit, Penalty{Strikes: 3, First: 100 * time.Hour})
+					start, remembered := g.us.Load(), 0
+					for i := 0; ; i++ {
+						d := time.Duration(g.us.Load()-start) * time.Microsecond
+						res := g.take(i % servers)
+						if res.RetryAfter >= 99*time.Hour {
+							t.Logf("banned after %v", d)
+							if d < 3*inFlight/2 {
+								t.Error("that is too early for three strikes")
+							}
+							break
 						}
-						time.Sleep(time.Millisecond) // the work of others
-						continue
+						if res.Source == FromCache {
+							remembered++
+						}
+						if d > time.Minute {
+							t.Fatal("never banned")
+						}
+						g.advance(20 * time.Millisecond)
 					}
-					if n := running.Add(1); n > 10 {
-						t.Errorf("%d at once", n)
+					if remembered == 0 {
+						t.Error("nothing was answered from memory")
 					}
-					time.Sleep(time.Millisecond) // work
-					running.Add(-1)
-					turns.Add(1)
-					if err := errors.Join(lease.Release(), lease.Release()); err != nil {
-						t.Error(err)
+				})
+			}
+		}
+	}
+}
+
+// A ban is of the limit that it came from, not of the key.
+func TestBansHoldUnderTheirLimit(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	for _, a := range algorithms {
+		t.Run(a.String(), func(t *testing.T) {
+			g := guard(t, a, 2, client, Limit{2, 10 * time.Minute}, Penalty{Strikes: 3, First: 100 * time.Hour})
+			raised := g.servers[1].(Named).Limit()
+			raised.Requests = 5
+			if res := g.provoke(3); res.RetryAfter != 100*time.Hour {
+				t.Fatalf("no ban: %v", res)
+			}
+			g.servers = append(g.servers, with(t, g.servers[1], raised))
+			if res := g.ask(1); res.RetryAfter != 100*time.Hour {
+				t.Fatalf("no ban on another server: %v", res)
+			}
+			if res := g.ask(2); !res.Allowed && (a != bucket || res.RetryAfter > 10*time.Minute) { // its bucket is as empty
+				t.Errorf("under a raised limit: %v", res)
+			}
+			for range 10 { // denials there are no strikes here, and take nothing away
+				g.advance(later)
+				if res := g.ask(2); res.RetryAfter == 100*time.Hour {
+					t.Fatalf("banned under the raised limit: %v", res)
+				}
+			}
+			if res := g.ask(1); res.RetryAfter < 99*time.Hour {
+				t.Errorf("the ban under its own limit is gone: %v", res)
+			}
+		})
+	}
+}
+
+// with is With of any kind.
+func with(t testing.TB, l Limiter, limit Limit) Limiter {
+	t.Helper()
+	switch l := l.(type) {
+	case *SlidingWindow:
+		return must(l.With(limit))
+	case *FixedWindow:
+		return must(l.With(limit))
+	case *TokenBucket:
+		return must(l.With(limit))
+	case *Quota:
+		return must(l.With(limit))
+	case *Local:
+		return must(l.With(limit))
+	}
+	t.Fatalf("With of a %T", l)
+	return nil
+}
+
+// A clock that steps back neither prolongs a ban nor makes one.
+func TestBansWhenTheClockStepsBack(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	p := Penalty{Strikes: 3, First: time.Minute, Longest: 24 * time.Hour}
+	for _, a := range []algorithm{sliding, fixed, bucket} {
+		t.Run(a.String(), func(t *testing.T) {
+			g := guard(t, a, 2, client, Limit{2, 20 * time.Second}, p)
+			g.provoke(2)
+			g.advance(-time.Hour)
+			if res := g.ask(1); res.RetryAfter > 20*time.Second {
+				t.Errorf("two strikes, then an hour back: %v", res)
+			}
+			g = guard(t, a, 2, client, Limit{2, 20 * time.Second}, p)
+			g.provoke(3)
+			g.advance(-time.Hour)
+			if res := g.ask(1); res.Allowed || res.RetryAfter > time.Minute {
+				t.Errorf("a ban of a minute, then an hour back: %v", res)
+			}
+		})
+	}
+}
+
+// A look is no strike, and nor is a cost that the limit never allows.
+func TestWhatIsNoStrike(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	for _, a := range algorithms {
+		for _, cost := range []int{0, 3} {
+			t.Run(fmt.Sprintf("%v, cost %d", a, cost), func(t *testing.T) {
+				g := guard(t, a, 2, client, PerHour(2), Penalty{Strikes: 1, First: 100 * time.Hour})
+				g.provoke(0)
+				for i := range 20 {
+					g.advance(later)
+					if i%2 == 0 {
+						engineOf(g.servers[0]).denials.forget("k")
+					}
+					res := must(g.servers[0].Take(ctx, "k", cost))
+					if res.Allowed || res.RetryAfter > 24*time.Hour && res.RetryAfter != Never {
+						t.Fatalf("%d: %v", i, res)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A limiter with a Penalty inside All bans there, too.
+func TestPenaltyInsideAll(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	for _, a := range algorithms {
+		t.Run(a.String(), func(t *testing.T) {
+			g := guard(t, a, 1, client, Limit{2, time.Minute}, Penalty{Strikes: 2, First: 100 * time.Hour})
+			all := must(All(g.servers[0], newLimiter(t, fixed, client, fmt.Sprintf("beside-%x", rand.Uint64()), PerDay(5))))
+			SetClock(all, g.us.Load)
+			g.servers = []Limiter{all}
+			if res := g.take(0); !res.Allowed || res.Remaining != 1 {
+				t.Errorf("%v", res)
+			}
+			for i := range 10 {
+				if res := g.take(0); res.RetryAfter == 100*time.Hour {
+					if i < 3 {
+						t.Errorf("banned by request %d", i)
 					}
 					return
 				}
-			})
-		}
-		wg.Wait()
-		if turns.Load() != 50 {
-			t.Errorf("%d turns", turns.Load())
-		}
-		lease, res, err := servers[0].Acquire(ctx, "k")
-		if err != nil || !res.Allowed || res.Remaining != 9 || res.Limit.Requests != 10 || res.Policy != name {
-			t.Errorf("all released: %+v, %v", res, err)
-		}
-		redistest.AssertAllTTL(t, b.Client)
-		_ = lease.Release()
-		if _, _, err := servers[0].Acquire(ctx, ""); !errors.Is(err, ErrEmptyKey) {
-			t.Errorf("empty key: %v", err)
-		}
-	})
+				g.advance(maxRemembered)
+			}
+			t.Error("never banned")
+		})
+	}
 }
 
-// The lease of a server that crashed ends by itself; that of one that lives does not.
-func TestLeases(t *testing.T) {
-	server := redistest.Start(t)
-	name := fmt.Sprintf("leases-%x", rand.Uint64())
-	const length = 300 * time.Millisecond
-	cfg := Config{Timeout: 5 * time.Second, Lease: length}
-	proxy := redistest.NewProxy(t, server.Addr())
-	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
+func TestPenaltyIsChecked(t *testing.T) {
+	client := redis.NewClient(&redis.Options{})
 	defer client.Close()
-	mortal := must(NewConcurrency(client, name, 2, Config{Timeout: 100 * time.Millisecond, Lease: length}))
-	living := must(NewConcurrency(server.Client(), name, 2, cfg))
-	acquire := func(c *Concurrency) *Lease {
-		t.Helper()
-		lease, _, err := c.Acquire(ctx, "k")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return lease
-	}
-	kept := acquire(living)
-	if acquire(mortal) == nil || acquire(living) != nil {
-		t.Fatal("not two at once")
-	}
-	start := time.Now()
-	for time.Since(start) < 3*length {
-		if acquire(living) != nil {
-			t.Fatal("a lease of a living server ended")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	proxy.Close() // as good as a crash
-	start = time.Now()
-	var freed *Lease
-	for freed == nil {
-		if time.Since(start) > 5*time.Second {
-			t.Fatal("the lease of a crashed server did not end")
-		}
-		time.Sleep(20 * time.Millisecond)
-		freed = acquire(living)
-	}
-	if d := time.Since(start); d > length+length/2 {
-		t.Errorf("it ended after %v", d)
-	}
-	// One whose context is done ends as well, even if nobody releases it.
-	_ = freed.Release()
-	request, cancel := context.WithCancel(ctx)
-	if l, _, err := living.Acquire(request, "k"); l == nil || err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	start = time.Now()
-	for freed = nil; freed == nil; freed = acquire(living) {
-		if time.Since(start) > 5*time.Second {
-			t.Fatal("the lease of a request that is over did not end")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	_ = freed.Release()
-	if err := kept.Release(); err != nil {
-		t.Error(err)
+	for _, test := range []struct {
+		name string
+		p    Penalty
+		want string // "": accepted
+	}{
+		{"none", Penalty{}, ""},
+		{"defaults", Penalty{Strikes: 1}, ""},
+		{"long", Penalty{Strikes: 3, First: 48 * time.Hour}, ""},
+		{"no strikes", Penalty{First: time.Hour}, "Penalty.Strikes 0"},
+		{"negative strikes", Penalty{Strikes: -1}, "Penalty.Strikes -1"},
+		{"too short", Penalty{Strikes: 1, First: time.Microsecond}, "Penalty.First 1µs"},
+		{"too long", Penalty{Strikes: 1, Memory: 100 * 365 * 24 * time.Hour}, "Penalty.Memory 876000h"},
+		{"negative", Penalty{Strikes: 1, Longest: -time.Hour}, "Penalty.Longest -1h"},
+		{"the longest is shorter than the first", Penalty{Strikes: 1, First: time.Hour, Longest: time.Minute}, "Penalty.Longest 1m0s is shorter"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := NewFixedWindow(client, "p", PerHour(1), Config{Penalty: test.p})
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+		})
 	}
 }
 
-func TestLeasesWhenTheClockSteps(t *testing.T) {
-	client := redistest.Shared(t).Client()
-	c := must(NewConcurrency(client, fmt.Sprintf("steps-%x", rand.Uint64()), 1, Config{Timeout: 5 * time.Second, Lease: 10 * time.Second}))
-	now := time.Now().Add(time.Hour)
-	c.clock = func() int64 { return now.UnixMicro() }
-	try := func() bool {
-		lease, _, err := c.Acquire(ctx, "k")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return lease != nil
+// freezeMini stops miniredis's clock: while it runs, its TTLs do not.
+func freezeMini(b redistest.Backend) {
+	if b.Mini != nil {
+		b.Mini.SetTime(time.Now())
 	}
-	if !try() || try() {
-		t.Fatal("not one at once")
-	}
-	now = now.Add(-30 * time.Minute)
-	if try() {
-		t.Fatal("two at once")
-	}
-	now = now.Add(10 * time.Second)
-	if !try() {
-		t.Fatal("locked out for longer than a lease")
-	}
-}
-
-func TestAcquireLocally(t *testing.T) {
-	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1})
-	defer client.Close()
-	c := must(NewConcurrency(client, "local", 5, Config{Servers: 2}))
-	if _, _, err := c.Acquire(ctx, "k"); !errors.Is(err, ErrUnavailable) {
-		t.Fatal(err)
-	}
-	one, res, _ := c.AcquireLocally("k")
-	two, _, _ := c.AcquireLocally("k")
-	three, denial, _ := c.AcquireLocally("k")
-	if one == nil || two == nil || three != nil || denial.Allowed || res.Source != FromLocal || res.Remaining != 1 {
-		t.Errorf("%+v, %+v", res, denial)
-	}
-	_ = one.Release()
-	_ = one.Release()
-	if again, _, _ := c.AcquireLocally("k"); again == nil {
-		t.Error("a released place is not free")
-	}
-	if last, _, _ := c.AcquireLocally("k"); last != nil {
-		t.Error("a place was released twice")
-	}
-}
-
-// The same operations on Redis and in process, by the same clock, come to the same.
-func TestRedisAndLocalAgree(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
-		if b.Mini != nil {
-			b.Mini.SetTime(time.Now())
-		}
-		for _, a := range algorithms {
-			t.Run(a.String(), func(t *testing.T) {
-				for round := range 40 {
-					seed := rand.Uint64()
-					r := rand.New(rand.NewPCG(seed, 0))
-					now := time.Now().Add(24 * time.Hour).UnixMicro()
-					clock := func() int64 { return now }
-					limit := Limit{1 + r.IntN(12), time.Duration(1000+r.IntN(3_000_000)) * time.Microsecond}.of(a)
-					there := newLimiter(t, a, b.Client, fmt.Sprintf("agree-%x", seed), limit)
-					here := newLocal(a, "agree", limit, Config{})
-					SetClock(there, clock)
-					SetClock(here, clock)
-					var taken [][2]Result
-					for step := range 60 {
-						now += r.Int64N(limit.Window.Microseconds() / 3)
-						if len(taken) > 0 && r.IntN(3) == 0 {
-							i, cost := r.IntN(len(taken)), r.IntN(4)*r.IntN(limit.Requests+2)
-							err1 := there.(Settler).Settle(ctx, "k", taken[i][0], cost)
-							err2 := here.Settle(ctx, "k", taken[i][1], cost)
-							if err1 != nil || err2 != nil {
-								t.Fatalf("seed %d, round %d, step %d: settling: %v, %v", seed, round, step, err1, err2)
-							}
-						}
-						cost := r.IntN(4)
-						x, y := must(there.Take(ctx, "k", cost)), must(here.Take(ctx, "k", cost))
-						if x.Allowed && cost > 0 {
-							taken = append(taken, [2]Result{x, y})
-						}
-						if x.Source == FromCache {
-							continue // its figures are not those of this moment
-						}
-						y.Source, y.Policy, x.receipt, y.receipt = x.Source, x.Policy, nil, nil
-						if x != y {
-							t.Fatalf("seed %d, round %d, step %d, limit %v, cost %d:\nRedis %+v\nlocal %+v", seed, round, step, limit, cost, x, y)
-						}
-					}
-				}
-			})
-		}
-		redistest.AssertAllTTL(t, b.Client)
-	})
 }

@@ -284,7 +284,7 @@ func TestThePropertyCatchesBrokenScripts(t *testing.T) {
 		{name: "an entry leaves a microsecond early", algorithm: sliding,
 			old: "local old, unit, card = now - window,", new: "local old, unit, card = now - window + 1,"},
 		{name: "a cost adds one entry", algorithm: sliding,
-			old: "local total = granted * cost", new: "local total = granted"},
+			old: "local total, trimmed = granted * cost, 0", new: "local total, trimmed = granted, 0"},
 		{name: "the future is left alone", algorithm: sliding, clockSteps: true,
 			old: "if last > now then", new: "if false then"},
 		{name: "every hit begins a window", algorithm: fixed,

@@ -143,7 +143,7 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 	if out.err != nil {
 		return Result{}, failure(ctx, out.err)
 	}
-	res := l.result(out.verdict, out.i, cost)
+	res := l.result(out.verdict, out.i, cost, out.sent)
 	switch {
 	case !res.Allowed:
 		l.denials.remember(subject, cost, res, out.sent)
@@ -154,11 +154,13 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 	return res, nil
 }
 
-// result makes a Result of Redis's verdict on the i-th of several requests.
-func (l *remote) result(v verdict, i int64, cost int) Result {
+// result makes a Result of Redis's verdict on the i-th of several requests. Its time is not
+// kept if Redis's clock is off by more than a second; a late reply is no sign of that.
+func (l *remote) result(v verdict, i int64, cost int, sent time.Duration) Result {
 	res := v.result(i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
 	if l.clock == nil {
-		if off := time.Since(time.UnixMicro(v.now)); off.Abs() > time.Second {
+		behind := time.Since(time.UnixMicro(v.now))
+		if behind < -time.Second || behind > time.Second && behind > time.Second+l.denials.now()-sent {
 			res.at = 0
 		}
 	}

@@ -98,6 +98,7 @@ func (l *TokenBucket) reserve(ctx context.Context, key string, cost int, patienc
 		args = append(args, l.clock())
 	}
 	var v verdict
+	sent := l.denials.now()
 	err := l.breaker.ask(ctx, func() error {
 		reply, err := l.sender.Ints(ctx, bucketWait, l.redisKey(subject), args...)
 		if err == nil {
@@ -108,7 +109,7 @@ func (l *TokenBucket) reserve(ctx context.Context, key string, cost int, patienc
 	if err != nil {
 		return Result{}, failure(ctx, err)
 	}
-	res := l.result(v, 0, cost)
+	res := l.result(v, 0, cost, sent)
 	if res.Allowed {
 		res.RetryAfter = time.Duration(v.retry) * time.Microsecond
 		res.receipt = l.newReceipt(subject, k.rule, cost, v, 0)

@@ -65,7 +65,7 @@ func Wait(ctx context.Context, l Limiter, key string, cost int) (Result, error) 
 // permits that will be there RetryAfter from now.
 func takeAhead(ctx context.Context, l Limiter, key string, cost int) (Result, error) {
 	b := bucketOf(l)
-	if b == nil || cost < 1 {
+	if b == nil || cost < 1 || cost > b.limit.Requests {
 		return l.Take(ctx, key, cost)
 	}
 	patience := b.limit.Window

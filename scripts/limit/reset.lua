@@ -3,4 +3,4 @@
 -- KEYS  the keys, all of one slot
 --
 -- Reply: {how many of them there were}
-return {redis.call('DEL', unpack(KEYS))}
+return {redis.call('UNLINK', unpack(KEYS))}

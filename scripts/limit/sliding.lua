@@ -5,7 +5,8 @@
 --
 -- An admission calls TIME, ZCARD, ZREMRANGEBYSCORE and ZADD. A denial writes nothing,
 -- except that entries of the future, left by a clock that stepped back, become entries of
--- now, up to 10,000 in one call: nobody is locked out for longer than one window.
+-- now, up to 10,000 in one call: nobody is locked out for longer than one window. Of more than
+-- 100,000 entries, as many that do not count any more go in one call.
 --
 -- PEXPIRE runs when the set was empty or loses an entry, here or in sliding_settle.lua,
 -- and no entry outlives its key. Let it have run last at time p. What was in the set then
@@ -43,10 +44,14 @@ if dry or card + unit * n > limit then
   if cost == 0 and granted > 0 then granted = n end
 end
 if granted > 0 and not dry then
-  local total = granted * cost
-  if card > 0 then
+  local total, trimmed = granted * cost, 0
+  if card > 100000 then -- in steps, as Redis serves nobody else meanwhile
+    stale = call('ZCOUNT', key, '-inf', old)
+    trimmed = stale > 0 and call('ZREMRANGEBYRANK', key, 0, math.min(stale, 100000) - 1) or 0
+  elseif card > 0 then
     local edge = string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
-    stale = call('ZREMRANGEBYSCORE', key, '-inf', edge)
+    trimmed = call('ZREMRANGEBYSCORE', key, '-inf', edge)
+    stale = trimmed
   end
   -- A claim adds total entries of time now. base is the number on which their members are
   -- built: base, base:2, base:3 and so on. It is a number from now on that is no member; one
@@ -74,9 +79,9 @@ if granted > 0 and not dry then
     end
     call('ZADD', key, unpack(args))
   end
-  if stale > 0 or card == 0 then call('PEXPIRE', key, ttl) end
-  card, stale, mark = card - stale + total, 0, base
-  if granted == n then return pack('>ddddddd', n, limit > card and limit - card or 0, 0, window, now, mark, 0) end
+  if trimmed > 0 or card == 0 then call('PEXPIRE', key, ttl) end
+  card, stale, mark = card - trimmed + total, stale - trimmed, base
+  if granted == n then return pack('>ddddddd', n, limit - card + stale, 0, window, now, mark, 0) end
 end
 local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
 if last > now then

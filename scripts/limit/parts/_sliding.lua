@@ -9,15 +9,19 @@ if dry or card + unit * n > limit then
   if cost == 0 and granted > 0 then granted = n end
 end
 if granted > 0 and not dry then
-  local total = granted * cost
-  if card > 0 then
+  local total, trimmed = granted * cost, 0
+  if card > 100000 then -- in steps, as Redis serves nobody else meanwhile
+    stale = call('ZCOUNT', key, '-inf', old)
+    trimmed = stale > 0 and call('ZREMRANGEBYRANK', key, 0, math.min(stale, 100000) - 1) or 0
+  elseif card > 0 then
     local edge = string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
-    stale = call('ZREMRANGEBYSCORE', key, '-inf', edge)
+    trimmed = call('ZREMRANGEBYSCORE', key, '-inf', edge)
+    stale = trimmed
   end
   -- include _claim.lua
-  if stale > 0 or card == 0 then call('PEXPIRE', key, ttl) end
-  card, stale, mark = card - stale + total, 0, base
-  if granted == n then return pack('>ddddddd', n, limit > card and limit - card or 0, 0, window, now, mark, 0) end
+  if trimmed > 0 or card == 0 then call('PEXPIRE', key, ttl) end
+  card, stale, mark = card - trimmed + total, stale - trimmed, base
+  if granted == n then return pack('>ddddddd', n, limit - card + stale, 0, window, now, mark, 0) end
 end
 local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
 if last > now then

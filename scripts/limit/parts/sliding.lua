@@ -3,7 +3,8 @@
 --
 -- An admission calls TIME, ZCARD, ZREMRANGEBYSCORE and ZADD. A denial writes nothing,
 -- except that entries of the future, left by a clock that stepped back, become entries of
--- now, up to 10,000 in one call: nobody is locked out for longer than one window.
+-- now, up to 10,000 in one call: nobody is locked out for longer than one window. Of more than
+-- 100,000 entries, as many that do not count any more go in one call.
 --
 -- PEXPIRE runs when the set was empty or loses an entry, here or in sliding_settle.lua,
 -- and no entry outlives its key. Let it have run last at time p. What was in the set then

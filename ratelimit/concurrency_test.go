@@ -1,0 +1,234 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+)
+
+func TestConcurrency(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		name := fmt.Sprintf("leases-%x", rand.Uint64())
+		servers := []*Concurrency{
+			must(NewConcurrency(b.Client, name, 10, Config{Timeout: 10 * time.Second})),
+			must(NewConcurrency(b.NewClient(t), name, 10, Config{Timeout: 10 * time.Second})),
+		}
+		// Never more than ten at once, and all of them get their turn.
+		var (
+			wg             sync.WaitGroup
+			running, turns atomic.Int64
+		)
+		for i := range 50 {
+			wg.Go(func() {
+				for {
+					lease, res, err := servers[i%2].Acquire(ctx, "k")
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if lease == nil {
+						if res.Allowed || res.Remaining != 0 || res.RetryAfter != time.Second {
+							t.Errorf("%+v", res)
+						}
+						time.Sleep(time.Millisecond) // the work of others
+						continue
+					}
+					if n := running.Add(1); n > 10 {
+						t.Errorf("%d at once", n)
+					}
+					time.Sleep(time.Millisecond) // work
+					running.Add(-1)
+					turns.Add(1)
+					if err := errors.Join(lease.Release(), lease.Release()); err != nil {
+						t.Error(err)
+					}
+					return
+				}
+			})
+		}
+		wg.Wait()
+		if turns.Load() != 50 {
+			t.Errorf("%d turns", turns.Load())
+		}
+		lease, res, err := servers[0].Acquire(ctx, "k")
+		if err != nil || !res.Allowed || res.Remaining != 9 || res.Limit.Requests != 10 || res.Policy != name {
+			t.Errorf("all released: %+v, %v", res, err)
+		}
+		redistest.AssertAllTTL(t, b.Client)
+		_ = lease.Release()
+		if _, _, err := servers[0].Acquire(ctx, ""); !errors.Is(err, ErrEmptyKey) {
+			t.Errorf("empty key: %v", err)
+		}
+	})
+}
+
+// The lease of a server that crashed ends by itself; that of one that lives does not.
+func TestLeases(t *testing.T) {
+	server := redistest.Start(t)
+	name := fmt.Sprintf("leases-%x", rand.Uint64())
+	const length = 300 * time.Millisecond
+	cfg := Config{Timeout: 5 * time.Second, Lease: length}
+	proxy := redistest.NewProxy(t, server.Addr())
+	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
+	defer client.Close()
+	mortal := must(NewConcurrency(client, name, 2, Config{Timeout: 100 * time.Millisecond, Lease: length}))
+	living := must(NewConcurrency(server.Client(), name, 2, cfg))
+	acquire := func(c *Concurrency) *Lease {
+		t.Helper()
+		lease, _, err := c.Acquire(ctx, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lease
+	}
+	kept := acquire(living)
+	if acquire(mortal) == nil || acquire(living) != nil {
+		t.Fatal("not two at once")
+	}
+	start := time.Now()
+	for time.Since(start) < 3*length {
+		if acquire(living) != nil {
+			t.Fatal("a lease of a living server ended")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	proxy.Close() // as good as a crash
+	start = time.Now()
+	var freed *Lease
+	for freed == nil {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("the lease of a crashed server did not end")
+		}
+		time.Sleep(20 * time.Millisecond)
+		freed = acquire(living)
+	}
+	if d := time.Since(start); d > length+length/2 {
+		t.Errorf("it ended after %v", d)
+	}
+	// One whose context is done ends as well, even if nobody releases it.
+	_ = freed.Release()
+	request, cancel := context.WithCancel(ctx)
+	if l, _, err := living.Acquire(request, "k"); l == nil || err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	start = time.Now()
+	for freed = nil; freed == nil; freed = acquire(living) {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("the lease of a request that is over did not end")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	_ = freed.Release()
+	if err := kept.Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLeasesWhenTheClockSteps(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	c := must(NewConcurrency(client, fmt.Sprintf("steps-%x", rand.Uint64()), 1, Config{Timeout: 5 * time.Second, Lease: 10 * time.Second}))
+	now := time.Now().Add(time.Hour)
+	c.clock = func() int64 { return now.UnixMicro() }
+	try := func() bool {
+		lease, _, err := c.Acquire(ctx, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lease != nil
+	}
+	if !try() || try() {
+		t.Fatal("not one at once")
+	}
+	now = now.Add(-30 * time.Minute)
+	if try() {
+		t.Fatal("two at once")
+	}
+	now = now.Add(10 * time.Second)
+	if !try() {
+		t.Fatal("locked out for longer than a lease")
+	}
+}
+
+func TestAcquireLocally(t *testing.T) {
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1})
+	defer client.Close()
+	c := must(NewConcurrency(client, "local", 5, Config{Servers: 2}))
+	if _, _, err := c.Acquire(ctx, "k"); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	one, res, _ := c.AcquireLocally("k")
+	two, _, _ := c.AcquireLocally("k")
+	three, denial, _ := c.AcquireLocally("k")
+	if one == nil || two == nil || three != nil || denial.Allowed || res.Source != FromLocal || res.Remaining != 1 {
+		t.Errorf("%+v, %+v", res, denial)
+	}
+	_ = one.Release()
+	_ = one.Release()
+	if again, _, _ := c.AcquireLocally("k"); again == nil {
+		t.Error("a released place is not free")
+	}
+	if last, _, _ := c.AcquireLocally("k"); last != nil {
+		t.Error("a place was released twice")
+	}
+}
+
+// A hiccup of Redis that is shorter than a lease costs no place, though the breaker has opened:
+// the lease is renewed as soon as Redis answers. A longer one does, and the holder is told.
+func TestLeasesOverAHiccup(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		freeze time.Duration
+		lost   bool
+	}{{"shorter than a lease", 350 * time.Millisecond, false}, {"longer than a lease", 3 * time.Second, true}} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.Start(t)
+			cfg := Config{Timeout: 100 * time.Millisecond, Lease: 2 * time.Second}
+			here := must(NewConcurrency(server.Client(func(o *redis.Options) { o.MaxRetries = -1 }), "jobs", 1, cfg))
+			lease, res, err := here.Acquire(ctx, "k")
+			if err != nil || !res.Allowed {
+				t.Fatal(res, err)
+			}
+			time.Sleep(500 * time.Millisecond) // the freeze begins before the first renewal
+			server.Pause()
+			if _, _, err := here.Acquire(ctx, "k"); err == nil { // opens the breaker
+				t.Error("a frozen server has answered")
+			}
+			time.Sleep(test.freeze)
+			server.Resume()
+			there := must(NewConcurrency(server.Client(), "jobs", 1, Config{Timeout: 10 * time.Second, Lease: 2 * time.Second}))
+			for start := time.Now(); time.Since(start) < 3*time.Second; time.Sleep(20 * time.Millisecond) {
+				other, res, err := there.Acquire(ctx, "k")
+				if err == nil && res.Allowed != test.lost && !test.lost {
+					t.Fatalf("the place was given away: %v", res)
+				}
+				if other != nil {
+					break
+				}
+			}
+			select {
+			case <-lease.Lost():
+				if !test.lost {
+					t.Error("lost")
+				}
+			case <-time.After(50 * time.Millisecond):
+				if test.lost {
+					t.Error("not told of the loss")
+				}
+			}
+			if err := lease.Release(); errors.Is(err, ErrLeaseLost) != test.lost || err != nil && !test.lost {
+				t.Errorf("Release: %v", err)
+			}
+		})
+	}
+}

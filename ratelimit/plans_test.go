@@ -1,0 +1,160 @@
+package ratelimit
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+)
+
+// A plan of 0 denies everything, forever, without asking Redis. A limiter has no such limit of
+// its own.
+func TestAPlanOfZero(t *testing.T) {
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // nobody is asked
+	defer client.Close()
+	var none Limiter
+	for _, a := range algorithms {
+		l := newLimiter(t, a, client, "plan", Limit{5, time.Hour}.of(a))
+		var err error
+		switch l := l.(type) {
+		case *SlidingWindow:
+			none, err = l.With(Limit{0, time.Hour})
+		case *FixedWindow:
+			none, err = l.With(Limit{0, time.Hour})
+		case *TokenBucket:
+			none, err = l.With(Limit{0, time.Hour})
+		case *Quota:
+			none, err = l.With(Limit{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, cost := range []int{0, 1, 7} {
+			if res, err := none.Take(ctx, "k", cost); err != nil || res.Allowed || res.RetryAfter != Never {
+				t.Errorf("%v, cost %d: %v, %v", a, cost, res, err)
+			}
+			if res, err := none.(LocalTaker).TakeLocally("k", cost); err != nil || res.Allowed || res.RetryAfter != Never {
+				t.Errorf("%v, cost %d, locally: %v, %v", a, cost, res, err)
+			}
+		}
+		all := must(All(none, newLimiter(t, bucket, client, "other", PerHour(1))))
+		if res, err := all.Take(ctx, "k", 1); err != nil || res.Allowed || res.RetryAfter != Never {
+			t.Errorf("%v, in All: %v, %v", a, res, err)
+		}
+		if _, err := Wait(ctx, none, "k", 1); err != ErrNever {
+			t.Errorf("%v, Wait: %v", a, err)
+		}
+	}
+}
+
+func TestLimitsThatCannotBe(t *testing.T) {
+	client := redis.NewClient(&redis.Options{})
+	defer client.Close()
+	for _, limit := range []Limit{
+		{0, time.Hour}, {-1, time.Hour}, {math.MaxInt64, time.Hour},
+		{1, time.Microsecond}, {1, 0}, {1, 100 * 365 * 24 * time.Hour}, {1, -time.Hour},
+	} {
+		_, err1 := NewSlidingWindow(client, "n", limit, Config{})
+		_, err2 := NewFixedWindow(client, "n", limit, Config{})
+		_, err3 := NewTokenBucket(client, "n", limit, Config{})
+		_, err4 := NewLocal("n", limit, Config{})
+		l := must(NewSlidingWindow(client, "n", PerHour(1), Config{}))
+		var err5 error
+		if limit.Requests != 0 {
+			_, err5 = l.With(limit)
+		} else {
+			err5 = err1
+		}
+		want := fmt.Sprintf("Limit.Requests %d", limit.Requests)
+		if limit.Requests == 1 {
+			want = fmt.Sprintf("Limit.Window %v", limit.Window)
+		}
+		for i, err := range []error{err1, err2, err3, err4, err5} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%d: %v, want %s", i, err, want)
+			}
+		}
+	}
+	// A billion tokens a month is no large number.
+	for _, n := range []int{1_000_000_000, MaxRequests} {
+		if _, err := NewFixedWindow(client, "n", Limit{n, 30 * 24 * time.Hour}, Config{}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Counters stay exact up to the largest limit, in one Take and in many at once.
+func TestTheLargestLimit(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	for _, a := range []algorithm{fixed, quota} {
+		l := newLimiter(t, a, client, fmt.Sprintf("large-%x", rand.Uint64()), Limit{MaxRequests, time.Hour}.of(a))
+		if res := must(l.Take(ctx, "k", MaxRequests-100)); res.Remaining != 100 {
+			t.Fatal(res)
+		}
+		var wg sync.WaitGroup
+		allowed := make(chan bool, 300)
+		for range 300 {
+			wg.Go(func() { allowed <- must(l.Take(ctx, "k", 1)).Allowed })
+		}
+		wg.Wait()
+		close(allowed)
+		n := 0
+		for ok := range allowed {
+			if ok {
+				n++
+			}
+		}
+		if n != 100 {
+			t.Errorf("%v: %d of 100 passed", a, n)
+		}
+		if res := must(l.Take(ctx, "other", MaxRequests/2)); res.Remaining != MaxRequests/2 {
+			t.Error(res)
+		}
+	}
+}
+
+func TestUnlimited(t *testing.T) {
+	for _, cost := range []int{0, 1, math.MaxInt} {
+		if res, err := Unlimited.Take(ctx, "k", cost); err != nil || !res.Allowed || res.Limit != (Limit{}) {
+			t.Errorf("cost %d: %v, %v", cost, res, err)
+		}
+	}
+	if _, err := Unlimited.Take(ctx, "", 1); err != ErrEmptyKey {
+		t.Error(err)
+	}
+	all := must(All(Unlimited, must(NewLocal("one", PerHour(1), Config{}))))
+	if res := must(all.Take(ctx, "k", 1)); !res.Allowed || res.Policy != "one" {
+		t.Errorf("%v", res)
+	}
+	if res := must(all.Take(ctx, "k", 1)); res.Allowed {
+		t.Errorf("%v", res)
+	}
+}
+
+func TestResultString(t *testing.T) {
+	hour := Limit{5, time.Hour}
+	for _, test := range []struct {
+		res  Result
+		want string
+	}{
+		{Result{}, "no decision"},
+		{must(Unlimited.Take(ctx, "k", 1)), "allowed: no limit"},
+		{Result{Allowed: true, Policy: "api", Limit: PerMinute(10), Remaining: 7}, "allowed by api: 7 of 10 in 1m left, asked redis"},
+		{Result{Policy: "login", Limit: Limit{5, 15 * time.Minute}, RetryAfter: 40 * time.Second}, "denied by login: 5 in 15m used, asked redis, retry in 40s"},
+		{Result{Policy: "login", Limit: hour, RetryAfter: 90 * time.Minute, Source: FromCache}, "denied by login: 5 in 1h used, asked cache, retry in 1h30m"},
+		{Result{Policy: "login", Limit: hour, Remaining: 2, RetryAfter: time.Second, Source: FromLocal}, "denied by login: 2 of 5 in 1h left, asked local, retry in 1s"},
+		{Result{Policy: "login", Limit: hour, RetryAfter: Never}, "denied by login: costs more than 5 in 1h allow, asked redis"},
+		{Result{Policy: "free", Limit: Limit{0, time.Hour}, RetryAfter: Never}, "denied by free: its limit is 0"},
+	} {
+		if got := test.res.String(); got != test.want {
+			t.Errorf("%q, want %q", got, test.want)
+		}
+	}
+}
