@@ -72,9 +72,13 @@ func takeAhead(ctx context.Context, l Limiter, key string, cost int) (Result, er
 	if deadline, ok := ctx.Deadline(); ok {
 		patience = min(patience, time.Until(deadline))
 	}
+	if err := ctx.Err(); err != nil {
+		return Result{}, err
+	}
 	key = keyOf(l, key)
 	started := b.onDecision.start()
-	res, err := b.reserve(ctx, key, cost, patience)
+	// Without ctx's end, which would leave unknown what has been taken.
+	res, err := b.reserve(context.WithoutCancel(ctx), key, cost, patience)
 	b.onDecision.end(started, key, cost, res, err)
 	return res, err
 }
