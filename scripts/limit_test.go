@@ -79,4 +79,3 @@ func TestEachLimitScriptIsItsFileAndRuns(t *testing.T) {
 		}
 	})
 }
-
