@@ -16,7 +16,7 @@ import (
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
-var decisions = flag.Int("decisions", 300_000, "decisions of the property tests, for each algorithm on a real server")
+var decisions = flag.Int("decisions", 120_000, "decisions of the property tests, for each algorithm on a real server")
 
 // schedule is a client's behaviour: what it asks for, and when.
 type schedule struct {
