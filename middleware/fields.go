@@ -41,7 +41,7 @@ func (v *singles) of(s string) []string {
 // that take longest to come back. The figures of the others are in the header
 // already, so that is where they are compared; a value in the request's context
 // would copy the request once for each limiter.
-func (l RateLimit) describe(h http.Header, res ratelimit.Result, values *singles) {
+func (l *RateLimit) describe(h http.Header, res ratelimit.Result, values *singles) {
 	reset := epochSeconds(res)
 	others := h[fieldRemaining]
 	if !res.Allowed || len(others) == 0 || tighter(res.Remaining, reset, others[0], h) {
@@ -85,7 +85,7 @@ func setRetryAfter(h http.Header, res ratelimit.Result, values *singles) {
 // speak of whole seconds only: a window is rounded up, so that a client that
 // keeps to it is never refused. The figures are those of one policy; the draft
 // has lists, but nothing that says which member a Retry-After belongs to.
-func (l RateLimit) describeIETF(h http.Header, res ratelimit.Result) {
+func (l *RateLimit) describeIETF(h http.Header, res ratelimit.Result) {
 	within := ceilSeconds(res.ResetAfter)
 	if !res.Allowed && res.RetryAfter != ratelimit.Never {
 		within = retrySeconds(res) // section 6: Retry-After is not before the end of the effective window

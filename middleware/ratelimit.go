@@ -172,7 +172,7 @@ func (l RateLimit) Check(r *http.Request) Decision {
 	return d
 }
 
-func (l RateLimit) decide(r *http.Request) Decision {
+func (l *RateLimit) decide(r *http.Request) Decision {
 	d := Decision{Request: r, Cost: 1}
 	if d.limiter, d.Err = l.limiterOf(r); d.Err != nil {
 		d.Status = http.StatusServiceUnavailable
@@ -231,7 +231,7 @@ func (d Decision) concluded(decided bool) Decision {
 }
 
 // limiterOf returns what decides on r.
-func (l RateLimit) limiterOf(r *http.Request) (ratelimit.Limiter, error) {
+func (l *RateLimit) limiterOf(r *http.Request) (ratelimit.Limiter, error) {
 	if l.LimiterFor == nil {
 		return l.Limiter, nil
 	}
@@ -294,7 +294,7 @@ func (l RateLimit) Handler(next http.Handler) http.Handler {
 
 // watch calls next and gives back the permits of a request that does not count
 // by its status.
-func (l RateLimit) watch(w http.ResponseWriter, r *http.Request, next http.Handler, log *occasional, d Decision) {
+func (l *RateLimit) watch(w http.ResponseWriter, r *http.Request, next http.Handler, log *occasional, d Decision) {
 	hw := &headerWriter{ResponseWriter: w, before: func(status int) error {
 		if l.CountIf(status) {
 			return nil
@@ -330,7 +330,7 @@ var (
 )
 
 // refuse answers a request that is not passed on.
-func (l RateLimit) refuse(w http.ResponseWriter, d Decision, values *singles) {
+func (l *RateLimit) refuse(w http.ResponseWriter, d Decision, values *singles) {
 	switch {
 	case d.Status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", unavailableRetry)
@@ -378,7 +378,7 @@ func DecisionOf(r *http.Request) (Decision, bool) {
 
 // undecided logs a request that the limiter did not decide on, and what became
 // of it. A client that has hung up is no failure.
-func (l RateLimit) undecided(o *occasional, d Decision) {
+func (l *RateLimit) undecided(o *occasional, d Decision) {
 	if d.Request.Context().Err() != nil {
 		return
 	}
@@ -392,7 +392,7 @@ func (l RateLimit) undecided(o *occasional, d Decision) {
 	l.warn(o, d.Request, "rate limit: not decided by its limiter: "+outcome, d.Err)
 }
 
-func (l RateLimit) warn(o *occasional, r *http.Request, message string, err error) {
+func (l *RateLimit) warn(o *occasional, r *http.Request, message string, err error) {
 	if skipped, now := o.now(); now {
 		l.Logger.LogAttrs(r.Context(), slog.LevelWarn, message,
 			slog.Any("error", err),

@@ -380,10 +380,10 @@ func makeLarge(t *testing.T, rb redistest.Backend, i id) {
 // in by it, and who had it can go on, log in and log out.
 func TestUnreadableRecordsAreAbsent(t *testing.T) {
 	const user, private = "ann@example.com", "a private value"
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, plain *Manager) {
+	each(t, Config{Timeout: 20 * time.Second}, func(t *testing.T, rb redistest.Backend, plain *Manager) {
 		sealed := strings.HasSuffix(t.Name(), "secrets=1")
 		log := &logged{}
-		cfg := Config{Logger: log.logger()}
+		cfg := Config{Logger: log.logger(), Timeout: 20 * time.Second}
 		if sealed {
 			cfg.Secrets = [][]byte{secret}
 		}
