@@ -35,7 +35,7 @@ type key struct {
 }
 
 var bySubject = key{
-	ours:   middleware.ByHeader(subjectField),
+	ours:   func(r *http.Request) (string, error) { return "user:" + r.Header.Get(subjectField), nil },
 	theirs: func(r *http.Request) string { return r.Header.Get(subjectField) },
 }
 
