@@ -185,6 +185,11 @@ func (l *Lease) Release() error {
 		return nil
 	}
 	reply, err := l.c.run(l.ctx, releaseScript, l.subject, l.id)
+	select {
+	case <-l.lost: // even if nobody had asked for the place
+		return ErrLeaseLost
+	default:
+	}
 	if err == nil && reply[0] == 0 {
 		return ErrLeaseLost
 	}
@@ -205,7 +210,10 @@ func (l *Lease) stop() {
 // while the breaker is open: a hiccup that is over must not cost the place.
 func (l *Lease) renew() {
 	sent := time.Now()
-	reply, err := l.c.send(l.ctx, renewScript, l.subject, l.c.lease.Microseconds(), l.c.ttl(), l.id)
+	// A call that hangs must leave time for another one, and is of no use after the lease.
+	ctx, cancel := context.WithTimeout(l.ctx, min(l.c.lease/3, time.Until(l.until)))
+	defer cancel()
+	reply, err := l.c.send(ctx, renewScript, l.subject, l.c.lease.Microseconds(), l.c.ttl(), l.id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.timer == nil {

@@ -232,3 +232,154 @@ func TestLeasesOverAHiccup(t *testing.T) {
 		})
 	}
 }
+
+// A breaker that stays open, since another Redis does not answer, keeps no lease from being
+// renewed.
+func TestLeasesBehindAnOpenBreaker(t *testing.T) {
+	const length = 450 * time.Millisecond
+	server := redistest.Shared(t)
+	name, breaker := fmt.Sprintf("leases-%x", rand.Uint64()), NewBreaker(nil)
+	here := must(NewConcurrency(server.Client(), name, 1, Config{Timeout: 10 * time.Second, Lease: length, Breaker: breaker}))
+	there := must(NewConcurrency(server.Client(), name, 1, Config{Timeout: 10 * time.Second, Lease: length}))
+	lease, _, err := here.Acquire(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for start := time.Now(); time.Since(start) < 4*length; time.Sleep(5 * time.Millisecond) {
+		if err := breaker.ask(ctx, func() error { return errors.New("silence") }); err != nil && breaker.open.Load() {
+			refused++
+		}
+		if other, _, err := there.Acquire(ctx, "k"); err != nil || other != nil {
+			t.Fatalf("after %v the place is given away (%v)", time.Since(start), err)
+		}
+	}
+	if refused == 0 {
+		t.Error("the breaker never was open")
+	}
+	select {
+	case <-lease.Lost():
+		t.Error("lost")
+	default:
+	}
+	for start := time.Now(); breaker.ask(ctx, func() error { return nil }) != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("the breaker does not close")
+		}
+	}
+	if err := lease.Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A lease that could not be renewed in time is lost, no later than it ends by the holder's
+// clock, however long Timeout is; and it stays lost, though Redis may still have it.
+func TestALostLeaseStaysLost(t *testing.T) {
+	const length = 300 * time.Millisecond
+	server := redistest.Shared(t)
+	for _, timeout := range []time.Duration{50 * time.Millisecond, 10 * time.Second} {
+		t.Run(timeout.String(), func(t *testing.T) {
+			name := fmt.Sprintf("leases-%x", rand.Uint64())
+			proxy := redistest.NewProxy(t, server.Addr())
+			client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1})
+			defer client.Close()
+			cut := must(NewConcurrency(client, name, 2, Config{Timeout: timeout, Lease: length}))
+			other := must(NewConcurrency(server.Client(), name, 2, Config{Timeout: 10 * time.Second, Lease: length}))
+			acquired := time.Now()
+			lost, _, err := cut.Acquire(ctx, "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			beside, _, err := other.Acquire(ctx, "k") // keeps the key, and nobody trims it
+			if err != nil {
+				t.Fatal(err)
+			}
+			proxy.BlackHole()
+			select {
+			case <-lost.Lost():
+				if d := time.Since(acquired); d < length-time.Millisecond || d > length+200*time.Millisecond {
+					t.Errorf("told after %v", d)
+				}
+			case <-time.After(5 * time.Second):
+				t.Error("not told of the loss")
+			}
+			proxy.Heal()
+			if n := server.Client().ZCard(ctx, other.prefix+"k}").Val(); n != 2 {
+				t.Errorf("Redis has %d leases, want both", n)
+			}
+			if err := lost.Release(); !errors.Is(err, ErrLeaseLost) {
+				t.Errorf("Release of a lost lease: %v", err)
+			}
+			if err := lost.Release(); err != nil {
+				t.Errorf("Release the second time: %v", err)
+			}
+			select {
+			case <-beside.Lost():
+				t.Error("the lease beside it is lost, too")
+			default:
+			}
+			if err := beside.Release(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// One renewal that gets no answer does not cost the lease: there is time for another one over
+// another connection, also if Timeout is longer than the lease.
+func TestALeaseOutlivesOneHungConnection(t *testing.T) {
+	const length = 600 * time.Millisecond
+	server := redistest.Shared(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1})
+	defer client.Close()
+	c := must(NewConcurrency(client, fmt.Sprintf("leases-%x", rand.Uint64()), 1, Config{Timeout: 10 * time.Second, Lease: length}))
+	lease, _, err := c.Acquire(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := proxy.Forwarded("evalsha") + proxy.Forwarded("eval")
+	proxy.LoseReply("evalsha")
+	for start := time.Now(); proxy.Forwarded("evalsha")+proxy.Forwarded("eval") == before; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("no renewal")
+		}
+	}
+	proxy.Delay(0) // for other connections; the one that was hit stays mute
+	select {
+	case <-lease.Lost():
+		t.Error("lost by one renewal without an answer")
+	case <-time.After(3 * length):
+	}
+	if err := lease.Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Leases do not lose their places to one another, and a Release is not a loss.
+func TestReleaseIsNoLoss(t *testing.T) {
+	c := must(NewConcurrency(redistest.Shared(t).Client(), fmt.Sprintf("leases-%x", rand.Uint64()), 3, Config{Timeout: 10 * time.Second, Lease: 100 * time.Millisecond}))
+	var leases []*Lease
+	for range 3 {
+		lease, _, err := c.Acquire(ctx, "k")
+		if err != nil || lease == nil {
+			t.Fatal(lease, err)
+		}
+		leases = append(leases, lease)
+	}
+	if err := leases[0].Release(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-leases[0].Lost():
+		t.Error("released, and told to be lost")
+	case <-leases[1].Lost():
+		t.Error("lost beside one that was released")
+	case <-time.After(300 * time.Millisecond):
+	}
+	for _, l := range leases[1:] {
+		if err := l.Release(); err != nil {
+			t.Error(err)
+		}
+	}
+}

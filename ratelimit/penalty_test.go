@@ -226,9 +226,9 @@ func TestPatienceIsNotPunished(t *testing.T) {
 		}{
 			{1, 1, time.Hour, 0},
 			{1, 3, time.Hour, 20 * time.Millisecond},
-			{60, 1, 10 * time.Minute, 0},
-			{60, 1, 10 * time.Minute, 20 * time.Millisecond},
-			{60, 3, 10 * time.Minute, 20 * time.Millisecond},
+			{60, 1, 4 * time.Minute, 0},
+			{60, 1, 4 * time.Minute, 20 * time.Millisecond},
+			{60, 3, 4 * time.Minute, 20 * time.Millisecond},
 		} {
 			t.Run(fmt.Sprintf("%v, %d clients, %d servers, up to %v late", a, test.clients, test.servers, test.lag), func(t *testing.T) {
 				seed := rand.Uint64()

@@ -158,3 +158,77 @@ func TestResultString(t *testing.T) {
 		}
 	}
 }
+
+// With gives a limiter of the same type, name and memory.
+func TestWithKeepsTheType(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	name := fmt.Sprintf("with-%x", rand.Uint64())
+	var (
+		s *SlidingWindow = must(must(NewSlidingWindow(client, name, PerHour(5), Config{})).With(PerHour(7)))
+		f *FixedWindow   = must(must(NewFixedWindow(client, name, PerHour(5), Config{})).With(PerHour(7)))
+		b *TokenBucket   = must(must(NewTokenBucket(client, name, PerHour(5), Config{})).With(PerHour(7)))
+		q *Quota         = must(must(NewQuota(client, name, 5, Day, time.UTC, Config{})).With(Limit{Requests: 7}))
+		l *Local         = must(must(NewLocal(name, PerHour(5), Config{})).With(PerHour(7)))
+	)
+	for _, raised := range []Limiter{s, f, b, q, l} {
+		t.Run(fmt.Sprintf("%T", raised), func(t *testing.T) {
+			limit := raised.(Named).Limit()
+			if raised.(Named).Name() != name || limit.Requests != 7 || raised != Limiter(q) && limit.Window != time.Hour {
+				t.Errorf("%s, %v", raised.(Named).Name(), limit)
+			}
+			limit.Requests = 5
+			own := with(t, raised, limit)
+			for range 5 {
+				if res := must(own.Take(ctx, "k", 1)); !res.Allowed {
+					t.Fatal(res)
+				}
+			}
+			if res := must(own.Take(ctx, "k", 1)); res.Allowed {
+				t.Errorf("5 are used: %v", res)
+			}
+			if res := must(raised.Take(ctx, "k", 1)); raised != Limiter(b) && (!res.Allowed || res.Remaining != 1) {
+				t.Errorf("5 of 7 are used: %v", res)
+			}
+			limit.Requests = 3
+			if res := must(with(t, raised, limit).Take(ctx, "k", 1)); res.Allowed || res.Remaining != 0 {
+				t.Errorf("6 of 3 are used: %v", res)
+			}
+			limit.Requests = 0
+			if res := must(with(t, raised, limit).Take(ctx, "k", 1)); res.Allowed || res.RetryAfter != Never {
+				t.Errorf("of 0: %v", res)
+			}
+		})
+	}
+}
+
+// The bounds of each kind, to the request.
+func TestBoundsOfTheKinds(t *testing.T) {
+	client := redis.NewClient(&redis.Options{})
+	defer client.Close()
+	for _, test := range []struct {
+		name string
+		make func(n int) error
+		most int
+		want string
+	}{
+		{"sliding window", func(n int) error { _, err := NewSlidingWindow(client, "n", PerHour(n), Config{}); return err }, 1_000_000, "Limit.Requests"},
+		{"fixed window", func(n int) error { _, err := NewFixedWindow(client, "n", PerHour(n), Config{}); return err }, 1 << 50, "Limit.Requests"},
+		{"token bucket", func(n int) error { _, err := NewTokenBucket(client, "n", PerHour(n), Config{}); return err }, 1 << 26, "Limit.Requests"},
+		{"quota", func(n int) error { _, err := NewQuota(client, "n", n, Month, time.UTC, Config{}); return err }, 1 << 50, "Limit.Requests"},
+		{"concurrency", func(n int) error { _, err := NewConcurrency(client, "n", n, Config{}); return err }, 1_000_000, "limit"},
+		{"local", func(n int) error { _, err := NewLocal("n", PerHour(n), Config{}); return err }, 1_000_000, "Limit.Requests"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, n := range []int{1, test.most} {
+				if err := test.make(n); err != nil {
+					t.Errorf("%d: %v", n, err)
+				}
+			}
+			for _, n := range []int{0, -1, math.MinInt, test.most + 1, math.MaxInt} {
+				if err := test.make(n); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%s %d", test.want, n)) {
+					t.Errorf("%d: %v", n, err)
+				}
+			}
+		})
+	}
+}
