@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,15 +17,24 @@ const breakerPeriod = time.Second
 
 // Breaker keeps limiters from waiting for a Redis that does not answer. The first
 // call without an answer opens it: calls are refused at once for one second, then
-// one of them is let through to try. It has no use of its own: see
-// [Config.Breaker]. A Breaker must be made by [NewBreaker].
+// one of them is let through to try. Each node of a cluster, and each shard of a ring, is
+// judged by itself. It has no use of its own: see [Config.Breaker]. A Breaker must be made
+// by [NewBreaker].
 //
 // Only silence counts: a timeout, a broken or refused connection. An error that
 // Redis answers with (OOM, READONLY, LOADING, WRONGTYPE, CLUSTERDOWN) made no caller
 // wait, and may concern one key or one slot only. A caller that gave up does not
 // count either.
 type Breaker struct {
-	circuit *gobreaker.TwoStepCircuitBreaker[struct{}]
+	*circuit          // of a single server, and of a cluster whose slots are not known yet
+	nodes    sync.Map // the circuits of the others, by address
+	name     string
+	logger   *slog.Logger
+}
+
+// circuit is the Breaker of one node.
+type circuit struct {
+	steps *gobreaker.TwoStepCircuitBreaker[struct{}]
 	// open spares the common case gobreaker's lock. While the circuit is closed,
 	// only failures concern it.
 	open atomic.Bool
@@ -35,8 +45,24 @@ type Breaker struct {
 func NewBreaker(logger *slog.Logger) *Breaker { return newBreaker("", logger) }
 
 func newBreaker(name string, logger *slog.Logger) *Breaker {
-	b := new(Breaker)
-	b.circuit = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+	return &Breaker{circuit: newCircuit(name, "", logger), name: name, logger: logger}
+}
+
+// at returns the circuit of a node, by what [roundtrip.Sender.Node] calls it.
+func (b *Breaker) at(node string) *circuit {
+	if node == "" {
+		return b.circuit
+	}
+	c, ok := b.nodes.Load(node)
+	if !ok {
+		c, _ = b.nodes.LoadOrStore(node, newCircuit(b.name, node, b.logger))
+	}
+	return c.(*circuit)
+}
+
+func newCircuit(name, node string, logger *slog.Logger) *circuit {
+	b := new(circuit)
+	b.steps = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:         name,
 		Timeout:      breakerPeriod,
 		ReadyToTrip:  func(gobreaker.Counts) bool { return true },
@@ -50,6 +76,9 @@ func newBreaker(name string, logger *slog.Logger) *Breaker {
 			attrs := []any{"retry_after", breakerPeriod}
 			if name != "" {
 				attrs = append(attrs, "limiter", name)
+			}
+			if node != "" {
+				attrs = append(attrs, "node", node)
 			}
 			switch {
 			case from == gobreaker.StateClosed:
@@ -67,7 +96,7 @@ var errGaveUp = errors.New("the caller gave up")
 
 // ask calls f if Redis may be asked, and records the outcome. A panic in a hook of the
 // client says nothing about Redis and does not count.
-func (b *Breaker) ask(ctx context.Context, f func() error) (err error) {
+func (b *circuit) ask(ctx context.Context, f func() error) (err error) {
 	permission, err := b.allow()
 	if err != nil {
 		return err
@@ -80,14 +109,14 @@ func (b *Breaker) ask(ctx context.Context, f func() error) (err error) {
 
 // allow reports whether Redis may be asked. The outcome of an allowed call must
 // be given to done, with the permission that allow returned.
-func (b *Breaker) allow() (permission func(error), err error) {
+func (b *circuit) allow() (permission func(error), err error) {
 	if !b.open.Load() {
 		return nil, nil
 	}
-	return b.circuit.Allow()
+	return b.steps.Allow()
 }
 
-func (b *Breaker) done(permission func(error), ctx context.Context, err error) {
+func (b *circuit) done(permission func(error), ctx context.Context, err error) {
 	if err != nil && ctx.Err() != nil && context.Cause(ctx) != errSilence {
 		err = errGaveUp
 	}
@@ -95,7 +124,7 @@ func (b *Breaker) done(permission func(error), ctx context.Context, err error) {
 	case permission != nil:
 		permission(err)
 	case unanswered(err):
-		if report, e := b.circuit.Allow(); e == nil {
+		if report, e := b.steps.Allow(); e == nil {
 			report(err)
 		}
 	}

@@ -24,9 +24,9 @@ type Config struct {
 	// longer than Redis's worst hiccup: a Take that times out is decided elsewhere.
 	Timeout time.Duration
 
-	// Breaker refuses to wait for a Redis that did not answer. Default: one of the
-	// limiter's own. Limiters over one client share what they learn about it if
-	// they share a Breaker.
+	// Breaker refuses to wait for a Redis that did not answer: of a cluster, for the node
+	// that did not. Default: one of the limiter's own. Limiters over one client share what
+	// they learn about it if they share a Breaker.
 	Breaker *Breaker
 
 	// Servers is how many servers share the limit. TakeLocally allows each of them

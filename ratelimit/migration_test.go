@@ -2,8 +2,10 @@ package ratelimit_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -138,6 +140,82 @@ func TestClusterDown(t *testing.T) {
 		}
 		if res, err := l.TakeLocally("k", 1); err != nil {
 			t.Fatalf("in process: %+v, %v", res, err)
+		}
+	}
+}
+
+// One of three masters hangs: what concerns the others is decided by Redis, as if nothing were
+// wrong, though many wait for the one that hangs.
+func TestOneHungNodeDecidesForNoOther(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	client := cluster.Client()
+	const timeout = 400 * time.Millisecond
+	for _, n := range constructors {
+		if n.name == "all of several subjects" { // each of which may be of another node
+			continue
+		}
+		l := n.must(t, client, "hung", ratelimit.PerHour(1000), ratelimit.Config{Timeout: timeout})
+		hung := cluster.Nodes()[1]
+		var there, elsewhere []string
+		for i := range 200 {
+			key := "k" + strconv.Itoa(i)
+			master, err := client.MasterForKey(t.Context(), "{"+key+"}")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if master.Options().Addr == hung.Addr() {
+				there = append(there, key)
+			} else {
+				elsewhere = append(elsewhere, key)
+			}
+			if _, err := l.Take(t.Context(), key, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		hung.Pause()
+		stop := make(chan struct{})
+		var waiting, others sync.WaitGroup
+		var decided, refused atomic.Int64
+		for i := range 32 {
+			waiting.Go(func() {
+				for n := i; ; n++ {
+					select {
+					case <-stop:
+						return
+					case <-time.After(time.Millisecond):
+					}
+					if _, err := l.Take(context.Background(), there[n%len(there)], 1); !errors.Is(err, ratelimit.ErrUnavailable) {
+						t.Errorf("a decision of the node that hangs: %v", err)
+					}
+					refused.Add(1)
+				}
+			})
+		}
+		time.Sleep(2 * timeout) // its breaker has opened
+		for i := range 32 {
+			others.Go(func() {
+				for n := range 50 {
+					start := time.Now()
+					res, err := l.Take(context.Background(), elsewhere[(i+n)%len(elsewhere)], 1)
+					if err != nil || !res.Allowed || res.Source != ratelimit.FromRedis || time.Since(start) > timeout {
+						t.Errorf("beside it: %v, %v, after %v", res, err, time.Since(start))
+					}
+					decided.Add(1)
+				}
+			})
+		}
+		others.Wait()
+		close(stop)
+		waiting.Wait()
+		hung.Resume()
+		t.Logf("%s: %d decisions beside %d refusals", n.name, decided.Load(), refused.Load())
+		for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+			if _, err := l.Take(t.Context(), there[0], 1); err == nil {
+				break
+			}
+			if time.Since(start) > 20*time.Second {
+				t.Fatal("the node is not asked again")
+			}
 		}
 	}
 }

@@ -190,16 +190,17 @@ func (c call) most(k flightKey) int {
 // ask runs the script. Its rule is that of the limit.
 func (c call) ask(ctx context.Context, k flightKey, n int64) (answer, error) {
 	a := answer{sent: c.denials.now()}
-	err := c.breaker.ask(ctx, func() (err error) {
-		a.verdict, err = c.run(ctx, k, n)
+	key := c.redisKey(k.key)
+	err := c.breaker.at(c.sender.Node(ctx, key)).ask(ctx, func() (err error) {
+		a.verdict, err = c.run(ctx, key, k, n)
 		return err
 	})
 	return a, err
 }
 
 // run is ask without the breaker.
-func (c call) run(ctx context.Context, k flightKey, n int64) (verdict, error) {
-	key, ttl := c.redisKey(k.key), c.ttl()
+func (c call) run(ctx context.Context, key string, k flightKey, n int64) (verdict, error) {
+	ttl := c.ttl()
 	if c.config.Penalty.Strikes > 0 {
 		return c.runWithPenalty(ctx, key, ttl, k, n)
 	}
@@ -332,8 +333,9 @@ func (l *remote) Settle(ctx context.Context, key string, r Result, cost int) err
 		if l.clock != nil {
 			args = append(args, l.clock())
 		}
-		err = l.breaker.ask(ctx, func() error {
-			_, err := l.sender.Ints(ctx, l.settle, of.redisKey(subject), args...)
+		key := of.redisKey(subject)
+		err = l.breaker.at(l.sender.Node(ctx, key)).ask(ctx, func() error {
+			_, err := l.sender.Ints(ctx, l.settle, key, args...)
 			return err
 		})
 		if err != nil && undone(err) && left == s.delta-delta {
@@ -390,7 +392,7 @@ func (l *remote) Reset(ctx context.Context, key string) error {
 	if l.config.Penalty.Strikes > 0 {
 		keys = append(keys, l.recordKey(subject))
 	}
-	err := l.breaker.ask(ctx, func() error {
+	err := l.breaker.at(l.sender.Node(ctx, keys[0])).ask(ctx, func() error {
 		_, err := l.sender.IntsOver(ctx, resetScript, keys)
 		return err
 	})

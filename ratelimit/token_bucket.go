@@ -98,9 +98,9 @@ func (l *TokenBucket) reserve(ctx context.Context, key string, cost int, patienc
 		args = append(args, l.clock())
 	}
 	var v verdict
-	sent := l.denials.now()
-	err := l.breaker.ask(ctx, func() error {
-		reply, err := l.sender.Ints(ctx, bucketWait, l.redisKey(subject), args...)
+	sent, key := l.denials.now(), l.redisKey(subject)
+	err := l.breaker.at(l.sender.Node(ctx, key)).ask(ctx, func() error {
+		reply, err := l.sender.Ints(ctx, bucketWait, key, args...)
 		if err == nil {
 			v, err = verdictOf(reply)
 		}

@@ -207,7 +207,7 @@ func TestLifeCycle(t *testing.T) {
 }
 
 func TestParallelWritersLoseNothing(t *testing.T) {
-	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+	each(t, slowly, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		b := &browser{t, m, ""}
 		b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
 		var wg sync.WaitGroup

@@ -725,3 +725,67 @@ func TestClientSideCache(t *testing.T) {
 		}
 	})
 }
+
+// One of three masters hangs: sessions of the others are loaded and saved as if nothing were
+// wrong, though many requests wait for the one that hangs.
+func TestOneHungNodeHoldsUpNoOtherSession(t *testing.T) {
+	const timeout = 500 * time.Millisecond
+	cluster := redistest.StartCluster(t)
+	client := cluster.Client()
+	m := managerOver(t, client, Config{Timeout: timeout})
+	hung := cluster.Nodes()[1]
+	var there, elsewhere []string
+	for i := range 150 {
+		cookie := begin(t, m, fmt.Sprint("user ", i)).cookie
+		master, err := client.MasterForKey(t.Context(), idOf(t, m, cookie).key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if master.Options().Addr == hung.Addr() {
+			there = append(there, cookie)
+		} else {
+			elsewhere = append(elsewhere, cookie)
+		}
+	}
+	hung.Pause()
+	stop := make(chan struct{})
+	var waiting, others sync.WaitGroup
+	for i := range 32 {
+		waiting.Go(func() {
+			for n := i; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				start := time.Now()
+				if _, err := m.Load(context.Background(), there[n%len(there)]); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 4*timeout {
+					t.Errorf("a session of the node that hangs: %v after %v", err, time.Since(start))
+				}
+			}
+		})
+	}
+	time.Sleep(timeout)
+	for i := range 32 {
+		others.Go(func() {
+			for n := range 40 {
+				start := time.Now()
+				ctx, err := m.Load(context.Background(), elsewhere[(i+n)%len(elsewhere)])
+				if err == nil && m.UserID(ctx) == "" {
+					err = errors.New("anonymous")
+				}
+				if err == nil {
+					m.Put(ctx, "n", n)
+					_, err = m.Finish(ctx)
+				}
+				if err != nil || time.Since(start) > timeout {
+					t.Errorf("a session of another node: %v after %v", err, time.Since(start))
+				}
+			}
+		})
+	}
+	others.Wait()
+	close(stop)
+	waiting.Wait()
+	hung.Resume()
+}

@@ -43,18 +43,28 @@ func (e *TimeoutError) Timeout() bool { return true }
 // Is makes errors.Is(err, context.DeadlineExceeded) true.
 func (e *TimeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
-// Sender sends commands over one client. It is safe for concurrent use and
-// owns no goroutine while nothing is under way.
-//
-// A call that is alone is made by its caller. Those that come meanwhile are sent by
-// up to maxLanes goroutines, in pipelines of what has gathered.
+// Sender sends commands over one client, each within its timeout. It is safe for concurrent
+// use and owns no goroutine while nothing is under way.
 type Sender struct {
-	client  redis.UniversalClient
+	*shared
 	timeout time.Duration
+	wait    time.Duration // for one reply: timeout, or the client's own if that is shorter
 
-	// bounded is client, made to give up reading and writing after timeout; nil if
+	// bounded is the client, made to give up reading and writing after wait; nil if
 	// it cannot be. With it, a caller may wait for a command itself.
 	bounded *redis.Client
+}
+
+// New returns a Sender whose calls take at most timeout each. All Senders over one client
+// share what they send by.
+func New(client redis.UniversalClient, timeout time.Duration) *Sender {
+	return sharedBy(client).sender(timeout)
+}
+
+// shared is what all Senders over one client stand on.
+type shared struct {
+	client redis.UniversalClient
+
 	// cached tells that the client caches reads in process, and cache in what; it
 	// is nil if the client keeps that to itself.
 	cached bool
@@ -63,10 +73,104 @@ type Sender struct {
 	// to anybody; a test notices when it changes.
 	cachePrefix string
 
-	// Each Sender has its own calls: a timer or channel that was made in a
+	// Each client has its own calls: a timer or channel that was made in a
 	// bubble of testing/synctest must not get out of it.
 	calls sync.Pool
 
+	mu      sync.RWMutex
+	senders map[time.Duration]*Sender
+	nodes   map[string]*node // by address
+	routed  atomic.Bool      // a cluster's client knows where its slots are
+}
+
+func newShared(client redis.UniversalClient) *shared {
+	s := &shared{
+		client:  client,
+		calls:   sync.Pool{New: newCall},
+		senders: make(map[time.Duration]*Sender),
+		nodes:   make(map[string]*node),
+	}
+	if c, ok := client.(*redis.Client); ok {
+		o := c.Options()
+		s.cached, s.cache = o.ClientSideCacheConfig != nil || o.ClientSideCache != nil, o.ClientSideCache
+		s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", o.DB, len(o.Username), o.Username)
+	}
+	return s
+}
+
+func (s *shared) sender(timeout time.Duration) *Sender {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sender := s.senders[timeout]
+	if sender == nil {
+		sender = &Sender{shared: s, timeout: timeout}
+		var read time.Duration
+		switch c := s.client.(type) {
+		case *redis.Client:
+			read = c.Options().ReadTimeout
+		case *redis.ClusterClient:
+			read = c.Options().ReadTimeout
+		case *redis.Ring:
+			read = c.Options().ReadTimeout
+		}
+		sender.wait = timeout
+		if read > 0 {
+			sender.wait = min(timeout, read)
+		}
+		if c, ok := s.client.(*redis.Client); ok {
+			sender.bounded = c.WithTimeout(sender.wait)
+		}
+		s.senders[timeout] = sender
+	}
+	return sender
+}
+
+// Client returns the client that the Sender was made with.
+func (s *shared) Client() redis.UniversalClient { return s.client }
+
+// Node returns the address of the server that has key; "" if there is but one, or as long as
+// it is not known which.
+func (s *shared) Node(ctx context.Context, key string) string {
+	switch c := s.client.(type) {
+	case *redis.ClusterClient:
+		// A client that does not know its slots yet would ask for them here, for as long as
+		// its own timeouts let it.
+		if s.routed.Load() {
+			if master, err := c.MasterForKey(ctx, key); err == nil {
+				return master.Options().Addr
+			}
+		}
+	case *redis.Ring:
+		if shard, err := c.GetShardClientForKey(key); err == nil {
+			return shard.Options().Addr
+		}
+	}
+	return ""
+}
+
+// node returns what sends to the server at addr: one that hangs must not hold up what goes to
+// the others.
+func (s *shared) node(addr string) *node {
+	s.mu.RLock()
+	n := s.nodes[addr]
+	s.mu.RUnlock()
+	if n != nil {
+		return n
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.nodes[addr] == nil {
+		s.nodes[addr] = &node{shared: s}
+	}
+	return s.nodes[addr]
+}
+
+// node sends to one server.
+//
+// A call that is alone is made by its caller. Those that come meanwhile are sent by
+// up to maxLanes goroutines, in pipelines of what has gathered.
+type node struct {
+	*shared
 	yield Yield
 
 	mu    sync.Mutex
@@ -76,33 +180,13 @@ type Sender struct {
 
 // lane is a goroutine that sends pipelines, one after the other.
 type lane struct {
-	stuck bool // one of its calls has timed out; guarded by Sender.mu
+	stuck bool // one of its calls has timed out; guarded by node.mu
 }
 
 // maxLanes is how many pipelines are under way at once. With one, this process
 // and Redis would wait for each other in turn; with more than four, the pipelines
 // get short without getting done any sooner.
 const maxLanes = 4
-
-// New returns a Sender whose calls take at most timeout each.
-func New(client redis.UniversalClient, timeout time.Duration) *Sender {
-	s := &Sender{client: client, timeout: timeout, calls: sync.Pool{New: newCall}}
-	if c, ok := client.(*redis.Client); ok {
-		o := c.Options()
-		wait := timeout
-		if o.ReadTimeout > 0 {
-			wait = min(wait, o.ReadTimeout)
-		}
-		s.bounded = c.WithTimeout(wait)
-		c.AddHook(divert{})
-		s.cached, s.cache = o.ClientSideCacheConfig != nil || o.ClientSideCache != nil, o.ClientSideCache
-		s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", o.DB, len(o.Username), o.Username)
-	}
-	return s
-}
-
-// Client returns the client that the Sender was made with.
-func (s *Sender) Client() redis.UniversalClient { return s.client }
 
 // HGet returns a field of the hash at key, or redis.Nil. The bytes are not to be changed.
 func (s *Sender) HGet(ctx context.Context, key, field string) ([]byte, error) {
@@ -118,7 +202,7 @@ func (s *Sender) HGet(ctx context.Context, key, field string) ([]byte, error) {
 		}
 		return cmd.Bytes()
 	}
-	if err := s.do(ctx, cmd); err != nil {
+	if err := s.do(ctx, key, cmd); err != nil {
 		return nil, err
 	}
 	return cmd.Bytes()
@@ -166,7 +250,7 @@ func (c *timeoutIfAsked) Err() error {
 }
 
 // forget drops what this process has cached of a key that it has written.
-func (s *Sender) forget(key string) {
+func (s *shared) forget(key string) {
 	if s.cache != nil {
 		s.cache.DeleteByRedisKey(s.cachePrefix + key)
 	}
@@ -207,13 +291,13 @@ func run[T any](ctx context.Context, s *Sender, script *scripts.Script, numKeys,
 	full := make([]any, 0, 4+len(args))
 	full = append(append(full, "evalsha", script.SHA1(), numKeys, key), args...)
 	cmd, result := build(full)
-	err := s.do(ctx, cmd)
+	err := s.do(ctx, key, cmd)
 	if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
 		// The one answer after which a script may be sent again: it did not run.
 		// The command above may not be reused, so its arguments are not either.
 		full = append([]any{"eval", script.Source()}, full[2:]...)
 		cmd, result = build(full)
-		err = s.do(ctx, cmd)
+		err = s.do(ctx, key, cmd)
 	}
 	if err != nil {
 		var zero T
@@ -261,8 +345,8 @@ func (c *hget) bound() (*redis.Client, redis.Cmder) { return c.by, &c.StringCmd 
 // divert is a hook that has a bound command processed by the client that it is
 // bound to. That one, made by WithTimeout, has none of the hooks of its origin:
 // going through the origin, the command meets those that were there before this
-// one, such as those that trace.
-type divert struct{}
+// one, such as those that trace. Each client has one, which keeps shared for as long as it.
+type divert struct{ *shared }
 
 func (divert) DialHook(next redis.DialHook) redis.DialHook { return next }
 
@@ -284,12 +368,13 @@ func (divert) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 // call is one command on its way. Its caller may give up at any time; then the
 // command is left to its pipeline, and dropped if it has not been sent.
 type call struct {
-	ctx   context.Context
-	cmd   redis.Cmder
-	state atomic.Uint32 // callQueued, callSent or callAbandoned
-	lane  *lane         // that has sent it; guarded by Sender.mu
-	done  chan struct{} // buffered: one token when cmd has its result
-	timer *time.Timer
+	ctx     context.Context
+	cmd     redis.Cmder
+	timeout time.Duration
+	state   atomic.Uint32 // callQueued, callSent or callAbandoned
+	lane    *lane         // that has sent it; guarded by node.mu
+	done    chan struct{} // buffered: one token when cmd has its result
+	timer   *time.Timer
 }
 
 const (
@@ -304,26 +389,27 @@ func newCall() any {
 	return &call{done: make(chan struct{}, 1), timer: t}
 }
 
-// do sends cmd and waits for its result, for ctx, or for the timeout.
-func (s *Sender) do(ctx context.Context, cmd command) error {
+// do sends cmd, which concerns key, and waits for its result, for ctx, or for the timeout.
+func (s *Sender) do(ctx context.Context, key string, cmd command) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	if s.bounded != nil && s.lanes == 0 && s.patient(ctx) {
-		s.lanes++
-		s.mu.Unlock()
-		return s.alone(ctx, cmd)
+	n := s.node(s.Node(ctx, key))
+	n.mu.Lock()
+	if s.bounded != nil && n.lanes == 0 && s.patient(ctx) {
+		n.lanes++
+		n.mu.Unlock()
+		return s.alone(ctx, n, cmd)
 	}
 	c := s.calls.Get().(*call)
-	c.ctx, c.cmd, c.lane = ctx, cmd, nil
+	c.ctx, c.cmd, c.timeout, c.lane = ctx, cmd, s.timeout, nil
 	c.state.Store(callQueued)
 	c.timer.Reset(s.timeout)
-	s.queue = append(s.queue, c)
-	if s.lanes < maxLanes {
-		s.start()
+	n.queue = append(n.queue, c)
+	if n.lanes < maxLanes {
+		n.start()
 	}
-	s.mu.Unlock()
+	n.mu.Unlock()
 
 	select {
 	case <-c.done:
@@ -338,29 +424,29 @@ func (s *Sender) do(ctx context.Context, cmd command) error {
 		return ctx.Err()
 	case <-c.timer.C:
 		unsent := c.state.CompareAndSwap(callQueued, callAbandoned)
-		s.mu.Lock()
+		n.mu.Lock()
 		// Redis has not answered for a whole timeout: what is queued goes by
 		// another connection rather than wait behind this one.
 		if c.lane != nil && !c.lane.stuck {
 			c.lane.stuck = true
-			s.lanes--
+			n.lanes--
 		}
-		s.start()
-		s.mu.Unlock()
+		n.start()
+		n.mu.Unlock()
 		return &TimeoutError{After: s.timeout, Unsent: unsent}
 	}
 }
 
-// alone makes a call on the goroutine of its caller, which has taken a lane.
-func (s *Sender) alone(ctx context.Context, cmd command) error {
-	ctx, cancel := s.detach(ctx)
+// alone makes a call on the goroutine of its caller, which has taken a lane of n.
+func (s *Sender) alone(ctx context.Context, n *node, cmd command) error {
+	ctx, cancel := detach(ctx, s.timeout)
 	defer func() { // also if a hook panics
 		cancel()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.lanes--
-		if s.lanes < maxLanes {
-			s.start()
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.lanes--
+		if n.lanes < maxLanes {
+			n.start()
 		}
 	}()
 	cmd.bind(s.bounded)
@@ -373,7 +459,10 @@ func (s *Sender) alone(ctx context.Context, cmd command) error {
 // that of the context.
 func (s *Sender) answer(cmd command) error {
 	err := cmd.Err()
-	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &TimeoutError{After: s.wait}
+	case errors.Is(err, context.DeadlineExceeded):
 		return &TimeoutError{After: s.timeout}
 	}
 	return err
@@ -388,72 +477,79 @@ func (s *Sender) patient(ctx context.Context) bool {
 
 // start has a goroutine send what is queued, if anything is. It is called with mu
 // held.
-func (s *Sender) start() {
-	if len(s.queue) > 0 {
-		s.lanes++
-		go s.send(new(lane))
+func (n *node) start() {
+	if len(n.queue) > 0 {
+		n.lanes++
+		go n.send(new(lane))
 	}
 }
 
-// take moves what is queued into calls, which l will send. It is called with mu held.
-func (s *Sender) take(calls []*call, l *lane) []*call {
+// take moves what is queued into calls, which l will send: those of the same timeout as the
+// first, since a pipeline has one. It is called with mu held.
+func (n *node) take(calls []*call, l *lane) []*call {
 	calls = calls[:0]
-	n := 0
-	for ; n < len(s.queue) && len(calls) < maxBatch; n++ {
-		if c := s.queue[n]; c.state.CompareAndSwap(callQueued, callSent) {
+	rest := n.queue[:0]
+	for _, c := range n.queue {
+		if len(calls) == maxBatch || len(calls) > 0 && c.timeout != calls[0].timeout {
+			rest = append(rest, c)
+			continue
+		}
+		if c.state.CompareAndSwap(callQueued, callSent) {
 			c.lane = l
 			calls = append(calls, c)
 		}
 	}
-	rest := copy(s.queue, s.queue[n:])
-	clear(s.queue[rest:])
-	s.queue = s.queue[:rest]
+	clear(n.queue[len(rest):])
+	n.queue = rest
 	return calls
 }
 
 // send sends what is queued, until nothing is, or until there are lanes enough
 // without it.
-func (s *Sender) send(l *lane) {
+func (n *node) send(l *lane) {
 	var calls []*call
 	for first := true; ; first = false {
-		s.yield.Now()
-		s.mu.Lock()
+		n.yield.Now()
+		n.mu.Lock()
 		calls = calls[:0]
-		if !l.stuck && (first || s.lanes <= maxLanes) {
-			calls = s.take(calls, l)
+		if !l.stuck && (first || n.lanes <= maxLanes) {
+			calls = n.take(calls, l)
 		}
 		if len(calls) == 0 {
 			if !l.stuck {
-				s.lanes--
+				n.lanes--
 			}
-			s.mu.Unlock()
+			n.mu.Unlock()
 			return
 		}
-		s.mu.Unlock()
-		s.exec(calls)
+		n.mu.Unlock()
+		n.exec(calls)
 		for _, c := range calls {
 			c.done <- struct{}{}
 		}
 	}
 }
 
-func (s *Sender) exec(calls []*call) {
-	ctx, cancel := s.detach(calls[0].ctx)
+func (n *node) exec(calls []*call) {
+	ctx, cancel := detach(calls[0].ctx, calls[0].timeout)
 	defer cancel()
 	if len(calls) == 1 {
-		_ = s.client.Process(ctx, calls[0].cmd)
-		return
+		_ = n.client.Process(ctx, calls[0].cmd)
+	} else {
+		pipe := n.client.Pipeline()
+		for _, c := range calls {
+			_ = pipe.Process(ctx, c.cmd)
+		}
+		_, _ = pipe.Exec(ctx)
 	}
-	pipe := s.client.Pipeline()
-	for _, c := range calls {
-		_ = pipe.Process(ctx, c.cmd)
+	if !n.routed.Load() && calls[0].cmd.Err() == nil {
+		n.routed.Store(true)
 	}
-	_, _ = pipe.Exec(ctx)
 }
 
 // detach returns the context of a pipeline. A caller's ends with its request,
 // the commands of the others do not, and one that ends halfway costs go-redis a
 // connection: only values such as a trace span are taken from it.
-func (s *Sender) detach(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
+func detach(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }

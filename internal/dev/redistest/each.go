@@ -2,6 +2,7 @@ package redistest
 
 import (
 	"testing"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
@@ -27,7 +28,7 @@ func Each(t *testing.T, f func(t *testing.T, b Backend)) {
 	t.Helper()
 	t.Run("miniredis", func(t *testing.T) {
 		m := miniredis.RunT(t)
-		c := redis.NewClient(&redis.Options{Addr: m.Addr()})
+		c := redis.NewClient(&redis.Options{Addr: m.Addr(), ReadTimeout: time.Minute}) // it is slow under the race detector
 		t.Cleanup(func() { c.Close() })
 		t.Cleanup(func() { checkLeft(t, m.Addr()) })
 		f(t, Backend{Name: "miniredis", Client: c, Addrs: []string{m.Addr()}, Mini: m})

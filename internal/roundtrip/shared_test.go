@@ -1,0 +1,198 @@
+package roundtrip_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
+)
+
+// One of three masters hangs: calls for the others are answered, and soon; those for it end at
+// the timeout.
+func TestOneHungNodeHoldsUpNoOther(t *testing.T) {
+	const timeout = 500 * time.Millisecond
+	cluster := redistest.StartCluster(t)
+	client := cluster.Client()
+	s := roundtrip.New(client, timeout)
+	hung := cluster.Nodes()[1]
+	call := func(key string) error {
+		if _, err := s.Ints(t.Context(), incr, key, "0"); err != nil {
+			return err
+		}
+		_, err := s.HGet(t.Context(), "h"+key, "f")
+		if err == redis.Nil {
+			err = nil
+		}
+		return err
+	}
+	var there, elsewhere []string
+	for i := range 300 {
+		key := fmt.Sprintf("{k%d}", i)
+		master, err := client.MasterForKey(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if master.Options().Addr == hung.Addr() {
+			there = append(there, key)
+		} else {
+			elsewhere = append(elsewhere, key)
+		}
+		if err := call(key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hung.Pause()
+	var wg sync.WaitGroup
+	var calls, failed, slow, missed atomic.Int64
+	stop := make(chan struct{})
+	for i := range 32 {
+		wg.Go(func() { // these hang
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				start := time.Now()
+				if call(there[(i+n)%len(there)]) == nil || time.Since(start) > 4*timeout {
+					missed.Add(1)
+				}
+			}
+		})
+	}
+	time.Sleep(2 * timeout)
+	var others sync.WaitGroup
+	for i := range 32 {
+		others.Go(func() {
+			for n := range 100 {
+				start := time.Now()
+				err := call(elsewhere[(i*100+n)%len(elsewhere)])
+				if err != nil {
+					failed.Add(1)
+				}
+				if time.Since(start) > timeout/2 {
+					slow.Add(1)
+				}
+				calls.Add(1)
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	others.Wait()
+	close(stop)
+	wg.Wait()
+	hung.Resume()
+	t.Logf("%d calls, %d failed, %d slow", calls.Load(), failed.Load(), slow.Load())
+	if failed.Load() > 0 || slow.Load() > calls.Load()/100 {
+		t.Errorf("of %d calls to nodes that answer, %d failed and %d took over %v", calls.Load(), failed.Load(), slow.Load(), timeout/2)
+	}
+	if missed.Load() > 0 {
+		t.Errorf("%d calls to the node that hangs were answered, or waited on", missed.Load())
+	}
+	for start := time.Now(); call(there[0]) != nil; {
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("the node is not asked again")
+		}
+	}
+}
+
+// depth tells how deep the hooks before it have called it.
+type depth struct{ last atomic.Int64 }
+
+func (d *depth) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
+}
+
+func (d *depth) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (d *depth) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		d.last.Store(int64(runtime.Callers(0, make([]uintptr, 20_000))))
+		return next(ctx, cmd)
+	}
+}
+
+// However many Senders stand on one client: it has one hook, and Senders of one timeout are one.
+func TestSendersOverOneClientAreOne(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		client := b.NewClient(t)
+		first := roundtrip.New(client, time.Second)
+		inner := new(depth)
+		client.AddHook(inner)
+		client.Get(t.Context(), "k")
+		before := inner.last.Load()
+		for i := range 5000 {
+			if roundtrip.New(client, time.Second) != first {
+				t.Fatal("another Sender")
+			}
+			roundtrip.New(client, time.Second+time.Duration(i%3))
+		}
+		last := new(depth) // behind all the hooks there are
+		client.AddHook(last)
+		client.Get(t.Context(), "k")
+		if now := last.last.Load(); before == 0 || now > before+10 {
+			t.Errorf("a command goes through %d calls, and through %d after 5,000 Senders", before, now)
+		}
+		if roundtrip.New(b.NewClient(t), time.Second) == first {
+			t.Error("two clients have one Sender")
+		}
+	})
+}
+
+// What a client's Senders share goes with the client.
+func TestSendersGoWithTheirClient(t *testing.T) {
+	server := redistest.Shared(t)
+	start := roundtrip.Registered()
+	for range 100 {
+		client := redis.NewClient(&redis.Options{Addr: server.Addr()})
+		if _, err := roundtrip.New(client, 20*time.Second).Ints(t.Context(), incr, "gone", "0"); err != nil {
+			t.Fatal(err)
+		}
+		client.Close()
+	}
+	for begin := time.Now(); roundtrip.Registered() > start; time.Sleep(10 * time.Millisecond) {
+		runtime.GC()
+		if time.Since(begin) > 10*time.Second {
+			t.Fatalf("%d are left of 100", roundtrip.Registered()-start)
+		}
+	}
+}
+
+// Calls of different timeouts share a client, and each ends at its own.
+func TestEachCallHasItsOwnTimeout(t *testing.T) {
+	server := redistest.Shared(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
+	defer client.Close()
+	if _, err := roundtrip.New(client, 20*time.Second).Ints(t.Context(), incr, "own", "0"); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Delay(200 * time.Millisecond) // of each command
+	short, long := roundtrip.New(client, 100*time.Millisecond), roundtrip.New(client, 5*time.Second)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			start := time.Now()
+			if _, err := short.Ints(t.Context(), incr, "own", "0"); err == nil || time.Since(start) > 190*time.Millisecond {
+				t.Errorf("short: %v after %v", err, time.Since(start))
+			}
+		})
+		wg.Go(func() {
+			if _, err := long.Ints(t.Context(), incr, "own", "0"); err != nil {
+				t.Errorf("long: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+}
