@@ -171,7 +171,7 @@ type deafCache struct {
 
 func (c *deafCache) DeleteByRedisKey(key string) int {
 	// What the process itself has changed it drops by the same method.
-	if c.deaf.Load() && !bytes.Contains(debug.Stack(), []byte("roundtrip.(*Sender).forget")) {
+	if c.deaf.Load() && !bytes.Contains(debug.Stack(), []byte("roundtrip.(*shared).forget")) {
 		return 0
 	}
 	return c.Cache.DeleteByRedisKey(key)

@@ -21,20 +21,6 @@ func (m *Manager) Logout(ctx context.Context) error {
 	ctx, cancel := m.bound(context.WithoutCancel(ctx))
 	defer cancel()
 	st.mu.Lock()
-	var ends []id
-	if st.record != nil {
-		ends = append(ends, st.record.id)
-	}
-	if st.login != nil {
-		for _, o := range st.login.old {
-			ends = append(ends, o.record.id)
-		}
-	}
-	for _, n := range st.named {
-		if steps[n.what][end] == bury {
-			ends = append(ends, n.id)
-		}
-	}
 	legacy := st.held.legacy
 	st.mu.Unlock()
 	if legacy != "" {
@@ -42,13 +28,47 @@ func (m *Manager) Logout(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, at := range ends {
-		if _, err := m.records.end(ctx, at, endLogout, revision{}, handle{}); err != nil {
-			return err
+	ended := make(map[id]bool)
+	for {
+		next := st.loggingOut(m, ended)
+		if len(next) == 0 {
+			return nil
+		}
+		for _, at := range next {
+			if _, err := m.records.end(ctx, at, endLogout, revision{}, handle{}); err != nil {
+				return err
+			}
+			ended[at] = true
 		}
 	}
+}
+
+// loggingOut returns what a logout has to end besides what it has ended: another goroutine of
+// the request may have logged in meanwhile. When there is nothing, the state is logged out.
+func (st *state) loggingOut(m *Manager, ended map[id]bool) (next []id) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	add := func(at id) {
+		if !ended[at] {
+			next = append(next, at)
+		}
+	}
+	if st.record != nil {
+		add(st.record.id)
+	}
+	if st.login != nil {
+		for _, o := range st.login.old {
+			add(o.record.id)
+		}
+	}
+	for _, n := range st.named {
+		if steps[n.what][end] == bury {
+			add(n.id)
+		}
+	}
+	if len(next) > 0 {
+		return next
+	}
 	st.epoch++
 	// What its cookies named stays: a session that is begun now leaves a tombstone there.
 	st.record, st.login, st.begun = nil, nil, nil
