@@ -164,3 +164,19 @@ func TestResetAllThatCannotBe(t *testing.T) {
 		t.Error("Unlimited has keys")
 	}
 }
+
+// ResetAll frees what was counted in process, too.
+func TestResetAllInProcess(t *testing.T) {
+	l := must(NewFixedWindow(redistest.Shared(t).Client(), fmt.Sprintf("all-%x", rand.Uint64()), PerHour(1), Config{}))
+	for _, want := range []bool{true, false} {
+		if res := must(l.TakeLocally("k", 1)); res.Allowed != want {
+			t.Fatal(res)
+		}
+	}
+	if _, err := ResetAll(ctx, l); err != nil {
+		t.Fatal(err)
+	}
+	if res := must(l.TakeLocally("k", 1)); !res.Allowed {
+		t.Error(res)
+	}
+}

@@ -372,3 +372,22 @@ func TestASlidingWindowKeepsNoMoreThanItsLimit(t *testing.T) {
 		}
 	}
 }
+
+// What was taken under a limit of With is settled there, whichever of the limiters is asked:
+// another window is another key.
+func TestAnyOfTheLimitersSettles(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	for _, a := range []algorithm{sliding, fixed, bucket} {
+		t.Run(a.String(), func(t *testing.T) {
+			l := newLimiter(t, a, client, settleName(), Limit{5, time.Hour})
+			raised := with(t, l, Limit{7, 2 * time.Hour})
+			res := must(raised.Take(ctx, "k", 4))
+			if err := l.(Settler).Settle(ctx, "k", res, 1); err != nil {
+				t.Fatal(err)
+			}
+			if got := must(raised.Take(ctx, "k", 0)).Remaining; got != 6 {
+				t.Errorf("%d remain of 7, of which 4 were taken and 3 given back", got)
+			}
+		})
+	}
+}
