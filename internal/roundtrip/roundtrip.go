@@ -79,7 +79,8 @@ type shared struct {
 
 	mu      sync.RWMutex
 	senders map[time.Duration]*Sender
-	nodes   map[string]*node // by address
+	only    *node            // of a single server, and of one that is not known yet
+	nodes   map[string]*node // the others, by address
 	routed  atomic.Bool      // a cluster's client knows where its slots are
 }
 
@@ -90,6 +91,7 @@ func newShared(client redis.UniversalClient) *shared {
 		senders: make(map[time.Duration]*Sender),
 		nodes:   make(map[string]*node),
 	}
+	s.only = &node{shared: s}
 	if c, ok := client.(*redis.Client); ok {
 		o := c.Options()
 		s.cached, s.cache = o.ClientSideCacheConfig != nil || o.ClientSideCache != nil, o.ClientSideCache
@@ -151,6 +153,9 @@ func (s *shared) Node(ctx context.Context, key string) string {
 // node returns what sends to the server at addr: one that hangs must not hold up what goes to
 // the others.
 func (s *shared) node(addr string) *node {
+	if addr == "" {
+		return s.only
+	}
 	s.mu.RLock()
 	n := s.nodes[addr]
 	s.mu.RUnlock()
@@ -489,7 +494,7 @@ func (n *node) start() {
 func (n *node) take(calls []*call, l *lane) []*call {
 	calls = calls[:0]
 	rest := n.queue[:0]
-	for _, c := range n.queue {
+	for _, c := range n.queue { // in their order
 		if len(calls) == maxBatch || len(calls) > 0 && c.timeout != calls[0].timeout {
 			rest = append(rest, c)
 			continue
