@@ -282,7 +282,7 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 		args = append(args, m.remote.algorithm.word(), m.remote.requests, m.remote.ttl(), m.remote.args.window)
 	}
 	var reply []int64
-	err = lead.breaker.at(lead.sender.Node(ctx, keys[0])).ask(ctx, func() (err error) {
+	err = lead.breaker.askFor(ctx, lead.sender, keys[0], func() (err error) {
 		reply, err = lead.sender.IntsOver(ctx, allScript, keys, args...)
 		return err
 	})

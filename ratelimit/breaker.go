@@ -10,6 +10,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/sony/gobreaker/v2"
+
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
 // breakerPeriod is for how long a Redis that did not answer is not asked.
@@ -46,6 +48,11 @@ func NewBreaker(logger *slog.Logger) *Breaker { return newBreaker("", logger) }
 
 func newBreaker(name string, logger *slog.Logger) *Breaker {
 	return &Breaker{circuit: newCircuit(name, "", logger), name: name, logger: logger}
+}
+
+// askFor is ask of the circuit of the node that has key.
+func (b *Breaker) askFor(ctx context.Context, s *roundtrip.Sender, key string, f func() error) error {
+	return b.at(s.Node(ctx, key)).ask(ctx, f)
 }
 
 // at returns the circuit of a node, by what [roundtrip.Sender.Node] calls it.

@@ -253,7 +253,7 @@ func (c *Concurrency) ttl() int64 {
 // run sends a script if the breaker lets it.
 func (c *Concurrency) run(ctx context.Context, script *scripts.Script, subject string, args ...any) (reply []int64, err error) {
 	key := c.prefix + subject + "}"
-	err = c.breaker.at(c.sender.Node(ctx, key)).ask(ctx, func() (err error) {
+	err = c.breaker.askFor(ctx, c.sender, key, func() (err error) {
 		reply, err = c.sender.Ints(ctx, script, key, c.withClock(args)...)
 		return err
 	})

@@ -191,7 +191,7 @@ func (c call) most(k flightKey) int {
 func (c call) ask(ctx context.Context, k flightKey, n int64) (answer, error) {
 	a := answer{sent: c.denials.now()}
 	key := c.redisKey(k.key)
-	err := c.breaker.at(c.sender.Node(ctx, key)).ask(ctx, func() (err error) {
+	err := c.breaker.askFor(ctx, c.sender, key, func() (err error) {
 		a.verdict, err = c.run(ctx, key, k, n)
 		return err
 	})
@@ -325,6 +325,7 @@ func (l *remote) Settle(ctx context.Context, key string, r Result, cost int) err
 	}
 	ctx = context.WithoutCancel(ctx)
 	of := l.under(s.rule) // the limit that it was taken under
+	redisKey := of.redisKey(subject)
 	most := l.algorithm.bounds().spend
 	for left := s.delta; left != 0 && err == nil; {
 		delta := max(-most, min(left, most))
@@ -333,9 +334,8 @@ func (l *remote) Settle(ctx context.Context, key string, r Result, cost int) err
 		if l.clock != nil {
 			args = append(args, l.clock())
 		}
-		key := of.redisKey(subject)
-		err = l.breaker.at(l.sender.Node(ctx, key)).ask(ctx, func() error {
-			_, err := l.sender.Ints(ctx, l.settle, key, args...)
+		err = l.breaker.askFor(ctx, l.sender, redisKey, func() error {
+			_, err := l.sender.Ints(ctx, l.settle, redisKey, args...)
 			return err
 		})
 		if err != nil && undone(err) && left == s.delta-delta {
@@ -392,7 +392,7 @@ func (l *remote) Reset(ctx context.Context, key string) error {
 	if l.config.Penalty.Strikes > 0 {
 		keys = append(keys, l.recordKey(subject))
 	}
-	err := l.breaker.at(l.sender.Node(ctx, keys[0])).ask(ctx, func() error {
+	err := l.breaker.askFor(ctx, l.sender, keys[0], func() error {
 		_, err := l.sender.IntsOver(ctx, resetScript, keys)
 		return err
 	})

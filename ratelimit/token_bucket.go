@@ -98,9 +98,9 @@ func (l *TokenBucket) reserve(ctx context.Context, key string, cost int, patienc
 		args = append(args, l.clock())
 	}
 	var v verdict
-	sent, key := l.denials.now(), l.redisKey(subject)
-	err := l.breaker.at(l.sender.Node(ctx, key)).ask(ctx, func() error {
-		reply, err := l.sender.Ints(ctx, bucketWait, key, args...)
+	sent, redisKey := l.denials.now(), l.redisKey(subject)
+	err := l.breaker.askFor(ctx, l.sender, redisKey, func() error {
+		reply, err := l.sender.Ints(ctx, bucketWait, redisKey, args...)
 		if err == nil {
 			v, err = verdictOf(reply)
 		}

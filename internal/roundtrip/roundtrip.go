@@ -103,28 +103,32 @@ func newShared(client redis.UniversalClient) *shared {
 func (s *shared) sender(timeout time.Duration) *Sender {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sender := s.senders[timeout]
-	if sender == nil {
-		sender = &Sender{shared: s, timeout: timeout}
-		var read time.Duration
-		switch c := s.client.(type) {
-		case *redis.Client:
-			read = c.Options().ReadTimeout
-		case *redis.ClusterClient:
-			read = c.Options().ReadTimeout
-		case *redis.Ring:
-			read = c.Options().ReadTimeout
-		}
-		sender.wait = timeout
-		if read > 0 {
-			sender.wait = min(timeout, read)
-		}
-		if c, ok := s.client.(*redis.Client); ok {
-			sender.bounded = c.WithTimeout(sender.wait)
-		}
-		s.senders[timeout] = sender
+	if sender := s.senders[timeout]; sender != nil {
+		return sender
 	}
+	sender := &Sender{shared: s, timeout: timeout, wait: timeout}
+	if read := readTimeout(s.client); read > 0 {
+		sender.wait = min(timeout, read)
+	}
+	if c, ok := s.client.(*redis.Client); ok {
+		sender.bounded = c.WithTimeout(sender.wait)
+	}
+	s.senders[timeout] = sender
 	return sender
+}
+
+// readTimeout returns for how long a client itself waits for a reply; 0 or less: for ever, or
+// it does not say.
+func readTimeout(client redis.UniversalClient) time.Duration {
+	switch c := client.(type) {
+	case *redis.Client:
+		return c.Options().ReadTimeout
+	case *redis.ClusterClient:
+		return c.Options().ReadTimeout
+	case *redis.Ring:
+		return c.Options().ReadTimeout
+	}
+	return 0
 }
 
 // Client returns the client that the Sender was made with.

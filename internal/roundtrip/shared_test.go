@@ -3,7 +3,6 @@ package roundtrip_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -105,11 +104,11 @@ func TestOneHungNodeHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// depth tells how deep the hooks before it have called it.
+// depth is a hook that records how deep the stack is where the hooks before it call it.
 type depth struct{ last atomic.Int64 }
 
 func (d *depth) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
+	return next
 }
 
 func (d *depth) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
