@@ -66,7 +66,7 @@ var (
 )
 
 var limiterLibraries = []limiterLibrary{
-	ululeFixed, redisRate, throttledCAS, chiRate,
+	ululeFixed, redisRate, throttledCAS, chiRate, rueidisFixed,
 	gatehouseSliding, gatehouseFixed, gatehouseBucket,
 }
 

@@ -29,15 +29,18 @@ func rows(subjects int) []row {
 	renew := func(kit sessionKit) http.HandlerFunc { return kit.renew }
 	floors := func(entrants []entrant) []entrant { return append([]entrant{bare(answer), noop}, entrants...) }
 
+	limit := func(inFlight int) row {
+		return row{name: fmt.Sprintf("limit-10k-%d", inFlight), title: fmt.Sprintf("limit, %s keys, %d in flight", keys, inFlight),
+			inFlight: inFlight, subjects: subjects, want: http.StatusOK, entrants: floors(limits(allowed, 0, all...))}
+	}
+	hotKey := func(inFlight int) row {
+		return row{name: fmt.Sprintf("limit-hot-%d", inFlight), title: fmt.Sprintf("limit, one hot key, %d in flight", inFlight),
+			inFlight: inFlight, subjects: 1, want: http.StatusOK, entrants: floors(limits(hot, 0, all...))}
+	}
+
 	return []row{
-		{name: "limit-10k-1", title: fmt.Sprintf("limit, %s keys, 1 in flight", keys), inFlight: 1, subjects: subjects,
-			want: http.StatusOK, entrants: floors(limits(allowed, 0, all...))},
-		{name: "limit-10k-64", title: fmt.Sprintf("limit, %s keys, 64 in flight", keys), inFlight: 64, subjects: subjects,
-			want: http.StatusOK, entrants: floors(limits(allowed, 0, all...))},
-		{name: "limit-10k-256", title: fmt.Sprintf("limit, %s keys, 256 in flight", keys), inFlight: 256, subjects: subjects,
-			want: http.StatusOK, entrants: floors(limits(allowed, 0, all...))},
-		{name: "limit-hot", title: "limit, one hot key, 64 in flight", inFlight: 64, subjects: 1,
-			want: http.StatusOK, entrants: floors(limits(hot, 0, all...))},
+		limit(1), limit(4), limit(16), limit(64), limit(256),
+		hotKey(16), hotKey(64),
 		{name: "limit-denied", title: "limit, denied, 100 keys, 64 in flight", inFlight: 64, subjects: 100,
 			want: http.StatusTooManyRequests, entrants: append([]entrant{bare(refusal)}, limits(denied, 2, all...)...)},
 		{name: memoryRow, title: "limit of 100 by IPv4 address, all of it used", inFlight: 64, subjects: 100, still: true,

@@ -40,13 +40,26 @@ func targets() []target {
 	}
 	sliding, fixed, bucket := gatehouseSliding.name, gatehouseFixed.name, gatehouseBucket.name
 
-	add(sliding, "≥ 1.3 × the best peer", faster(1.3), "limit-10k-64", "limit-10k-256")
-	add(fixed, "≥ 1.7 × the best peer", faster(1.7), "limit-10k-64", "limit-10k-256")
-	add(bucket, "≥ 1.7 × the best peer", faster(1.7), "limit-10k-64", "limit-10k-256")
+	for _, t := range []struct {
+		row                    string
+		sliding, fixed, bucket float64
+	}{
+		{"limit-10k-16", 1.1, 1.25, 1.15},
+		{"limit-10k-64", 1.3, 2.0, 1.7},
+		{"limit-10k-256", 1.4, 2.0, 1.8},
+		{"limit-hot-16", 1.2, 1.5, 1.5},
+		{"limit-hot-64", 1.8, 3.3, 2.9},
+		{"limit-denied", 27, 27, 27},
+	} {
+		fasterThanPeers := func(contender string, factor float64) {
+			add(contender, fmt.Sprintf("≥ %v × the best peer", factor), faster(factor), t.row)
+		}
+		fasterThanPeers(sliding, t.sliding)
+		fasterThanPeers(fixed, t.fixed)
+		fasterThanPeers(bucket, t.bucket)
+	}
 	for _, name := range []string{sliding, fixed, bucket} {
 		add(name, "p50 ≤ 1.3 × the floor", latency(1.3), "limit-10k-1")
-		add(name, "≥ 8 × the best peer", faster(8), "limit-hot")
-		add(name, "≥ 50 × the best peer", faster(50), "limit-denied")
 		add(name, "no Redis command", commandless, "limit-denied")
 		add(name, "≤ 1 allocation beyond setting the fields", allocations(1), "limit-denied")
 	}
