@@ -50,6 +50,7 @@ type algorithm interface {
 type bounds struct {
 	requests int64 // of a Limit
 	spend    int64 // permits in one call
+	touch    int   // permits of the limits of the keys in one call
 }
 
 // arguments are the arguments of a limit's scripts, besides its requests.

@@ -282,10 +282,10 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 		args = append(args, m.remote.algorithm.word(), m.remote.requests, m.remote.ttl(), m.remote.args.window)
 	}
 	var reply []int64
-	err = lead.breaker.askFor(ctx, lead.sender, keys[0], func() (err error) {
-		reply, err = lead.sender.IntsOver(ctx, allScript, keys, args...)
-		return err
-	})
+	raw, err := lead.sender.Run(ctx, allScript, keys, args...)
+	if err == nil {
+		reply, err = integers(raw)
+	}
 	if err == nil && len(reply) != verdictLen*len(group) {
 		err = fmt.Errorf("a reply of %d numbers", len(reply))
 	}

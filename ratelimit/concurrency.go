@@ -35,18 +35,17 @@ type Concurrency struct {
 	name   string
 	prefix string // of keys, brace included
 	subjects
-	limit   int
-	share   int // of the limit, when this server decides alone
-	lease   time.Duration
-	sender  *roundtrip.Sender
-	breaker *Breaker
-	clock   func() int64 // tests only
-	mu      sync.Mutex
-	held    map[string]int // leases of this process
+	limit  int
+	share  int // of the limit, when this server decides alone
+	lease  time.Duration
+	sender *roundtrip.Sender
+	clock  func() int64 // tests only
+	mu     sync.Mutex
+	held   map[string]int // leases of this process
 }
 
 // NewConcurrency returns a concurrency limit of n over Redis. Those of one name
-// and prefix share their keys. Of cfg it uses Prefix, KeySecret, Timeout, Breaker, Servers,
+// and prefix share their keys. Of cfg it uses Prefix, KeySecret, Timeout, Servers,
 // Lease and Logger. The error names everything that is wrong.
 func NewConcurrency(client redis.UniversalClient, name string, n int, cfg Config) (*Concurrency, error) {
 	var errs []error
@@ -64,12 +63,8 @@ func NewConcurrency(client redis.UniversalClient, name string, n int, cfg Config
 	c := &Concurrency{
 		name: name, prefix: keyPrefix(cfg, "concurrency", name) + "{", subjects: newSubjects(cfg.KeySecret),
 		limit: n, share: max(1, n/cfg.Servers), lease: cfg.Lease,
-		sender:  roundtrip.New(client, cfg.Timeout),
-		breaker: cfg.Breaker,
-		held:    make(map[string]int),
-	}
-	if c.breaker == nil {
-		c.breaker = newBreaker(name, cfg.Logger)
+		sender: roundtrip.New(client, cfg.Timeout, cfg.Logger),
+		held:   make(map[string]int),
 	}
 	return c, nil
 }
@@ -213,7 +208,7 @@ func (l *Lease) renew() {
 	// A call that hangs must leave time for another one, and is of no use after the lease.
 	ctx, cancel := context.WithTimeout(l.ctx, min(l.c.lease/3, time.Until(l.until)))
 	defer cancel()
-	reply, err := l.c.send(ctx, renewScript, l.subject, l.c.lease.Microseconds(), l.c.ttl(), l.id)
+	reply, err := l.c.runAnyway(ctx, renewScript, l.subject, l.c.lease.Microseconds(), l.c.ttl(), l.id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.timer == nil {
@@ -250,20 +245,29 @@ func (c *Concurrency) ttl() int64 {
 	return c.lease.Milliseconds() + 1
 }
 
-// run sends a script if the breaker lets it.
-func (c *Concurrency) run(ctx context.Context, script *scripts.Script, subject string, args ...any) (reply []int64, err error) {
-	key := c.prefix + subject + "}"
-	err = c.breaker.askFor(ctx, c.sender, key, func() (err error) {
-		reply, err = c.sender.Ints(ctx, script, key, c.withClock(args)...)
-		return err
-	})
-	return c.reply(ctx, reply, err)
+// run sends a script.
+func (c *Concurrency) run(ctx context.Context, script *scripts.Script, subject string, args ...any) ([]int64, error) {
+	return c.send(ctx, c.sender, script, subject, args)
 }
 
-// send is run without asking the breaker.
-func (c *Concurrency) send(ctx context.Context, script *scripts.Script, subject string, args ...any) ([]int64, error) {
-	reply, err := c.sender.Ints(ctx, script, c.prefix+subject+"}", c.withClock(args)...)
-	return c.reply(ctx, reply, err)
+// runAnyway is run also while Redis is not asked because it did not answer.
+func (c *Concurrency) runAnyway(ctx context.Context, script *scripts.Script, subject string, args ...any) ([]int64, error) {
+	return c.send(ctx, c.sender.Persistent(), script, subject, args)
+}
+
+func (c *Concurrency) send(ctx context.Context, by *roundtrip.Sender, script *scripts.Script, subject string, args []any) ([]int64, error) {
+	reply, err := by.Run(ctx, script, []string{c.prefix + subject + "}"}, c.withClock(args)...)
+	var numbers []int64
+	if err == nil {
+		numbers, err = integers(reply)
+	}
+	if err == nil && len(numbers) == 0 {
+		err = errors.New("an empty reply")
+	}
+	if err != nil {
+		return nil, failure(ctx, err)
+	}
+	return numbers, nil
 }
 
 func (c *Concurrency) withClock(args []any) []any {
@@ -271,14 +275,4 @@ func (c *Concurrency) withClock(args []any) []any {
 		args = append(args, c.clock())
 	}
 	return args
-}
-
-func (c *Concurrency) reply(ctx context.Context, reply []int64, err error) ([]int64, error) {
-	if err == nil && len(reply) == 0 {
-		err = errors.New("an empty reply")
-	}
-	if err != nil {
-		return nil, failure(ctx, err)
-	}
-	return reply, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
 func TestConcurrency(t *testing.T) {
@@ -233,42 +234,40 @@ func TestLeasesOverAHiccup(t *testing.T) {
 	}
 }
 
-// A breaker that stays open, since another Redis does not answer, keeps no lease from being
-// renewed.
-func TestLeasesBehindAnOpenBreaker(t *testing.T) {
-	const length = 450 * time.Millisecond
+// While Redis is not asked, since calls got lost, leases are renewed all the same.
+func TestLeasesWhileRedisIsNotAsked(t *testing.T) {
+	const length = 600 * time.Millisecond
 	server := redistest.Shared(t)
-	name, breaker := fmt.Sprintf("leases-%x", rand.Uint64()), NewBreaker(nil)
-	here := must(NewConcurrency(server.Client(), name, 1, Config{Timeout: 10 * time.Second, Lease: length, Breaker: breaker}))
+	proxy := redistest.NewProxy(t, server.Addr())
+	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1})
+	defer client.Close()
+	name := fmt.Sprintf("leases-%x", rand.Uint64())
+	here := must(NewConcurrency(client, name, 1, Config{Timeout: 50 * time.Millisecond, Lease: length}))
 	there := must(NewConcurrency(server.Client(), name, 1, Config{Timeout: 10 * time.Second, Lease: length}))
 	lease, _, err := here.Acquire(ctx, "k")
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused := 0
-	for start := time.Now(); time.Since(start) < 4*length; time.Sleep(5 * time.Millisecond) {
-		if err := breaker.ask(ctx, func() error { return errors.New("silence") }); err != nil && breaker.open.Load() {
-			refused++
+	proxy.BlackHole()
+	for range 2 {
+		if _, _, err = here.Acquire(ctx, "k"); err == nil {
+			t.Fatal("an answer from a black hole")
 		}
+	}
+	if !errors.Is(err, roundtrip.ErrNotAsked) {
+		t.Fatalf("Redis is asked: %v", err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	proxy.Heal()
+	for start := time.Now(); time.Since(start) < 2*length; time.Sleep(5 * time.Millisecond) {
 		if other, _, err := there.Acquire(ctx, "k"); err != nil || other != nil {
 			t.Fatalf("after %v the place is given away (%v)", time.Since(start), err)
 		}
-	}
-	if refused == 0 {
-		t.Error("the breaker never was open")
 	}
 	select {
 	case <-lease.Lost():
 		t.Error("lost")
 	default:
-	}
-	for start := time.Now(); breaker.ask(ctx, func() error { return nil }) != nil; time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > 5*time.Second {
-			t.Fatal("the breaker does not close")
-		}
-	}
-	if err := lease.Release(); err != nil {
-		t.Error(err)
 	}
 }
 

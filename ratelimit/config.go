@@ -24,11 +24,6 @@ type Config struct {
 	// longer than Redis's worst hiccup: a Take that times out is decided elsewhere.
 	Timeout time.Duration
 
-	// Breaker refuses to wait for a Redis that did not answer: of a cluster, for the node
-	// that did not. Default: one of the limiter's own. Limiters over one client share what
-	// they learn about it if they share a Breaker.
-	Breaker *Breaker
-
 	// Servers is how many servers share the limit. TakeLocally allows each of them
 	// that part of it, at least one request. Default 1: each allows all of it.
 	Servers int
@@ -46,8 +41,8 @@ type Config struct {
 	// crashed. It is renewed three times as often. Default 15s, at least 100ms.
 	Lease time.Duration
 
-	// Logger gets a line when the limiter's own Breaker opens and closes, none for
-	// requests. nil: silent.
+	// Logger gets a line when Redis stops answering and when it answers again, none for
+	// requests: of what stands on one client, the first Logger that is not nil.
 	Logger *slog.Logger
 
 	// OnDecision is called at the end of every Take, on its goroutine. nil: nothing.

@@ -42,6 +42,14 @@ func (d *denials) now() time.Duration {
 	return time.Since(d.start)
 }
 
+// at is what now was at a time.
+func (d *denials) at(t time.Time) time.Duration {
+	if d.clock != nil {
+		return d.now()
+	}
+	return t.Sub(d.start)
+}
+
 // remember stores a denial that was asked for at the time sent. The denial is
 // over RetryAfter after Redis decided; from sent on, that is never too late.
 func (d *denials) remember(subject string, cost int, res Result, sent time.Duration) {

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"context"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/scripts"
@@ -39,7 +40,9 @@ func SetClock(l Limiter, now func() int64) {
 }
 
 // SetScript makes l run another script.
-func SetScript(l Limiter, source string) { engineOf(l).take = scripts.New(source) }
+func SetScript(l Limiter, source string) {
+	engineOf(l).take, engineOf(l).many = scripts.New(source), nil
+}
 
 // RedisKey is the key under which l keeps what key has used.
 func RedisKey(l Limiter, key string) string {
@@ -48,3 +51,13 @@ func RedisKey(l Limiter, key string) string {
 }
 
 func engineOf(l Limiter) *engine { return remoteOf(l).engine }
+
+// askMany has Redis decide about n requests at once.
+func askMany(l *remote, key string, cost int, n int64) (verdict, error) {
+	args := l.terms(cost).Args
+	reply, err := l.sender.Run(context.Background(), l.take, []string{l.redisKey(l.subject(key))}, append(args[:], n)...)
+	if err != nil {
+		return verdict{}, err
+	}
+	return unpack(reply)
+}

@@ -98,18 +98,17 @@ func TestOneProbeAtATime(t *testing.T) {
 	proxy := redistest.NewProxy(t, redistest.Shared(t).Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1})
 	defer client.Close()
-	breaker := ratelimit.NewBreaker(nil)
-	l := constructors[1].must(t, client, "probe", ratelimit.PerHour(1000), ratelimit.Config{Timeout: 300 * time.Millisecond, Breaker: breaker})
-	other := constructors[2].must(t, client, "probe too", ratelimit.PerHour(1000), ratelimit.Config{Timeout: 300 * time.Millisecond, Breaker: breaker})
+	l := constructors[1].must(t, client, "probe", ratelimit.PerHour(1000), ratelimit.Config{Timeout: 300 * time.Millisecond})
+	other := constructors[2].must(t, client, "probe too", ratelimit.PerHour(1000), ratelimit.Config{Timeout: 300 * time.Millisecond})
 	proxy.BlackHole()
 	if _, err := l.Take(ctx, "k", 1); err == nil {
 		t.Fatal("an answer from a black hole")
 	}
 	start := time.Now()
 	if _, err := other.Take(ctx, "k", 1); err == nil || time.Since(start) > 50*time.Millisecond {
-		t.Errorf("a limiter that shares the breaker waits: %v after %v", err, time.Since(start))
+		t.Errorf("another limiter over the client waits: %v after %v", err, time.Since(start))
 	}
-	time.Sleep(1100 * time.Millisecond) // the breaker's period is its own clock's
+	time.Sleep(1100 * time.Millisecond)
 	var (
 		wg   sync.WaitGroup
 		slow atomic.Int32

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"math"
 	"strconv"
 
 	"github.com/redis/go-redis/v9"
@@ -54,7 +55,9 @@ func (fixedWindow) word() string        { return "fixed" }
 func (fixedWindow) String() string      { return "fixed window" }
 func (fixedWindow) part(l Limit) string { return windowPart(l) }
 func (fixedWindow) newState() state     { return new(fixedState) }
-func (fixedWindow) bounds() bounds      { return bounds{requests: MaxRequests, spend: MaxRequests} }
+func (fixedWindow) bounds() bounds {
+	return bounds{requests: MaxRequests, spend: MaxRequests, touch: math.MaxInt}
+}
 
 func (fixedWindow) args(r rule) arguments {
 	return arguments{ttl: strconv.FormatInt(fixedTTL(r.window), 10), window: ""}

@@ -8,12 +8,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
 // While a call is under way, those who come for its key wait, and then travel as one.
@@ -43,7 +43,8 @@ func TestTakesAreJoined(t *testing.T) {
 		if allowed.Load() != 59 {
 			t.Errorf("%v: %d allowed, want 59", a, allowed.Load())
 		}
-		if n := proxy.Forwarded("evalsha") - before; n > 4 {
+		// Some go by themselves, others in a few pipelines.
+		if n := proxy.Forwarded("evalsha") - before; n > 10 {
 			t.Errorf("%v: %d scripts for 100 Takes", a, n)
 		}
 	}
@@ -60,8 +61,11 @@ func TestJoinedCallersWhoGiveUp(t *testing.T) {
 	must(l.Take(ctx, "k", 1))
 	proxy.Delay(200*time.Millisecond, "evalsha")
 	var wg sync.WaitGroup
-	wg.Go(func() { must(l.Take(ctx, "k", 1)) }) // the call they all wait behind
-	time.Sleep(50 * time.Millisecond)
+	const under = 10 // calls that they all wait behind
+	for range under {
+		wg.Go(func() { must(l.Take(ctx, "k", 1)) })
+		time.Sleep(5 * time.Millisecond)
+	}
 	impatient, cancel := context.WithCancel(ctx)
 	for range 10 {
 		wg.Go(func() {
@@ -82,13 +86,13 @@ func TestJoinedCallersWhoGiveUp(t *testing.T) {
 	cancel()
 	wg.Wait()
 	proxy.Heal()
-	if res := must(l.Take(ctx, "k", 0)); res.Remaining != 1000-12 {
-		t.Errorf("%d remain, want %d", res.Remaining, 1000-12)
+	if res := must(l.Take(ctx, "k", 0)); res.Remaining != 1000-1-under-10 {
+		t.Errorf("%d remain, want %d", res.Remaining, 1000-1-under-10)
 	}
 }
 
-// A key that many wait for does not keep the breaker from seeing that Redis is silent.
-func TestJoinedCallsTripTheBreaker(t *testing.T) {
+// A key that many wait for does not keep anybody from seeing that Redis is silent.
+func TestJoinedCallsOpenTheCircuit(t *testing.T) {
 	proxy := redistest.NewProxy(t, redistest.Shared(t).Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 	defer client.Close()
@@ -109,14 +113,17 @@ func TestJoinedCallsTripTheBreaker(t *testing.T) {
 				if err != nil && !errors.Is(err, ErrUnavailable) {
 					t.Error(err)
 				}
+				if errors.Is(err, roundtrip.ErrNotAsked) {
+					time.Sleep(time.Millisecond) // who spins keeps others from being woken
+				}
 			}
 		})
 	}
 	time.Sleep(50 * time.Millisecond)
 	proxy.BlackHole()
 	time.Sleep(2 * timeout)
-	if !l.breaker.open.Load() {
-		t.Error("the breaker is closed")
+	if _, err := l.Take(ctx, "another", 1); !errors.Is(err, roundtrip.ErrNotAsked) {
+		t.Errorf("Redis is asked: %v", err)
 	}
 	stop.Store(true)
 	wg.Wait()
@@ -166,53 +173,4 @@ func TestRefundsOfJoinedTakes(t *testing.T) {
 			}
 		})
 	}
-}
-
-// panicking is a caller whose first call panics, as a hook of the client can make it do.
-type panicking struct{ calls atomic.Int64 }
-
-func (p *panicking) ask(context.Context, flightKey, int64) (answer, error) {
-	if p.calls.Add(1) == 1 {
-		panic("a hook")
-	}
-	return answer{verdict: verdict{granted: 1}}, nil
-}
-
-func (p *panicking) most(flightKey) int { return 1 }
-
-// A call that panics, which net/http survives, does not hold up those that come after it.
-func TestAJoinedCallThatPanics(t *testing.T) {
-	j, c, k := newJoiner(), new(panicking), flightKey{key: "k", cost: 1}
-	func() {
-		defer func() { _ = recover() }()
-		j.do(ctx, time.Second, k, c)
-		t.Error("the panic did not go on")
-	}()
-	after, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if out := j.do(after, time.Second, k, c); out.err != nil || out.verdict.granted != 1 {
-		t.Errorf("afterwards: %+v", out)
-	}
-}
-
-// Nor does it keep the breaker's only attempt for itself.
-func TestAnAttemptThatPanics(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := NewBreaker(nil)
-		if err := b.ask(ctx, func() error { return errors.New("silence") }); err == nil {
-			t.Fatal("no error")
-		}
-		if err := b.ask(ctx, func() error { return nil }); err == nil {
-			t.Fatal("the breaker has not opened")
-		}
-		time.Sleep(breakerPeriod + time.Millisecond)
-		func() {
-			defer func() { _ = recover() }()
-			_ = b.ask(ctx, func() error { panic("a hook") })
-			t.Error("the panic did not go on")
-		}()
-		if err := b.ask(ctx, func() error { return nil }); err != nil {
-			t.Errorf("after the panic: %v", err)
-		}
-	})
 }

@@ -67,23 +67,24 @@ const inFlight = 500 * time.Millisecond
 
 var penaltyScript = scripts.Get("limit/penalty.lua")
 
-// runWithPenalty is run with bans.
-func (c call) runWithPenalty(ctx context.Context, key string, ttl any, k flightKey, n int64) (verdict, error) {
-	p := c.config.Penalty.withDefaults()
-	impatient := ""
-	if c.impatient {
-		impatient = "1"
+// askWithPenalty is ask with bans. impatient says that the key came back before its RetryAfter
+// was over.
+func (l *remote) askWithPenalty(ctx context.Context, subject string, cost int, impatient bool) (verdict, error) {
+	p := l.config.Penalty.withDefaults()
+	early := ""
+	if impatient {
+		early = "1"
 	}
 	args := []any{
-		c.requests, ttl, c.args.window, k.cost, n, c.algorithm.word(),
-		p.Strikes, p.First.Microseconds(), p.Longest.Microseconds(), p.Memory.Microseconds(), impatient,
+		l.requests, l.ttl(), l.args.window, cost, 1, l.algorithm.word(),
+		p.Strikes, p.First.Microseconds(), p.Longest.Microseconds(), p.Memory.Microseconds(), early,
 	}
-	if c.clock != nil {
-		args = append(args, c.clock())
+	if l.clock != nil {
+		args = append(args, l.clock())
 	}
-	reply, err := c.sender.IntsOver(ctx, penaltyScript, []string{key, c.recordKey(k.key)}, args...)
+	reply, err := l.sender.Run(ctx, penaltyScript, []string{l.redisKey(subject), l.recordKey(subject)}, args...)
 	if err != nil {
 		return verdict{}, err
 	}
-	return verdictOf(reply)
+	return unpack(reply)
 }

@@ -138,7 +138,7 @@ func replay(client redis.UniversalClient, a algorithm, script *scripts.Script, s
 	for i, st := range s.steps {
 		now += st.after
 		times[i] = now
-		pipe.Eval(ctx, script.Source(), []string{key}, s.rule.requests, l.ttl(), s.rule.window, st.cost, st.n, now)
+		pipe.Eval(ctx, script.Source(), []string{key}, s.rule.requests, l.ttl(), s.rule.window, st.cost, now, st.n)
 		if i > 0 { // the first one has loaded it
 			args := pipe.Cmds()[i].Args()
 			args[0], args[1] = "evalsha", script.SHA1()
@@ -328,24 +328,23 @@ func TestDecisionsOnRedisClock(t *testing.T) {
 				oracle := a.newState()
 				granted := int64(0)
 				for i := range 2000 {
-					k := flightKey{"k", rand.IntN(4), limit.rule()}
+					cost := rand.IntN(4)
 					n := 1 + rand.Int64N(3)
 					if rand.IntN(50) == 0 {
-						k.cost = 8 // more than the limit
+						cost = 8 // more than the limit
 					}
-					answer, err := call{remote: l}.ask(ctx, k, n)
+					got, err := askMany(l, "k", cost, n)
 					if err != nil {
 						t.Fatal(err)
 					}
-					got := answer.verdict
-					want := oracle.decide(limit.rule(), demand{int64(k.cost), n, got.now})
+					want := oracle.decide(limit.rule(), demand{int64(cost), n, got.now})
 					if a == sliding {
 						got.mark, want.mark = 0, 0 // which members stand for permits is the script's own
 					}
 					if got != want {
-						t.Fatalf("decision %d, %d × cost %d:\n%+v, want\n%+v", i, n, k.cost, got, want)
+						t.Fatalf("decision %d, %d × cost %d:\n%+v, want\n%+v", i, n, cost, got, want)
 					}
-					granted += got.granted * int64(k.cost)
+					granted += got.granted * int64(cost)
 				}
 				t.Logf("%d permits granted", granted)
 				if granted < 100 && a != quota {

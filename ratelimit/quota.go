@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -112,9 +113,11 @@ type calendar struct {
 	zone   *time.Location
 }
 
-func (calendar) word() string      { return "quota" }
-func (calendar) String() string    { return "quota" }
-func (calendar) bounds() bounds    { return bounds{requests: MaxRequests, spend: MaxRequests} }
+func (calendar) word() string   { return "quota" }
+func (calendar) String() string { return "quota" }
+func (calendar) bounds() bounds {
+	return bounds{requests: MaxRequests, spend: MaxRequests, touch: math.MaxInt}
+}
 func (c calendar) newState() state { return &quotaState{calendar: c} }
 
 func (c calendar) part(Limit) string { return c.period.String() + "@" + c.zone.String() + ":" }

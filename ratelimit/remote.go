@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/sony/gobreaker/v2"
 
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 	"github.com/gatehouse-go/gatehouse/scripts"
@@ -33,11 +32,9 @@ type engine struct {
 	algorithm algorithm
 	config    Config
 	take      *scripts.Script
+	many      *scripts.Script // take for many keys
 	settle    *scripts.Script
-	timeout   time.Duration
 	sender    *roundtrip.Sender
-	breaker   *Breaker
-	joiner    *joiner
 	denials   *denials
 	local     *Local // takes over in TakeLocally
 	servers   int
@@ -60,18 +57,13 @@ func newRemote(a algorithm, client redis.UniversalClient, name string, limit Lim
 	e := &engine{
 		name: name, algorithm: a, config: cfg,
 		take:     scripts.Get("limit/" + a.word() + ".lua"),
+		many:     scripts.Get("limit/" + a.word() + "_many.lua"),
 		settle:   scripts.Get("limit/" + a.word() + "_settle.lua"),
-		timeout:  cfg.Timeout,
-		sender:   roundtrip.New(client, cfg.Timeout),
-		breaker:  cfg.Breaker,
-		joiner:   newJoiner(),
+		sender:   roundtrip.New(client, cfg.Timeout, cfg.Logger),
 		denials:  newDenials(cfg.MaxKeys),
 		local:    newLocal(a, name, limit, Config{MaxKeys: cfg.MaxKeys, KeySecret: cfg.KeySecret}),
 		servers:  cfg.Servers,
 		subjects: newSubjects(cfg.KeySecret), onDecision: cfg.OnDecision,
-	}
-	if e.breaker == nil {
-		e.breaker = newBreaker(name, cfg.Logger)
 	}
 	return e.remote(limit), nil
 }
@@ -138,20 +130,66 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 	if known.denies {
 		return known.res, nil
 	}
-	k := flightKey{subject, cost, l.limit.rule()}
-	out := l.joiner.do(ctx, l.timeout, k, call{l, known.impatient})
-	if out.err != nil {
-		return Result{}, failure(ctx, out.err)
+	a, err := l.ask(ctx, subject, cost, known.impatient)
+	if err != nil {
+		return Result{}, failure(ctx, err)
 	}
-	res := l.result(out.verdict, out.i, cost, out.sent)
+	res := l.result(a.verdict, a.i, cost, a.sent)
 	switch {
 	case !res.Allowed:
-		l.denials.remember(subject, cost, res, out.sent)
+		l.denials.remember(subject, cost, res, a.sent)
 	case cost > 0:
-		res.receipt = l.newReceipt(subject, k.rule, cost, out.verdict, out.i)
+		res.receipt = l.newReceipt(subject, l.limit.rule(), cost, a.verdict, a.i)
 		l.denials.forget(subject)
 	}
 	return res, nil
+}
+
+// answer is Redis's verdict on some requests, of which the caller's is the i-th.
+type answer struct {
+	verdict verdict
+	i       int64
+	sent    time.Duration // when it was asked at the earliest, as denials.now
+}
+
+// ask has Redis decide about a request, together with others that come at the same time: many of
+// one key are decided by one run of its script, as are many keys of one limit. What a Penalty
+// knows is asked for one by one.
+func (l *remote) ask(ctx context.Context, subject string, cost int, impatient bool) (a answer, err error) {
+	if l.config.Penalty.Strikes > 0 {
+		a.sent = l.denials.now()
+		a.verdict, err = l.askWithPenalty(ctx, subject, cost, impatient)
+		return a, err
+	}
+	reply, err := l.sender.Ask(ctx, roundtrip.Question{Key: l.redisKey(subject), Terms: l.terms(cost)})
+	if err != nil {
+		return answer{}, err
+	}
+	a.verdict, err = unpack(reply.Reply)
+	a.i, a.sent = reply.I, l.denials.at(reply.Sent)
+	return a, err
+}
+
+// terms are what requests must have in common to be decided together. An argument costs Redis
+// about as much as a short command, so that those left out of Short count.
+func (l *remote) terms(cost int) roundtrip.Terms {
+	b := l.algorithm.bounds()
+	t := roundtrip.Terms{
+		One: l.take, Args: [5]any{l.requests, l.ttl(), l.args.window, 1, ""}, Short: 3,
+		Most: int(max(1, b.spend/max(1, int64(cost)))),
+	}
+	if l.args.window == "" {
+		t.Short = 2
+	}
+	if cost == 1 {
+		t.Many, t.Keys = l.many, min(64, b.touch/l.limit.Requests)
+	} else {
+		t.Args[3], t.Short = cost, 4
+	}
+	if l.clock != nil {
+		t.Args[4], t.Short = l.clock(), 5
+	}
+	return t
 }
 
 // result makes a Result of Redis's verdict on the i-th of several requests. Its time is not
@@ -176,78 +214,42 @@ func (e *engine) newReceipt(subject string, r rule, cost int, v verdict, i int64
 	return newReceipt(e, e.algorithm, subject, r, cost, v, i)
 }
 
-// call is what a joiner asks for.
-type call struct {
-	*remote
-	impatient bool // the key came back before its RetryAfter was over, see penalty.lua
-}
-
-// most is how many equal requests one call may decide.
-func (c call) most(k flightKey) int {
-	return int(max(1, c.algorithm.bounds().spend/max(1, int64(k.cost))))
-}
-
-// ask runs the script. Its rule is that of the limit.
-func (c call) ask(ctx context.Context, k flightKey, n int64) (answer, error) {
-	a := answer{sent: c.denials.now()}
-	key := c.redisKey(k.key)
-	err := c.breaker.askFor(ctx, c.sender, key, func() (err error) {
-		a.verdict, err = c.run(ctx, key, k, n)
-		return err
-	})
-	return a, err
-}
-
-// run is ask without the breaker.
-func (c call) run(ctx context.Context, key string, k flightKey, n int64) (verdict, error) {
-	ttl := c.ttl()
-	if c.config.Penalty.Strikes > 0 {
-		return c.runWithPenalty(ctx, key, ttl, k, n)
-	}
-	var reply any
-	var err error
-	// An argument costs Redis about as much as a short command.
-	switch {
-	case c.clock != nil:
-		reply, err = c.sender.Reply(ctx, c.take, key, c.requests, ttl, c.args.window, k.cost, n, c.clock())
-	case k.cost != 1 || n != 1:
-		reply, err = c.sender.Reply(ctx, c.take, key, c.requests, ttl, c.args.window, k.cost, n)
-	case c.args.window == "":
-		reply, err = c.sender.Reply(ctx, c.take, key, c.requests, ttl)
-	default:
-		reply, err = c.sender.Reply(ctx, c.take, key, c.requests, ttl, c.args.window)
-	}
-	if err != nil {
-		return verdict{}, err
-	}
-	return unpack(reply)
-}
-
 // verdictLen is the number of numbers in a script's reply.
 const verdictLen = 7
 
 // unpack returns the verdict in a reply of a script that decides.
 func unpack(reply any) (verdict, error) {
+	packed, ok := reply.(string)
+	if !ok {
+		numbers, err := integers(reply)
+		if err != nil {
+			return verdict{}, err
+		}
+		return verdictOf(numbers)
+	}
+	if len(packed) != 8*verdictLen {
+		return verdict{}, fmt.Errorf("a reply of %d bytes", len(packed))
+	}
 	var numbers [verdictLen]int64
-	switch reply := reply.(type) {
-	case string:
-		if len(reply) != 8*verdictLen {
-			return verdict{}, fmt.Errorf("a reply of %d bytes", len(reply))
-		}
-		for i := range numbers {
-			numbers[i] = int64(math.Float64frombits(binary.BigEndian.Uint64([]byte(reply[8*i : 8*i+8]))))
-		}
-	case []any:
-		if len(reply) != verdictLen {
-			return verdict{}, fmt.Errorf("a reply of %d values", len(reply))
-		}
-		for i := range numbers {
-			numbers[i], _ = reply[i].(int64)
-		}
-	default:
-		return verdict{}, fmt.Errorf("a reply of type %T", reply)
+	for i := range numbers {
+		numbers[i] = int64(math.Float64frombits(binary.BigEndian.Uint64([]byte(packed[8*i : 8*i+8]))))
 	}
 	return verdictOf(numbers[:])
+}
+
+// integers returns the numbers of a reply that is an array of integers.
+func integers(reply any) ([]int64, error) {
+	values, ok := reply.([]any)
+	if !ok {
+		return nil, fmt.Errorf("a reply of type %T", reply)
+	}
+	numbers := make([]int64, len(values))
+	for i, v := range values {
+		if numbers[i], ok = v.(int64); !ok {
+			return nil, fmt.Errorf("a reply with a %T", v)
+		}
+	}
+	return numbers, nil
 }
 
 // verdictOf reads a verdict from the numbers of a reply.
@@ -334,10 +336,7 @@ func (l *remote) Settle(ctx context.Context, key string, r Result, cost int) err
 		if l.clock != nil {
 			args = append(args, l.clock())
 		}
-		err = l.breaker.askFor(ctx, l.sender, redisKey, func() error {
-			_, err := l.sender.Ints(ctx, l.settle, redisKey, args...)
-			return err
-		})
+		_, err = l.sender.Run(ctx, l.settle, []string{redisKey}, args...)
 		if err != nil && undone(err) && left == s.delta-delta {
 			s.settled.Store(false) // the next attempt counts
 		}
@@ -355,7 +354,7 @@ func undone(err error) bool {
 	var answer redis.Error
 	var timeout *roundtrip.TimeoutError
 	var network *net.OpError
-	return errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) ||
+	return errors.Is(err, roundtrip.ErrNotAsked) ||
 		errors.As(err, &answer) ||
 		errors.As(err, &timeout) && timeout.Unsent ||
 		errors.As(err, &network) && network.Op == "dial"
@@ -392,10 +391,7 @@ func (l *remote) Reset(ctx context.Context, key string) error {
 	if l.config.Penalty.Strikes > 0 {
 		keys = append(keys, l.recordKey(subject))
 	}
-	err := l.breaker.askFor(ctx, l.sender, keys[0], func() error {
-		_, err := l.sender.IntsOver(ctx, resetScript, keys)
-		return err
-	})
+	_, err := l.sender.Run(ctx, resetScript, keys)
 	l.denials.forget(subject)
 	if err != nil {
 		return failure(ctx, err)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/sony/gobreaker/v2"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
@@ -56,8 +55,10 @@ func TestASettlementThatWasNotMadeCanBeRepeated(t *testing.T) {
 		repeated bool
 	}{
 		{"refused by an open breaker", func(p *redistest.Proxy, l Limiter) {
-			e := engineOf(l)
-			_ = e.breaker.ask(ctx, func() error { return errors.New("silence") })
+			p.BlackHole()
+			if _, err := l.Take(ctx, "another", 1); err == nil {
+				panic("an answer from a black hole")
+			}
 		}, true},
 		{"refused by Redis", func(p *redistest.Proxy, l Limiter) {
 			engineOf(l).settle = scripts.New("return redis.error_reply('OOM command not allowed')")
@@ -73,7 +74,7 @@ func TestASettlementThatWasNotMadeCanBeRepeated(t *testing.T) {
 				defer client.Close()
 				l := newLimiter(t, a, client, name, limit)
 				there := newLimiter(t, a, server.Client(), name, limit) // not through the proxy
-				remoteOf(l).timeout = 300 * time.Millisecond
+				engineOf(l).sender = roundtrip.New(client, 300*time.Millisecond, nil)
 				res := must(l.Take(ctx, "k", 4))
 				before := *engineOf(l)
 				test.fail(proxy, l)
@@ -82,7 +83,7 @@ func TestASettlementThatWasNotMadeCanBeRepeated(t *testing.T) {
 				}
 				*engineOf(l) = before
 				// Redis answers again: over another client, since a proxy does not come back.
-				engineOf(l).sender, engineOf(l).breaker = engineOf(there).sender, NewBreaker(nil)
+				engineOf(l).sender = engineOf(there).sender
 				if got := must(there.Take(ctx, "k", 0)).Remaining; test.repeated && got != 6 {
 					t.Fatalf("%d remain after the attempt that failed", got)
 				}
@@ -229,7 +230,7 @@ func TestWhatIsKnownOfASettlement(t *testing.T) {
 						t.Fatalf("error = %v", err)
 					}
 					*m = mishap{}
-					engineOf(l).breaker = NewBreaker(nil)
+					engineOf(l).sender = roundtrip.New(redistest.Shared(t).Client(), time.Second, nil)
 					want := 16 - cost // once it is settled
 					if got := left(); test.again && got != 12 || !test.again && got != want {
 						t.Errorf("%d left after the error", got)
@@ -257,9 +258,8 @@ func TestUndone(t *testing.T) {
 	}{
 		{"not sent in time", &roundtrip.TimeoutError{After: time.Second, Unsent: true}, true},
 		{"sent, and no answer in time", &roundtrip.TimeoutError{After: time.Second}, false},
-		{"breaker open", gobreaker.ErrOpenState, true},
-		{"breaker tries another call", gobreaker.ErrTooManyRequests, true},
-		{"wrapped", fmt.Errorf("why: %w", gobreaker.ErrOpenState), true},
+		{"not asked", roundtrip.ErrNotAsked, true},
+		{"wrapped", fmt.Errorf("why: %w", roundtrip.ErrNotAsked), true},
 		{"a deadline", context.DeadlineExceeded, false},
 		{"unknown", errors.New("unknown"), false},
 	} {

@@ -58,8 +58,11 @@ func (slidingWindow) String() string      { return "sliding window" }
 func (slidingWindow) part(l Limit) string { return windowPart(l) }
 func (slidingWindow) newState() state     { return new(slidingState) }
 
-// An entry of the sorted set takes some 120 bytes, and Redis 3 µs to add.
-func (slidingWindow) bounds() bounds { return bounds{requests: 1_000_000, spend: 10_000} }
+// An entry of the sorted set takes some 120 bytes, and Redis 3 µs to add. To trim one takes it
+// 0.15 µs: 64 sets of 10,000 at once would keep it from others for 95 ms.
+func (slidingWindow) bounds() bounds {
+	return bounds{requests: 1_000_000, spend: 10_000, touch: 64_000}
+}
 
 // A key lives for two windows after its expiry was set: sliding.lua says why.
 func (slidingWindow) args(r rule) arguments {

@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"context"
+	"math"
 	"strconv"
 	"time"
 
@@ -62,7 +63,9 @@ func (tokenBucket) part(Limit) string { return "" }
 func (tokenBucket) newState() state   { return new(bucketState) }
 
 // The square of the requests must be an integer that Lua's numbers hold.
-func (tokenBucket) bounds() bounds { return bounds{requests: 1 << 26, spend: 1 << 26} }
+func (tokenBucket) bounds() bounds {
+	return bounds{requests: 1 << 26, spend: 1 << 26, touch: math.MaxInt}
+}
 
 func (tokenBucket) args(r rule) arguments {
 	return arguments{
@@ -91,28 +94,25 @@ func (l *TokenBucket) reserve(ctx context.Context, key string, cost int, patienc
 		return Result{}, err
 	}
 	subject := l.subject(key)
-	k := flightKey{subject, cost, l.limit.rule()}
+	r := l.limit.rule()
 	patience = min(patience, l.limit.Window)
-	args := []any{l.requests, strconv.FormatInt(2*k.rule.window/1000+bucketSlack, 10), l.args.window, cost, patience.Microseconds()}
+	args := []any{l.requests, strconv.FormatInt(2*r.window/1000+bucketSlack, 10), l.args.window, cost, patience.Microseconds()}
 	if l.clock != nil {
 		args = append(args, l.clock())
 	}
 	var v verdict
-	sent, redisKey := l.denials.now(), l.redisKey(subject)
-	err := l.breaker.askFor(ctx, l.sender, redisKey, func() error {
-		reply, err := l.sender.Ints(ctx, bucketWait, redisKey, args...)
-		if err == nil {
-			v, err = verdictOf(reply)
-		}
-		return err
-	})
+	sent := l.denials.now()
+	reply, err := l.sender.Run(ctx, bucketWait, []string{l.redisKey(subject)}, args...)
+	if err == nil {
+		v, err = unpack(reply)
+	}
 	if err != nil {
 		return Result{}, failure(ctx, err)
 	}
 	res := l.result(v, 0, cost, sent)
 	if res.Allowed {
 		res.RetryAfter = time.Duration(v.retry) * time.Microsecond
-		res.receipt = l.newReceipt(subject, k.rule, cost, v, 0)
+		res.receipt = l.newReceipt(subject, r, cost, v, 0)
 	}
 	return res, nil
 }

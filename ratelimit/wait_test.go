@@ -498,7 +498,7 @@ func agreeOnWaiting(client redis.UniversalClient, seed uint64, take, wait, settl
 			if r.IntN(4) == 0 {
 				d.cost = 0
 			}
-			reply, err = eval(client, take, key, limit.requests, ttl, limit.window, d.cost, d.n, now).Result()
+			reply, err = eval(client, take, key, limit.requests, ttl, limit.window, d.cost, now, d.n).Result()
 		}
 		if err != nil {
 			return err

@@ -208,7 +208,7 @@ const maxDuration = 100 * 365 * 24 * time.Hour
 // records returns where the sessions of a checked Config are.
 func (c checked) records(client redis.UniversalClient) *records {
 	return &records{
-		redis:  roundtrip.New(client, c.Timeout),
+		redis:  roundtrip.New(client, c.Timeout, c.Logger),
 		keys:   newKeys(c.Prefix, c.KeySecret),
 		sealer: newSealer(c.ring),
 		clocks: newClocks(client),

@@ -81,7 +81,7 @@ func newRevision() (r revision) {
 // run runs a script on the hash of an ID and learns Redis's time from its reply.
 func (s *records) run(ctx context.Context, script *scripts.Script, at id, args ...any) (reply, error) {
 	sent := time.Now()
-	raw, err := s.redis.Reply(ctx, script, at.key, args...)
+	raw, err := s.redis.Run(ctx, script, []string{at.key}, args...)
 	if wrongType(err) && script != createScript { // no session is there, and none can be
 		s.reportUnreadable(ctx, "its key is no hash")
 		if script == endScript {

@@ -1,12 +1,144 @@
 package roundtrip
 
 import (
+	"context"
+	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
+	"time"
 	"weak"
 
 	"github.com/redis/go-redis/v9"
 )
+
+// shared is what all Senders over one client stand on.
+type shared struct {
+	client redis.UniversalClient
+
+	// cached tells that the client caches reads in process, and cache in what; it
+	// is nil if the client keeps that to itself.
+	cached bool
+	cache  redis.Cache
+	// cachePrefix is what go-redis puts before a key in its cache. It is not told
+	// to anybody; a test notices when it changes.
+	cachePrefix string
+
+	// Each client has its own calls: a timer or channel that was made in a
+	// bubble of testing/synctest must not get out of it.
+	calls sync.Pool
+
+	logger atomic.Pointer[slog.Logger] // the first one given
+	joins  joining
+
+	mu      sync.RWMutex
+	senders map[time.Duration]*Sender
+	only    *node            // of a single server, and of one that is not known yet
+	nodes   map[string]*node // the others, by address
+	routed  atomic.Bool      // a cluster's client knows where its slots are
+}
+
+// New returns a Sender whose calls take at most timeout each. All Senders over one client
+// share what they send by, and tell the first logger that is not nil when a server stops
+// answering and when it answers again.
+func New(client redis.UniversalClient, timeout time.Duration, logger *slog.Logger) *Sender {
+	s := sharedBy(client)
+	if logger != nil {
+		s.logger.CompareAndSwap(nil, logger)
+	}
+	return s.sender(timeout)
+}
+
+func newShared(client redis.UniversalClient) *shared {
+	s := &shared{
+		client:  client,
+		senders: make(map[time.Duration]*Sender),
+		nodes:   make(map[string]*node),
+	}
+	s.calls.New = func() any { return newCall(s) }
+	c, _ := client.(*redis.Client)
+	s.only = newNode(s, "", c)
+	if c != nil {
+		o := c.Options()
+		s.cached, s.cache = o.ClientSideCacheConfig != nil || o.ClientSideCache != nil, o.ClientSideCache
+		s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", o.DB, len(o.Username), o.Username)
+	}
+	return s
+}
+
+func (s *shared) sender(timeout time.Duration) *Sender {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sender := s.senders[timeout]; sender != nil {
+		return sender
+	}
+	sender := &Sender{shared: s, timeout: timeout, wait: timeout}
+	if read := readTimeout(s.client); read > 0 {
+		sender.wait = min(timeout, read)
+	}
+	if c, ok := s.client.(*redis.Client); ok {
+		sender.bounded = c.WithTimeout(sender.wait)
+		// A new connection costs several round trips, each with its own timeout: only the
+		// context's deadline bounds them all. The options are this clone's own.
+		sender.bounded.Options().ContextTimeoutEnabled = true
+	}
+	s.senders[timeout] = sender
+	return sender
+}
+
+// readTimeout returns for how long a client itself waits for a reply; 0 or less: for ever, or
+// it does not say.
+func readTimeout(client redis.UniversalClient) time.Duration {
+	switch c := client.(type) {
+	case *redis.Client:
+		return c.Options().ReadTimeout
+	case *redis.ClusterClient:
+		return c.Options().ReadTimeout
+	case *redis.Ring:
+		return c.Options().ReadTimeout
+	}
+	return 0
+}
+
+// Client returns the client that the Sender was made with.
+func (s *shared) Client() redis.UniversalClient { return s.client }
+
+// node returns what sends to the server that has key: one that hangs must not hold up what goes
+// to the others.
+func (s *shared) node(ctx context.Context, key string) *node {
+	switch c := s.client.(type) {
+	case *redis.ClusterClient:
+		// A client that does not know its slots yet would ask for them here, for as long as
+		// its own timeouts let it.
+		if s.routed.Load() {
+			if master, err := c.MasterForKey(ctx, key); err == nil {
+				return s.nodeOf(master)
+			}
+		}
+	case *redis.Ring:
+		if shard, err := c.GetShardClientForKey(key); err == nil {
+			return s.nodeOf(shard)
+		}
+	}
+	return s.only
+}
+
+func (s *shared) nodeOf(server *redis.Client) *node {
+	addr := server.Options().Addr
+	s.mu.RLock()
+	n := s.nodes[addr]
+	s.mu.RUnlock()
+	if n != nil {
+		return n
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.nodes[addr] == nil {
+		s.nodes[addr] = newNode(s, addr, server)
+	}
+	return s.nodes[addr]
+}
 
 // registry has what the Senders over each client share, by a weak pointer to the client: it is
 // kept by the client's own hook, and gone with it.

@@ -24,21 +24,34 @@ var incr = script("return {redis.call('INCR', KEYS[1]), tonumber(ARGV[1])}")
 
 var hset = script("return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])")
 
+// run runs incr.
+func run(ctx context.Context, s *roundtrip.Sender, key, arg string) ([]int64, error) {
+	reply, err := s.Run(ctx, incr, []string{key}, arg)
+	if err != nil {
+		return nil, err
+	}
+	var numbers []int64
+	for _, v := range reply.([]any) {
+		numbers = append(numbers, v.(int64))
+	}
+	return numbers, nil
+}
+
 func script(source string) *scripts.Script { return scripts.New(source) }
 
 func TestCallsGetTheirOwnReplies(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
-		s := roundtrip.New(b.Client, 20*time.Second) // for a loaded machine
+		s := roundtrip.New(b.Client, 20*time.Second, nil) // for a loaded machine
 		var wg sync.WaitGroup
 		for i := range 1000 {
 			wg.Go(func() {
 				key := fmt.Sprintf("k:%d", i)
-				got, err := s.Ints(t.Context(), incr, key, strconv.Itoa(i))
+				got, err := run(t.Context(), s, key, strconv.Itoa(i))
 				if err != nil || len(got) != 2 || got[0] != 1 || got[1] != int64(i) {
 					t.Errorf("call %d: %v, %v", i, got, err)
 				}
 				h := "h" + key
-				if _, err := s.Reply(t.Context(), hset, h, "f", strconv.Itoa(i)); err != nil {
+				if _, err := s.Run(t.Context(), hset, []string{h}, "f", strconv.Itoa(i)); err != nil {
 					t.Errorf("hset %d: %v", i, err)
 				}
 				if v, err := s.HGet(t.Context(), h, "f"); string(v) != strconv.Itoa(i) || err != nil {
@@ -55,7 +68,7 @@ func TestCallsGetTheirOwnReplies(t *testing.T) {
 
 func TestFlushedScriptsAreSentAgain(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
-		s := roundtrip.New(b.Client, 20*time.Second) // for a loaded machine
+		s := roundtrip.New(b.Client, 20*time.Second, nil) // for a loaded machine
 		var wg sync.WaitGroup
 		for i := range 50 {
 			wg.Go(func() {
@@ -65,7 +78,7 @@ func TestFlushedScriptsAreSentAgain(t *testing.T) {
 							t.Error(err)
 						}
 					}
-					if _, err := s.Ints(t.Context(), incr, "k", "0"); err != nil {
+					if _, err := run(t.Context(), s, "k", "0"); err != nil {
 						t.Error(err)
 					}
 				}
@@ -86,8 +99,8 @@ func TestLostReplyIsNotSentAgain(t *testing.T) {
 			proxy := redistest.NewProxy(t, server.Addr())
 			client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), ReadTimeout: 100 * time.Millisecond})
 			defer client.Close()
-			s := roundtrip.New(client, 500*time.Millisecond)
-			if _, err := s.Ints(t.Context(), incr, "k", "0"); err != nil {
+			s := roundtrip.New(client, 500*time.Millisecond, nil)
+			if _, err := run(t.Context(), s, "k", "0"); err != nil {
 				t.Fatal(err)
 			}
 			if fault == "cut" {
@@ -96,13 +109,13 @@ func TestLostReplyIsNotSentAgain(t *testing.T) {
 				proxy.LoseReply("evalsha")
 			}
 			// Alone, and several in one pipeline.
-			if _, err := s.Ints(t.Context(), incr, "k", "0"); err == nil {
+			if _, err := run(t.Context(), s, "k", "0"); err == nil {
 				t.Error("no error for a lost reply")
 			}
 			var wg sync.WaitGroup
 			for i := range 8 {
 				wg.Go(func() {
-					if _, err := s.Ints(t.Context(), incr, fmt.Sprint("k", i), "0"); err == nil {
+					if _, err := run(t.Context(), s, fmt.Sprint("k", i), "0"); err == nil {
 						t.Error("no error for a lost reply")
 					}
 				})
@@ -127,8 +140,8 @@ func TestTimeoutHoldsInABlackHole(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 	defer client.Close()
 	const timeout = 100 * time.Millisecond
-	s := roundtrip.New(client, timeout)
-	if _, err := s.Ints(t.Context(), incr, "hole", "0"); err != nil {
+	s := roundtrip.New(client, timeout, nil).Persistent()
+	if _, err := run(t.Context(), s, "hole", "0"); err != nil {
 		t.Fatal(err)
 	}
 	proxy.BlackHole()
@@ -139,7 +152,7 @@ func TestTimeoutHoldsInABlackHole(t *testing.T) {
 		wg.Go(func() {
 			for range 3 {
 				start := time.Now()
-				_, err := s.Ints(t.Context(), incr, "hole", "0")
+				_, err := run(t.Context(), s, "hole", "0")
 				var te *roundtrip.TimeoutError
 				if !errors.As(err, &te) || !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("error %v", err)
@@ -157,7 +170,7 @@ func TestTimeoutHoldsInABlackHole(t *testing.T) {
 	proxy.Heal()
 	// Afterwards the way is free, and nothing that waited is sent.
 	for ctx := t.Context(); ; {
-		if _, err := s.Ints(ctx, incr, "hole", "0"); err == nil {
+		if _, err := run(ctx, s, "hole", "0"); err == nil {
 			break
 		}
 	}
@@ -174,15 +187,15 @@ func TestOthersPassWhatHangs(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), ReadTimeout: time.Minute, PoolSize: 100})
 	defer client.Close()
 	const timeout = 200 * time.Millisecond
-	s := roundtrip.New(client, timeout)
-	if _, err := s.Ints(t.Context(), incr, "hang", "0"); err != nil {
+	s := roundtrip.New(client, timeout, nil)
+	if _, err := run(t.Context(), s, "hang", "0"); err != nil {
 		t.Fatal(err)
 	}
 	proxy.LoseReply("evalsha")
 	var wg sync.WaitGroup
 	for range 200 {
 		wg.Go(func() {
-			if _, err := s.Ints(t.Context(), incr, "hang", "0"); err == nil {
+			if _, err := run(t.Context(), s, "hang", "0"); err == nil {
 				t.Error("no error for a lost reply")
 			}
 		})
@@ -191,7 +204,7 @@ func TestOthersPassWhatHangs(t *testing.T) {
 	proxy.Delay(0) // what hangs goes on hanging
 	for range 10 {
 		wg.Go(func() {
-			if _, err := s.Ints(t.Context(), incr, "hang", "0"); err != nil {
+			if _, err := run(t.Context(), s, "hang", "0"); err != nil {
 				t.Errorf("a call after the ones that hang: %v", err)
 			}
 		})
@@ -204,26 +217,26 @@ func TestContextEndsTheWaitAlone(t *testing.T) {
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 	defer client.Close()
-	s := roundtrip.New(client, 5*time.Second)
+	s := roundtrip.New(client, 5*time.Second, nil)
 	proxy.Delay(200 * time.Millisecond)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		// Whoever is alone gets his reply all the same.
-		if _, err := s.Ints(ctx, incr, "slow", "0"); err != nil && !errors.Is(err, context.Canceled) {
+		if _, err := run(ctx, s, "slow", "0"); err != nil && !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled call: %v", err)
 		}
 	})
 	for range 5 {
 		wg.Go(func() {
-			if _, err := s.Ints(t.Context(), incr, "slow", "0"); err != nil {
+			if _, err := run(t.Context(), s, "slow", "0"); err != nil {
 				t.Errorf("a call beside the cancelled one: %v", err)
 			}
 		})
 	}
 	cancel()
 	wg.Wait()
-	if _, err := s.Ints(ctx, incr, "slow", "0"); !errors.Is(err, context.Canceled) {
+	if _, err := run(ctx, s, "slow", "0"); !errors.Is(err, context.Canceled) {
 		t.Errorf("call with a done context: %v", err)
 	}
 }

@@ -21,10 +21,10 @@ func TestOneHungNodeHoldsUpNoOther(t *testing.T) {
 	const timeout = 500 * time.Millisecond
 	cluster := redistest.StartCluster(t)
 	client := cluster.Client()
-	s := roundtrip.New(client, timeout)
+	s := roundtrip.New(client, timeout, nil)
 	hung := cluster.Nodes()[1]
 	call := func(key string) error {
-		if _, err := s.Ints(t.Context(), incr, key, "0"); err != nil {
+		if _, err := run(t.Context(), s, key, "0"); err != nil {
 			return err
 		}
 		_, err := s.HGet(t.Context(), "h"+key, "f")
@@ -126,16 +126,16 @@ func (d *depth) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 func TestSendersOverOneClientAreOne(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		client := b.NewClient(t)
-		first := roundtrip.New(client, time.Second)
+		first := roundtrip.New(client, time.Second, nil)
 		inner := new(depth)
 		client.AddHook(inner)
 		client.Get(t.Context(), "k")
 		before := inner.last.Load()
 		for i := range 5000 {
-			if roundtrip.New(client, time.Second) != first {
+			if roundtrip.New(client, time.Second, nil) != first {
 				t.Fatal("another Sender")
 			}
-			roundtrip.New(client, time.Second+time.Duration(i%3))
+			roundtrip.New(client, time.Second+time.Duration(i%3), nil)
 		}
 		last := new(depth) // behind all the hooks there are
 		client.AddHook(last)
@@ -143,7 +143,7 @@ func TestSendersOverOneClientAreOne(t *testing.T) {
 		if now := last.last.Load(); before == 0 || now > before+10 {
 			t.Errorf("a command goes through %d calls, and through %d after 5,000 Senders", before, now)
 		}
-		if roundtrip.New(b.NewClient(t), time.Second) == first {
+		if roundtrip.New(b.NewClient(t), time.Second, nil) == first {
 			t.Error("two clients have one Sender")
 		}
 	})
@@ -155,7 +155,7 @@ func TestSendersGoWithTheirClient(t *testing.T) {
 	start := roundtrip.Registered()
 	for range 100 {
 		client := redis.NewClient(&redis.Options{Addr: server.Addr()})
-		if _, err := roundtrip.New(client, 20*time.Second).Ints(t.Context(), incr, "gone", "0"); err != nil {
+		if _, err := run(t.Context(), roundtrip.New(client, 20*time.Second, nil), "gone", "0"); err != nil {
 			t.Fatal(err)
 		}
 		client.Close()
@@ -174,21 +174,21 @@ func TestEachCallHasItsOwnTimeout(t *testing.T) {
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 	defer client.Close()
-	if _, err := roundtrip.New(client, 20*time.Second).Ints(t.Context(), incr, "own", "0"); err != nil {
+	if _, err := run(t.Context(), roundtrip.New(client, 20*time.Second, nil), "own", "0"); err != nil {
 		t.Fatal(err)
 	}
 	proxy.Delay(200 * time.Millisecond) // of each command
-	short, long := roundtrip.New(client, 100*time.Millisecond), roundtrip.New(client, 5*time.Second)
+	short, long := roundtrip.New(client, 100*time.Millisecond, nil), roundtrip.New(client, 5*time.Second, nil)
 	var wg sync.WaitGroup
 	for range 5 {
 		wg.Go(func() {
 			start := time.Now()
-			if _, err := short.Ints(t.Context(), incr, "own", "0"); err == nil || time.Since(start) > 190*time.Millisecond {
+			if _, err := run(t.Context(), short, "own", "0"); err == nil || time.Since(start) > 190*time.Millisecond {
 				t.Errorf("short: %v after %v", err, time.Since(start))
 			}
 		})
 		wg.Go(func() {
-			if _, err := long.Ints(t.Context(), incr, "own", "0"); err != nil {
+			if _, err := run(t.Context(), long, "own", "0"); err != nil {
 				t.Errorf("long: %v", err)
 			}
 		})

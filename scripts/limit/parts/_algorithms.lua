@@ -2,6 +2,7 @@ local call = redis.call
 local function pack(_, ...) return {...} end
 local algorithms = {
   sliding = function(key, limit, ttl, window, cost, n, now, dry)
+    -- include _now.lua
     -- include _sliding.lua
   end,
   fixed = function(key, limit, ttl, window, cost, n, now, dry)
@@ -9,9 +10,11 @@ local algorithms = {
   end,
   bucket = function(key, limit, ttl, window, cost, n, now, dry)
     local patience = 0
+    -- include _now.lua
     -- include _bucket.lua
   end,
   quota = function(key, limit, ttl, window, cost, n, now, dry)
+    -- include _now.lua
     -- include _quota.lua
   end,
 }

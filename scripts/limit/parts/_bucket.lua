@@ -1,4 +1,3 @@
--- include _now.lua
 window = window + 0
 -- include _level.lua
 local full, ahead = now + window, false

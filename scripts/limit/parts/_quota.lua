@@ -1,4 +1,3 @@
--- include _now.lua
 local spend, total, unit, granted, retry = not dry and cost > 0 and cost <= limit, cost * n, cost, n, 0
 if cost == 0 then unit = 1 end
 local ends

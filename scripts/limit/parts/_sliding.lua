@@ -1,4 +1,3 @@
--- include _now.lua
 window = window + 0
 local old, unit, card = now - window, cost, call('ZCARD', key)
 if cost == 0 then unit, dry = 1, true end

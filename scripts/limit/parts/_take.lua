@@ -3,8 +3,8 @@
 -- ARGV[2]  ttl     of what is written, in milliseconds
 -- ARGV[3]  window  in microseconds
 -- ARGV[4]  cost    permits per request, default 1; 0: decide as for 1, spend nothing
--- ARGV[5]  n       requests, decided in their order, default 1
--- ARGV[6]  now     in microseconds; tests only, otherwise absent: TIME
+-- ARGV[5]  now     in microseconds; tests only, otherwise absent or empty: TIME
+-- ARGV[6]  n       requests, decided in their order, default 1
 --
 -- Reply: seven whole numbers, times in microseconds: granted of n, permits remaining,
 -- retry after (0: all were granted, -1: never), reset after, now, mark, second mark. The
@@ -14,4 +14,4 @@
 local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
-local cost, n, now, dry = (ARGV[4] or 1) + 0, (ARGV[5] or 1) + 0, ARGV[6] and ARGV[6] + 0, false
+local cost, now, n, dry = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false

@@ -13,5 +13,6 @@
 -- The marks are whole and part after the permits granted.
 --
 -- include _take.lua
+-- include _now.lua
 local patience = 0
 -- include _bucket.lua

@@ -14,4 +14,5 @@ local call = redis.call
 local function pack(_, ...) return {...} end
 local key, limit, ttl, window, cost, n = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3], ARGV[4] + 0, 1
 local patience, now, dry = math.min(ARGV[5], ARGV[3]), ARGV[6] and ARGV[6] + 0, false
+-- include _now.lua
 -- include _bucket.lua

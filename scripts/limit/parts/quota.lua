@@ -11,4 +11,5 @@
 -- The mark is the end of the period in milliseconds.
 --
 -- include _take.lua
+-- include _now.lua
 -- include _quota.lua

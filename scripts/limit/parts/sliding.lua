@@ -14,4 +14,5 @@
 -- The mark is the base of the claim, see the comment at ZADD.
 --
 -- include _take.lua
+-- include _now.lua
 -- include _sliding.lua

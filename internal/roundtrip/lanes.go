@@ -1,0 +1,169 @@
+package roundtrip
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// maxLanes is how many pipelines are under way at once. With one, this process
+// and Redis would wait for each other in turn; with more than four, the pipelines
+// get short without getting done any sooner.
+const maxLanes = 3
+
+// maxBatch bounds the calls of one pipeline, so that a burst does not make
+// the first of its callers wait for the last.
+const maxBatch = 256
+
+// lane is a goroutine that sends pipelines, one after the other.
+type lane struct {
+	stuck bool // one of its calls has timed out; guarded by node.mu
+}
+
+// giveUpOn takes the lane that c was sent by for stuck: Redis has not answered for a whole
+// timeout, and what is queued goes by another connection rather than wait behind this one.
+func (n *node) giveUpOn(c *call) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c.lane != nil && !c.lane.stuck {
+		c.lane.stuck = true
+		n.lanes--
+	}
+	n.start()
+}
+
+// start has a goroutine send what is queued, if anything is. It is called with mu
+// held.
+func (n *node) start() {
+	if len(n.queue) > 0 {
+		n.lanes++
+		go n.send(new(lane))
+	}
+}
+
+var batches = sync.Pool{New: func() any { return newBatch() }}
+
+// send sends what is queued, until nothing is, or until there are lanes enough
+// without it.
+func (n *node) send(l *lane) {
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
+	for first := true; ; first = false {
+		n.yield.Now()
+		n.mu.Lock()
+		b.calls = b.calls[:0]
+		if !l.stuck && (first || n.lanes <= maxLanes) {
+			b.calls = n.take(b.calls, l)
+		}
+		if len(b.calls) == 0 {
+			if !l.stuck {
+				n.lanes--
+			}
+			n.mu.Unlock()
+			return
+		}
+		n.mu.Unlock()
+		n.crowd.Store(int64(len(b.calls)))
+		n.answer(b)
+	}
+}
+
+// take moves what is queued into calls, which l will send: those of the same timeout as the
+// first, since a pipeline has one. It is called with mu held.
+func (n *node) take(calls []*call, l *lane) []*call {
+	rest := n.queue[:0]
+	for _, c := range n.queue { // in their order
+		if len(calls) == maxBatch || len(calls) > 0 && c.timeout != calls[0].timeout {
+			rest = append(rest, c)
+			continue
+		}
+		if c.ctx.Err() == nil && c.state.CompareAndSwap(callQueued, callSent) {
+			c.lane = l
+			calls = append(calls, c)
+		}
+	}
+	clear(n.queue[len(rest):])
+	n.queue = rest
+	return calls
+}
+
+// answer sends a batch and hands the answers out.
+func (n *node) answer(b *batch) {
+	defer b.clear()
+	joins := n.joins.state.Load() == joinAllowed
+	b.pack(joins)
+	if b.couldJoin && !joins {
+		n.joins.find(n.shared)
+	}
+	when := time.Now()
+	// What has not been decided is asked again: by the text of its script, each key by itself.
+	for left := 3; len(b.sent) > 0; left-- {
+		panicked := n.exec(b)
+		done := b.sent
+		b.sent, b.spare = b.spare[:0], done
+		for _, s := range done {
+			err := s.cmd().Err()
+			switch {
+			case panicked != nil:
+				s.finish(when, panicked)
+			case left > 1 && s.asks != nil && isNoScript(err):
+				b.sent = append(b.sent, s.withSource())
+			case left > 1 && len(s.asks) > 1 && didNotRun(err):
+				n.joins.state.Store(joinForbidden)
+				for i := range s.asks {
+					b.send(s.asks[i : i+1])
+				}
+			default:
+				s.finish(when, err)
+			}
+		}
+	}
+}
+
+// exec sends the commands of b in one pipeline. A hook of the client that panics is an error of
+// its calls: on this goroutine nobody would recover.
+func (n *node) exec(b *batch) (panicked error) {
+	defer func() {
+		if p := recover(); p != nil {
+			panicked = fmt.Errorf("redis: a hook panicked: %v", p)
+		}
+	}()
+	ctx, cancel := b.context()
+	defer cancel()
+	before := n.circuit.answers.Load()
+	pipe := n.client.Pipeline()
+	for _, s := range b.sent {
+		_ = pipe.Process(ctx, s.cmd())
+	}
+	_, _ = pipe.Exec(ctx)
+	err := b.sent[0].cmd().Err() // that of a pipeline which got no answer is that of all
+	n.learn(err, before)
+	if err == nil && !n.routed.Load() {
+		n.routed.Store(true)
+	}
+	return nil
+}
+
+// Callers returns the contexts of the calls that a pipeline was made for; nil, if ctx is that of
+// one call. A hook that traces can link its span to theirs: the span of a pipeline belongs to
+// none of them.
+func Callers(ctx context.Context) []context.Context {
+	all, _ := ctx.Value(callersKey{}).([]context.Context)
+	return all
+}
+
+type callersKey struct{}
+
+// context returns the context that b is sent with.
+func (b *batch) context() (context.Context, context.CancelFunc) {
+	first := b.calls[0]
+	if len(b.calls) == 1 {
+		return detach(first.ctx, first.timeout)
+	}
+	all := make([]context.Context, len(b.calls))
+	for i, c := range b.calls {
+		all[i] = c.ctx
+	}
+	return context.WithTimeout(context.WithValue(context.Background(), callersKey{}, all), first.timeout)
+}

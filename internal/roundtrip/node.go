@@ -1,0 +1,204 @@
+package roundtrip
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// node sends to one server.
+//
+// While few calls are under way, each is sent by its own caller, over a connection of its own.
+// When there are more, they are queued and sent by up to maxLanes goroutines, in pipelines of
+// what has gathered.
+type node struct {
+	*shared
+	addr    string        // "" of a single server
+	server  *redis.Client // nil if it is not known
+	circuit circuit
+	yield   Yield
+
+	under atomic.Int64 // calls under way
+	crowd atomic.Int64 // calls of the last pipeline
+
+	mu    sync.Mutex
+	queue []*call
+	lanes int // under way and not stuck
+}
+
+// maxAlone is how many callers send for themselves at once.
+const maxAlone = 4
+
+func newNode(s *shared, addr string, server *redis.Client) *node {
+	return &node{shared: s, addr: addr, server: server}
+}
+
+// call is a command or a Question on its way. Its caller may give up at any time; then the
+// command is left to its pipeline, and dropped if it has not been sent.
+type call struct {
+	of       *shared
+	ctx      context.Context
+	cmd      command // nil: question
+	question Question
+	answer   Answer // of question
+	err      error
+	timeout  time.Duration
+	wait     time.Duration // Sender.wait
+	before   uint64        // answers of the server, when the call came
+	state    atomic.Uint32
+	lane     *lane         // that has sent it; guarded by node.mu
+	next     *call         // asks the same; of a batch
+	done     chan struct{} // buffered: one token when it is callDone
+	timer    *time.Timer
+}
+
+const (
+	callQueued uint32 = iota
+	callSent
+	callDone
+	callAbandoned // its lane may still write to it
+)
+
+func newCall(s *shared) *call {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return &call{of: s, done: make(chan struct{}, 1), timer: t}
+}
+
+func (s *Sender) newCall(ctx context.Context) *call {
+	c := s.calls.Get().(*call)
+	c.ctx, c.timeout, c.wait = ctx, s.timeout, s.wait
+	return c
+}
+
+func (c *call) release() {
+	if c.state.Load() == callAbandoned {
+		return
+	}
+	c.ctx, c.cmd, c.question, c.answer, c.err, c.lane, c.next = nil, nil, Question{}, Answer{}, nil, nil, nil
+	c.state.Store(callQueued)
+	c.of.calls.Put(c)
+}
+
+// do has c, which concerns key, answered. It waits for that, for the caller's context, or for the
+// timeout.
+func (s *Sender) do(c *call, key string) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	n := s.node(c.ctx, key)
+	permit, err := n.circuit.allow(s.persistent)
+	if err != nil {
+		return err
+	}
+	defer permit.end()
+	c.before = n.circuit.answers.Load()
+	defer n.under.Add(-1)
+	if n.under.Add(1) <= maxAlone && n.crowd.Load() <= maxAlone && s.bounded != nil && s.patient(c.ctx) {
+		return s.alone(n, c)
+	}
+	return n.await(c)
+}
+
+// patient reports whether a caller may wait for as long as the client does. If its ctx is
+// cancelled meanwhile it is not let go before that, which does not show while Redis answers.
+func (s *Sender) patient(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return !ok || time.Until(deadline) >= s.timeout
+}
+
+// alone sends c on the goroutine of its caller.
+func (s *Sender) alone(n *node, c *call) error {
+	cmd := c.cmd
+	if cmd == nil {
+		cmd = c.question.command(c.ctx, 1)
+	}
+	sent := time.Now()
+	err := s.process(n, c, cmd)
+	if q, ok := cmd.(*script); ok && c.cmd == nil {
+		if isNoScript(err) {
+			q = q.withSource(c.ctx, c.question.One)
+			err = s.process(n, c, q)
+		}
+		c.answer = Answer{Reply: q.Val(), Sent: sent}
+	}
+	return err
+}
+
+func (s *Sender) process(n *node, c *call, cmd command) error {
+	ctx, cancel := detach(c.ctx, s.timeout)
+	defer cancel()
+	cmd.bind(s.bounded)
+	_ = s.client.Process(ctx, cmd)
+	err := cmd.Err()
+	n.learn(err, c.before)
+	if err == context.DeadlineExceeded {
+		// It ended while it waited for a connection. The next ones go by lanes, which have
+		// connections of their own.
+		n.crowd.Store(maxAlone + 1)
+	}
+	return c.timeoutOf(err)
+}
+
+// timeoutOf returns the TimeoutError of an error that go-redis noticed before the caller did, by
+// the connection's deadline or by that of the context.
+func (c *call) timeoutOf(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &TimeoutError{After: c.wait}
+	case errors.Is(err, context.DeadlineExceeded):
+		return &TimeoutError{After: c.timeout}
+	}
+	return err
+}
+
+// await queues c and waits.
+func (n *node) await(c *call) error {
+	c.timer.Reset(c.timeout)
+	defer c.timer.Stop()
+	n.mu.Lock()
+	n.queue = append(n.queue, c)
+	if n.lanes < maxLanes {
+		n.start()
+	}
+	n.mu.Unlock()
+
+	select {
+	case <-c.done:
+		return c.err
+	case <-c.ctx.Done():
+		if _, abandoned := c.abandon(); abandoned {
+			return c.ctx.Err()
+		}
+	case <-c.timer.C:
+		if unsent, abandoned := c.abandon(); abandoned {
+			n.giveUpOn(c)
+			err := &TimeoutError{After: c.timeout, Unsent: unsent}
+			n.learn(err, c.before)
+			return err
+		}
+	}
+	<-c.done // the answer came at the same moment
+	return c.err
+}
+
+// abandon ends a call that is not done, and reports whether it has not been sent.
+func (c *call) abandon() (unsent, abandoned bool) {
+	if c.state.CompareAndSwap(callQueued, callAbandoned) {
+		return true, true
+	}
+	return false, c.state.CompareAndSwap(callSent, callAbandoned)
+}
+
+// detach returns the context of a command or pipeline. A caller's ends with its request; one that
+// ends halfway costs go-redis a connection.
+func detach(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
+}

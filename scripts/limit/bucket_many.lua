@@ -1,0 +1,106 @@
+-- Made of parts/bucket_many.lua. Change it there, then: go test ./scripts -update
+--
+-- Decides about many keys, each by the token bucket as bucket.lua does for one.
+--
+-- KEYS     the keys, all different
+-- ARGV[1]  limit   of each key: permits per window
+-- ARGV[2]  ttl     of what is written, in milliseconds
+-- ARGV[3]  window  in microseconds
+-- ARGV[4]  cost    permits per request, 1 or more
+-- ARGV[5]  now     in microseconds; tests only, otherwise absent or empty: TIME
+-- ARGV[6]  and on: for each key, how many requests are decided in their order, default 1
+--
+-- Reply: for each key what the script for one key replies, all of them in one string; in an
+-- array, if any of them failed, or without the library struct. A failure of one key stands
+-- in its place, with a minus in front, and does not concern the others. A failure that is
+-- not the key's (READONLY, OOM) is the whole reply, unless something has been granted.
+local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
+local pack = struct and struct.pack or function(_, ...) return {...} end
+local limit, ttl, window = ARGV[1] + 0, ARGV[2], ARGV[3]
+local cost, now = (ARGV[4] or 1) + 0, tonumber(ARGV[5])
+local time = not now and call('TIME')
+if time then now = time[1] * 1000000 + time[2] end
+local function decide(key, n, now, dry)
+  local patience = 0
+  window = window + 0
+  -- The level is read into raw (false if there is none), whole and part: now if that is
+  -- later. stored is what stands there if that is a plain number, and kept the end of the ten
+  -- seconds of the clock that it lies in: before that the key does not expire. lent says that
+  -- permits have been promised that are not there yet.
+  local raw, whole, part, lent, stored, kept = call('GET', key), now, 0, nil, nil, 0
+  if raw then
+    stored = tonumber(raw)
+    whole = stored
+    if not stored then
+      whole, part, lent = string.match(raw, '^(%d+):(%d+)(:?l?)$')
+      whole, part = tonumber(whole) or call('INCRBY', key, 0), tonumber(part) -- INCRBY fails
+    end
+    kept = whole - whole % 10000000 + 10000000
+    if part >= limit then whole, part = whole + 1, 0 end -- left by another limit
+    if not (whole >= now) then whole, part = now, 0 end
+  end
+  local full, ahead = now + window, false
+  if (whole > full or whole == full and part > 0) and (lent ~= ':l' or whole - full > window) then
+    if string.find(raw, '[^%d:l]') then call('INCRBY', key, 0) end -- fails: this is no level
+    whole, part, ahead = full, 0, true
+  end
+  local rest, room = window % limit, full + patience - whole -- a permit is step + rest/limit
+  local step, left = (window - rest) / limit, nil
+  if rest == 0 and part == 0 then
+    left = (room - room % step) / step
+  else
+    left = math.floor(room * limit / window) + 1
+    while left > 0 and left * step + math.ceil((part + left * rest) / limit) > room do
+      left = left - 1
+    end
+  end
+  if left < 0 then left = 0 end
+  local unit, granted, retry = cost > 0 and cost or 1, n, 0
+  if unit * n > left then
+    granted = math.floor(left / unit)
+    if cost == 0 and granted > 0 then granted = n end
+  end
+  local spent = dry and 0 or granted * cost
+  if spent > 0 or ahead then
+    part = part + spent * rest
+    whole = whole + spent * step + (part - part % limit) / limit
+    part = part % limit
+    -- The level is written. PX gives it an expiry ttl milliseconds from now: as far as a level
+    -- can be ahead and ten seconds, and so no earlier than the end of the ten seconds of the
+    -- clock in which the level lies. Until it gets beyond them it needs no other, and mostly
+    -- INCRBY is enough, at half the price. Ten are the same for all limits, since several may
+    -- share a key.
+    local near, loan = whole < kept, whole > full or whole == full and part > 0
+    if near and stored and part == 0 and not loan then
+      call('INCRBY', key, whole - stored)
+    else
+      local second, micros = (whole - whole % 1000000) / 1000000, whole % 1000000
+      local level = string.format((loan and '%d%06d:%.0f:l') or part == 0 and '%d%06d' or '%d%06d:%.0f', second, micros, part)
+      if near then call('SET', key, level, 'KEEPTTL') else call('SET', key, level, 'PX', ttl) end
+    end
+  end
+  if granted < n then
+    retry = unit > limit and -1 or whole + unit * step + math.ceil((part + unit * rest) / limit) - full
+  elseif patience > 0 then
+    retry = math.max(0, whole + (part > 0 and 1 or 0) - full)
+  end
+  return pack('>ddddddd', granted, left - spent, retry, whole - now + (part > 0 and 1 or 0), now, whole, part)
+end
+local verdicts, failed = {}, false
+local function granted()
+  for _, v in ipairs(verdicts) do
+    if type(v) == 'table' and v[1] > 0 or type(v) == 'string' and string.byte(v) ~= 0 and string.byte(v) ~= 45 then return true end
+  end
+end
+for i, key in ipairs(KEYS) do
+  local ok, verdict = pcall(decide, key, (ARGV[5 + i] or 1) + 0, now, false)
+  if ok and type(verdict) == 'table' and verdict.err then ok = false end
+  if not ok then
+    local text = type(verdict) == 'table' and verdict.err or tostring(verdict)
+    if not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') and not granted() then error(verdict) end
+    verdict, failed = '-' .. text, true
+  end
+  verdicts[i] = verdict
+end
+if failed or not struct then return verdicts end
+return table.concat(verdicts)

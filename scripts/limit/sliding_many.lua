@@ -1,0 +1,104 @@
+-- Made of parts/sliding_many.lua. Change it there, then: go test ./scripts -update
+--
+-- Decides about many keys, each by the sliding window as sliding.lua does for one.
+--
+-- KEYS     the keys, all different
+-- ARGV[1]  limit   of each key: permits per window
+-- ARGV[2]  ttl     of what is written, in milliseconds
+-- ARGV[3]  window  in microseconds
+-- ARGV[4]  cost    permits per request, 1 or more
+-- ARGV[5]  now     in microseconds; tests only, otherwise absent or empty: TIME
+-- ARGV[6]  and on: for each key, how many requests are decided in their order, default 1
+--
+-- Reply: for each key what the script for one key replies, all of them in one string; in an
+-- array, if any of them failed, or without the library struct. A failure of one key stands
+-- in its place, with a minus in front, and does not concern the others. A failure that is
+-- not the key's (READONLY, OOM) is the whole reply, unless something has been granted.
+local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
+local pack = struct and struct.pack or function(_, ...) return {...} end
+local limit, ttl, window = ARGV[1] + 0, ARGV[2], ARGV[3]
+local cost, now = (ARGV[4] or 1) + 0, tonumber(ARGV[5])
+local time = not now and call('TIME')
+if time then now = time[1] * 1000000 + time[2] end
+local function decide(key, n, now, dry)
+  window = window + 0
+  local old, unit, card = now - window, cost, call('ZCARD', key)
+  if cost == 0 then unit, dry = 1, true end
+  local granted, stale, mark = n, 0, 0
+  if dry or card + unit * n > limit then
+    if card > 0 then stale = call('ZCOUNT', key, '-inf', old) end
+    granted = math.max(0, math.min(n, math.floor((limit - card + stale) / unit)))
+    if cost == 0 and granted > 0 then granted = n end
+  end
+  if granted > 0 and not dry then
+    local total, trimmed = granted * cost, 0
+    if card > 100000 then -- in steps, as Redis serves nobody else meanwhile
+      stale = call('ZCOUNT', key, '-inf', old)
+      trimmed = stale > 0 and call('ZREMRANGEBYRANK', key, 0, math.min(stale, 100000) - 1) or 0
+    elseif card > 0 then
+      local edge = string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
+      trimmed = call('ZREMRANGEBYSCORE', key, '-inf', edge)
+      stale = trimmed
+    end
+    -- A claim adds total entries of time now. base is the number on which their members are
+    -- built: base, base:2, base:3 and so on. It is a number from now on that is no member; one
+    -- that is belongs to a claim of the same microsecond. A plain number takes 20 bytes of a
+    -- listpack, half of what a random member would. Where base is no member, base:2 is none:
+    -- the entries of one claim have one time, so they are trimmed together, and those given
+    -- back are taken from the end.
+    local base, score = now, nil
+    if time and #time[2] == 6 then
+      score = time[1] .. time[2] -- there as it is
+    else
+      score = string.format('%d%06d', (now - now % 1000000) / 1000000, now % 1000000)
+    end
+    local first = score
+    while call('ZADD', key, 'NX', score, first) == 0 do
+      -- As many steps as there are entries of this time pass most of them at once.
+      base = base + (base == now and math.max(1, call('ZCOUNT', key, score, score)) or 1)
+      first = string.format('%.0f', base)
+    end
+    for i = 2, total, 1000 do -- unpack takes less than 8,000
+      local args = {}
+      for j = i, math.min(i + 999, total) do
+        args[#args + 1] = score
+        args[#args + 1] = first .. ':' .. j
+      end
+      call('ZADD', key, unpack(args))
+    end
+    if trimmed > 0 or card == 0 then call('PEXPIRE', key, ttl) end
+    card, stale, mark = card - trimmed + total, stale - trimmed, base
+    if granted == n then return pack('>ddddddd', n, limit - card + stale, 0, window, now, mark, 0) end
+  end
+  local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
+  if last > now then
+    for _, member in ipairs(call('ZRANGEBYSCORE', key, now + 1, '+inf', 'LIMIT', 0, 10000)) do
+      call('ZADD', key, 'XX', now, member)
+    end
+  end
+  if granted < n and unit > limit then
+    retry = -1
+  elseif granted < n then
+    local rank = card + unit - limit - 1
+    retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
+  end
+  return pack('>ddddddd', granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, mark, 0)
+end
+local verdicts, failed = {}, false
+local function granted()
+  for _, v in ipairs(verdicts) do
+    if type(v) == 'table' and v[1] > 0 or type(v) == 'string' and string.byte(v) ~= 0 and string.byte(v) ~= 45 then return true end
+  end
+end
+for i, key in ipairs(KEYS) do
+  local ok, verdict = pcall(decide, key, (ARGV[5 + i] or 1) + 0, now, false)
+  if ok and type(verdict) == 'table' and verdict.err then ok = false end
+  if not ok then
+    local text = type(verdict) == 'table' and verdict.err or tostring(verdict)
+    if not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') and not granted() then error(verdict) end
+    verdict, failed = '-' .. text, true
+  end
+  verdicts[i] = verdict
+end
+if failed or not struct then return verdicts end
+return table.concat(verdicts)
