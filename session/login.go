@@ -311,7 +311,7 @@ func (m *Manager) undo(ctx context.Context, r *record) {
 	}
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), left, errSlow)
 	defer cancel()
-	if _, err := m.records.end(ctx, r.id, endReplace, revision{}, handle{}); err != nil {
+	if err := m.records.undo(ctx, r.id); err != nil {
 		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: a login that failed may stand until it expires", slog.Any("error", err))
 	}
 }

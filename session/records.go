@@ -80,8 +80,12 @@ func newRevision() (r revision) {
 
 // run runs a script on the hash of an ID and learns Redis's time from its reply.
 func (s *records) run(ctx context.Context, script *scripts.Script, at id, args ...any) (reply, error) {
+	return s.runBy(ctx, s.redis, script, at, args...)
+}
+
+func (s *records) runBy(ctx context.Context, by *roundtrip.Sender, script *scripts.Script, at id, args ...any) (reply, error) {
 	sent := time.Now()
-	raw, err := s.redis.Run(ctx, script, []string{at.key}, args...)
+	raw, err := by.Run(ctx, script, []string{at.key}, args...)
 	if wrongType(err) && script != createScript { // no session is there, and none can be
 		s.reportUnreadable(ctx, "its key is no hash")
 		if script == endScript {
@@ -252,7 +256,18 @@ const (
 // end leaves a tombstone at an ID. known is the revision of endRetire, mark what a
 // tombstone where nothing stood shows of who left it.
 func (s *records) end(ctx context.Context, at id, how string, known revision, mark handle) (reply, error) {
-	return s.run(ctx, endScript, at, at.field, how, s.grace.Microseconds(), known[:], mark[:], "")
+	return s.endBy(ctx, s.redis, at, how, known, mark)
+}
+
+func (s *records) endBy(ctx context.Context, by *roundtrip.Sender, at id, how string, known revision, mark handle) (reply, error) {
+	return s.runBy(ctx, by, endScript, at, at.field, how, s.grace.Microseconds(), known[:], mark[:], "")
+}
+
+// undo ends a record that may or may not have been made. It is tried also where Redis is not
+// asked because it did not answer, as that may have been the record's making.
+func (s *records) undo(ctx context.Context, at id) error {
+	_, err := s.endBy(ctx, s.redis.Persistent(), at, endReplace, revision{}, handle{})
+	return err
 }
 
 // marked reports whether a tombstone was left with a mark.

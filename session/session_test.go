@@ -85,6 +85,8 @@ func managerOver(t testing.TB, client redis.UniversalClient, cfg Config) *Manage
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Each call is made, also after one that got no answer.
+	m.records.redis = m.records.redis.Persistent()
 	return m
 }
 

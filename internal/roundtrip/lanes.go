@@ -121,7 +121,7 @@ func (n *node) answer(b *batch) {
 	}
 }
 
-// exec sends the commands of b in one pipeline. A hook of the client that panics is an error of
+// exec sends the commands of b at once. A hook of the client that panics is an error of
 // its calls: on this goroutine nobody would recover.
 func (n *node) exec(b *batch) (panicked error) {
 	defer func() {
@@ -132,11 +132,18 @@ func (n *node) exec(b *batch) (panicked error) {
 	ctx, cancel := b.context()
 	defer cancel()
 	before := n.circuit.answers.Load()
-	pipe := n.client.Pipeline()
-	for _, s := range b.sent {
-		_ = pipe.Process(ctx, s.cmd())
+	if n.held.Load() && !n.poolIsHeld() {
+		n.held.Store(false)
 	}
-	_, _ = pipe.Exec(ctx)
+	if len(b.sent) == 1 && !n.held.Load() { // pipelines have connections of their own
+		_ = n.client.Process(ctx, b.sent[0].cmd())
+	} else {
+		pipe := n.client.Pipeline()
+		for _, s := range b.sent {
+			_ = pipe.Process(ctx, s.cmd())
+		}
+		_, _ = pipe.Exec(ctx)
+	}
 	err := b.sent[0].cmd().Err() // that of a pipeline which got no answer is that of all
 	n.learn(err, before)
 	if err == nil && !n.routed.Load() {

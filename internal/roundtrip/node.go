@@ -25,6 +25,7 @@ type node struct {
 
 	under atomic.Int64 // calls under way
 	crowd atomic.Int64 // calls of the last pipeline
+	held  atomic.Bool  // others held the connections a moment ago
 
 	mu    sync.Mutex
 	queue []*call
@@ -99,7 +100,7 @@ func (s *Sender) do(c *call, key string) error {
 	defer permit.end()
 	c.before = n.circuit.answers.Load()
 	defer n.under.Add(-1)
-	if n.under.Add(1) <= maxAlone && n.crowd.Load() <= maxAlone && s.bounded != nil && s.patient(c.ctx) {
+	if n.under.Add(1) <= maxAlone && n.crowd.Load() <= maxAlone && !n.held.Load() && s.bounded != nil && s.patient(c.ctx) {
 		return s.alone(n, c)
 	}
 	return n.await(c)
@@ -137,10 +138,8 @@ func (s *Sender) process(n *node, c *call, cmd command) error {
 	_ = s.client.Process(ctx, cmd)
 	err := cmd.Err()
 	n.learn(err, c.before)
-	if err == context.DeadlineExceeded {
-		// It ended while it waited for a connection. The next ones go by lanes, which have
-		// connections of their own.
-		n.crowd.Store(maxAlone + 1)
+	if err == context.DeadlineExceeded && n.poolIsHeld() {
+		n.held.Store(true)
 	}
 	return c.timeoutOf(err)
 }

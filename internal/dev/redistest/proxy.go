@@ -94,6 +94,17 @@ func (p *Proxy) inject(f fault) {
 	p.fault = f
 }
 
+// Forget lets no request through of the connections that there are, as a load balancer that has
+// forgotten them. New ones are not concerned.
+func (p *Proxy) Forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		p.links[l] = true
+		l.forgotten = true
+	}
+}
+
 // Heal ends the fault, and closes the connections that it has hit.
 func (p *Proxy) Heal() {
 	p.mu.Lock()
@@ -137,6 +148,9 @@ func (p *Proxy) decide(l *link, command string) fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f := p.fault
+	if l.forgotten {
+		return fault{kind: blackHole}
+	}
 	if len(f.commands) > 0 && !slices.ContainsFunc(f.commands, func(c string) bool { return strings.EqualFold(c, command) }) {
 		f = fault{}
 	}
@@ -186,6 +200,7 @@ type link struct {
 	proxy          *Proxy
 	client, server net.Conn
 	fate           atomic.Int32 // faultKind of the replies
+	forgotten      bool         // guarded by Proxy.mu
 	once           sync.Once
 	done           chan struct{}
 }
