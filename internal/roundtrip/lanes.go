@@ -96,10 +96,11 @@ func (n *node) answer(b *batch) {
 	if b.couldJoin && !joins {
 		n.joins.find(n.shared)
 	}
+	ctx, timeout := b.context(), b.calls[0].timeout // a call is another's once it is finished
 	when := time.Now()
 	// What has not been decided is asked again: by the text of its script, each key by itself.
 	for left := 3; len(b.sent) > 0; left-- {
-		panicked := n.exec(b)
+		panicked := n.exec(ctx, timeout, b)
 		done := b.sent
 		b.sent, b.spare = b.spare[:0], done
 		for _, s := range done {
@@ -123,13 +124,13 @@ func (n *node) answer(b *batch) {
 
 // exec sends the commands of b at once. A hook of the client that panics is an error of
 // its calls: on this goroutine nobody would recover.
-func (n *node) exec(b *batch) (panicked error) {
+func (n *node) exec(ctx context.Context, timeout time.Duration, b *batch) (panicked error) {
 	defer func() {
 		if p := recover(); p != nil {
 			panicked = fmt.Errorf("redis: a hook panicked: %v", p)
 		}
 	}()
-	ctx, cancel := b.context()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	before := n.circuit.answers.Load()
 	if n.held.Load() && !n.poolIsHeld() {
@@ -162,15 +163,15 @@ func Callers(ctx context.Context) []context.Context {
 
 type callersKey struct{}
 
-// context returns the context that b is sent with.
-func (b *batch) context() (context.Context, context.CancelFunc) {
-	first := b.calls[0]
+// context returns the context that b is sent with. One that ends with a caller's request would
+// end the others' calls, and cost go-redis a connection.
+func (b *batch) context() context.Context {
 	if len(b.calls) == 1 {
-		return detach(first.ctx, first.timeout)
+		return context.WithoutCancel(b.calls[0].ctx)
 	}
 	all := make([]context.Context, len(b.calls))
 	for i, c := range b.calls {
 		all[i] = c.ctx
 	}
-	return context.WithTimeout(context.WithValue(context.Background(), callersKey{}, all), first.timeout)
+	return context.WithValue(context.Background(), callersKey{}, all)
 }

@@ -132,7 +132,8 @@ func (s *Sender) alone(n *node, c *call) error {
 }
 
 func (s *Sender) process(n *node, c *call, cmd command) error {
-	ctx, cancel := detach(c.ctx, s.timeout)
+	// A context that ends with the caller's request would cost go-redis a connection.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), s.timeout)
 	defer cancel()
 	cmd.bind(s.bounded)
 	_ = s.client.Process(ctx, cmd)
@@ -194,10 +195,4 @@ func (c *call) abandon() (unsent, abandoned bool) {
 		return true, true
 	}
 	return false, c.state.CompareAndSwap(callSent, callAbandoned)
-}
-
-// detach returns the context of a command or pipeline. A caller's ends with its request; one that
-// ends halfway costs go-redis a connection.
-func detach(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }

@@ -187,7 +187,7 @@ func TestOthersPassWhatHangs(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), ReadTimeout: time.Minute, PoolSize: 100})
 	defer client.Close()
 	const timeout = 200 * time.Millisecond
-	s := roundtrip.New(client, timeout, nil)
+	s := roundtrip.New(client, timeout, nil).Persistent()
 	if _, err := run(t.Context(), s, "hang", "0"); err != nil {
 		t.Fatal(err)
 	}

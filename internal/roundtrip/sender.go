@@ -88,8 +88,10 @@ func (s *Sender) Ask(ctx context.Context, q Question) (Answer, error) {
 	c := s.newCall(ctx)
 	defer c.release()
 	c.question = q
-	err := s.do(c, q.Key)
-	return c.answer, err
+	if err := s.do(c, q.Key); err != nil {
+		return Answer{}, err
+	}
+	return c.answer, nil
 }
 
 // HGet returns a field of the hash at key, or redis.Nil. The bytes are not to be changed.

@@ -97,7 +97,9 @@ for i, key in ipairs(KEYS) do
   if ok and type(verdict) == 'table' and verdict.err then ok = false end
   if not ok then
     local text = type(verdict) == 'table' and verdict.err or tostring(verdict)
-    if not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') and not granted() then error(verdict) end
+    if not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') and not granted() then
+      return redis.error_reply(text .. ' script: it has run')
+    end
     verdict, failed = '-' .. text, true
   end
   verdicts[i] = verdict
