@@ -26,7 +26,7 @@ type Question struct {
 // or, where that is 1 for all, with as many of Args as Short says.
 type Terms struct {
 	One   *scripts.Script // for one key
-	Many  *scripts.Script // for several: its reply is a string of as many parts, or an array; nil: there is none
+	Many  *scripts.Script // for several: its reply is a string of as many parts, or an array, where a string is an error; nil: there is none
 	Args  [5]any
 	Short int // Args
 	Keys  int // that one script may decide about
@@ -257,8 +257,8 @@ func (p parts) at(i int) (any, error) {
 		if len(reply) != p.n {
 			break
 		}
-		if text, ok := reply[i].(string); ok && strings.HasPrefix(text, "-") {
-			return nil, answerError(text[1:])
+		if text, ok := reply[i].(string); ok {
+			return nil, answerError(text)
 		}
 		return reply[i], nil
 	}

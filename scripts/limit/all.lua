@@ -10,12 +10,13 @@
 --
 -- Reply: the seven numbers of such a script for each policy, as one array, in the order of
 -- KEYS. If not all of them grant, these are of a policy that was only asked.
-local call = redis.call
+local call, clock = redis.call, nil
 local function pack(_, ...) return {...} end
 local algorithms = {
   sliding = function(key, limit, ttl, window, cost, n, now, dry)
     local time = not now and call('TIME')
     if time then now = time[1] * 1000000 + time[2] end
+    local edge, score
     window = window + 0
     local old, unit, card = now - window, cost, call('ZCARD', key)
     if cost == 0 then unit, dry = 1, true end
@@ -31,7 +32,7 @@ local algorithms = {
         stale = call('ZCOUNT', key, '-inf', old)
         trimmed = stale > 0 and call('ZREMRANGEBYRANK', key, 0, math.min(stale, 100000) - 1) or 0
       elseif card > 0 then
-        local edge = string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
+        edge = edge or string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
         trimmed = call('ZREMRANGEBYSCORE', key, '-inf', edge)
         stale = trimmed
       end
@@ -41,8 +42,9 @@ local algorithms = {
       -- listpack, half of what a random member would. Where base is no member, base:2 is none:
       -- the entries of one claim have one time, so they are trimmed together, and those given
       -- back are taken from the end.
-      local base, score = now, nil
-      if time and #time[2] == 6 then
+      local base = now
+      if score then -- of a key before
+      elseif time and #time[2] == 6 then
         score = time[1] .. time[2] -- there as it is
       else
         score = string.format('%d%06d', (now - now % 1000000) / 1000000, now % 1000000)
@@ -100,7 +102,7 @@ local algorithms = {
     end
     if used then
       ends = call('PEXPIRETIME', key)
-      at = now or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
+      at = now or clock or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
       if ends < 0 or ends > at / 1000 + ttl then
         if now then
           call('PEXPIREAT', key, string.format('%.0f', math.floor(now / 1000) + ttl))
@@ -108,7 +110,7 @@ local algorithms = {
           call('PEXPIRE', key, ttl)
         end
         ends = call('PEXPIRETIME', key)
-        at = now or (ends - ttl) * 1000
+        at = now or clock or (ends - ttl) * 1000
       end
     else
       local time = not now and call('TIME')

@@ -30,7 +30,7 @@
 local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
-local cost, now, n, dry = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false
+local cost, now, n, dry, clock = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false, nil
 local time = not now and call('TIME')
 if time then now = time[1] * 1000000 + time[2] end
 local patience = 0

@@ -28,7 +28,7 @@
 local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
-local cost, now, n, dry = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false
+local cost, now, n, dry, clock = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false, nil
 local spend, total, unit, granted, retry = not dry and cost > 0 and cost <= limit, cost * n, cost, n, 0
 local used, ends, at, over
 if now then -- a test's clock may have passed an expiry that Redis's has not
@@ -49,7 +49,7 @@ else
 end
 if used then
   ends = call('PEXPIRETIME', key)
-  at = now or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
+  at = now or clock or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
   if ends < 0 or ends > at / 1000 + ttl then
     if now then
       call('PEXPIREAT', key, string.format('%.0f', math.floor(now / 1000) + ttl))
@@ -57,7 +57,7 @@ if used then
       call('PEXPIRE', key, ttl)
     end
     ends = call('PEXPIRETIME', key)
-    at = now or (ends - ttl) * 1000
+    at = now or clock or (ends - ttl) * 1000
   end
 else
   local time = not now and call('TIME')

@@ -10,14 +10,18 @@
 -- ARGV[5]  now     in microseconds; tests only, otherwise absent or empty: TIME
 -- ARGV[6]  and on: for each key, how many requests are decided in their order, default 1
 --
--- Reply: for each key what the script for one key replies, all of them in one string; in an
--- array, if any of them failed, or without the library struct. A failure of one key stands
--- in its place, with a minus in front, and does not concern the others. A failure that is
--- not the key's (READONLY, OOM) is the whole reply, unless something has been granted.
+-- Reply: for each key the seven numbers of the script for one key, all of them as doubles in
+-- one string. If one failed, or without the library struct, an array of these numbers of each
+-- key: a failure stands in the place of its key, as a text, and does not concern the others.
+-- One that is not the key's (READONLY, OOM) is the whole reply, unless something has been
+-- granted.
 local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
-local pack = struct and struct.pack or function(_, ...) return {...} end
 local limit, ttl, window = ARGV[1] + 0, ARGV[2], ARGV[3]
 local cost, now = (ARGV[4] or 1) + 0, tonumber(ARGV[5])
+local function pack(_, ...) return ... end
+local clock = not now and call('TIME')
+clock = clock and clock[1] * 1000000 + clock[2]
+ttl = ttl + 0
 local function decide(key, n, now, dry)
   local spend, total, unit, granted, retry = not dry and cost > 0 and cost <= limit, cost * n, cost, n, 0
   local used, ends, at, over
@@ -39,7 +43,7 @@ local function decide(key, n, now, dry)
   end
   if used then
     ends = call('PEXPIRETIME', key)
-    at = now or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
+    at = now or clock or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
     if ends < 0 or ends > at / 1000 + ttl then
       if now then
         call('PEXPIREAT', key, string.format('%.0f', math.floor(now / 1000) + ttl))
@@ -47,7 +51,7 @@ local function decide(key, n, now, dry)
         call('PEXPIRE', key, ttl)
       end
       ends = call('PEXPIRETIME', key)
-      at = now or (ends - ttl) * 1000
+      at = now or clock or (ends - ttl) * 1000
     end
   else
     local time = not now and call('TIME')
@@ -68,23 +72,22 @@ local function decide(key, n, now, dry)
   if granted < n then retry = unit > limit and -1 or reset end
   return pack('>ddddddd', granted, used < limit and limit - used or 0, retry, reset, at, ends, 0)
 end
-local verdicts, failed = {}, false
-local function granted()
-  for _, v in ipairs(verdicts) do
-    if type(v) == 'table' and v[1] > 0 or type(v) == 'string' and string.byte(v) ~= 0 and string.byte(v) ~= 45 then return true end
-  end
-end
-for i, key in ipairs(KEYS) do
-  local ok, verdict = pcall(decide, key, (ARGV[5 + i] or 1) + 0, now, false)
-  if ok and type(verdict) == 'table' and verdict.err then ok = false end
-  if not ok then
-    local text = type(verdict) == 'table' and verdict.err or tostring(verdict)
-    if not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') and not granted() then
+local reply, at, granted, failures = {}, 0, 0, {}
+for i = 1, #KEYS do
+  local ok, a, b, c, d, e, f, g = pcall(decide, KEYS[i], (ARGV[5 + i] or 1) + 0, now, false)
+  if not ok or not g then -- without seven numbers, a is an error
+    local text = type(a) == 'table' and a.err or tostring(a)
+    if granted == 0 and not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') then
       return redis.error_reply(text .. ' script: it has run')
     end
-    verdict, failed = '-' .. text, true
+    failures[i], a, b, c, d, e, f, g = text, 0, 0, 0, 0, 0, 0, 0
   end
-  verdicts[i] = verdict
+  reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4], reply[at + 5], reply[at + 6], reply[at + 7] = a, b, c, d, e, f, g
+  at, granted = at + 7, granted + a
 end
-if failed or not struct then return verdicts end
-return table.concat(verdicts)
+if struct and not next(failures) then return struct.pack('>' .. ('d'):rep(at), unpack(reply)) end
+local each = {}
+for i = 1, #KEYS do
+  each[i] = failures[i] or {unpack(reply, 7 * i - 6, 7 * i)}
+end
+return each

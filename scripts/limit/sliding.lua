@@ -31,9 +31,10 @@
 local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
-local cost, now, n, dry = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false
+local cost, now, n, dry, clock = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false, nil
 local time = not now and call('TIME')
 if time then now = time[1] * 1000000 + time[2] end
+local edge, score
 window = window + 0
 local old, unit, card = now - window, cost, call('ZCARD', key)
 if cost == 0 then unit, dry = 1, true end
@@ -49,7 +50,7 @@ if granted > 0 and not dry then
     stale = call('ZCOUNT', key, '-inf', old)
     trimmed = stale > 0 and call('ZREMRANGEBYRANK', key, 0, math.min(stale, 100000) - 1) or 0
   elseif card > 0 then
-    local edge = string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
+    edge = edge or string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
     trimmed = call('ZREMRANGEBYSCORE', key, '-inf', edge)
     stale = trimmed
   end
@@ -59,8 +60,9 @@ if granted > 0 and not dry then
   -- listpack, half of what a random member would. Where base is no member, base:2 is none:
   -- the entries of one claim have one time, so they are trimmed together, and those given
   -- back are taken from the end.
-  local base, score = now, nil
-  if time and #time[2] == 6 then
+  local base = now
+  if score then -- of a key before
+  elseif time and #time[2] == 6 then
     score = time[1] .. time[2] -- there as it is
   else
     score = string.format('%d%06d', (now - now % 1000000) / 1000000, now % 1000000)

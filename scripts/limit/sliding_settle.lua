@@ -21,14 +21,16 @@ if delta > 0 then
   local time = not now and call('TIME')
   if time then now = time[1] * 1000000 + time[2] end
   local card = call('ZCARD', key)
+  local score
   -- A claim adds total entries of time now. base is the number on which their members are
   -- built: base, base:2, base:3 and so on. It is a number from now on that is no member; one
   -- that is belongs to a claim of the same microsecond. A plain number takes 20 bytes of a
   -- listpack, half of what a random member would. Where base is no member, base:2 is none:
   -- the entries of one claim have one time, so they are trimmed together, and those given
   -- back are taken from the end.
-  local base, score = now, nil
-  if time and #time[2] == 6 then
+  local base = now
+  if score then -- of a key before
+  elseif time and #time[2] == 6 then
     score = time[1] .. time[2] -- there as it is
   else
     score = string.format('%d%06d', (now - now % 1000000) / 1000000, now % 1000000)

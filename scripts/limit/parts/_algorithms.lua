@@ -1,8 +1,9 @@
-local call = redis.call
+local call, clock = redis.call, nil
 local function pack(_, ...) return {...} end
 local algorithms = {
   sliding = function(key, limit, ttl, window, cost, n, now, dry)
     -- include _now.lua
+    local edge, score
     -- include _sliding.lua
   end,
   fixed = function(key, limit, ttl, window, cost, n, now, dry)

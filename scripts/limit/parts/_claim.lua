@@ -4,8 +4,9 @@
 -- listpack, half of what a random member would. Where base is no member, base:2 is none:
 -- the entries of one claim have one time, so they are trimmed together, and those given
 -- back are taken from the end.
-local base, score = now, nil
-if time and #time[2] == 6 then
+local base = now
+if score then -- of a key before
+elseif time and #time[2] == 6 then
   score = time[1] .. time[2] -- there as it is
 else
   score = string.format('%d%06d', (now - now % 1000000) / 1000000, now % 1000000)

@@ -1,20 +1,19 @@
-local verdicts, failed = {}, false
-local function granted()
-  for _, v in ipairs(verdicts) do
-    if type(v) == 'table' and v[1] > 0 or type(v) == 'string' and string.byte(v) ~= 0 and string.byte(v) ~= 45 then return true end
-  end
-end
-for i, key in ipairs(KEYS) do
-  local ok, verdict = pcall(decide, key, (ARGV[5 + i] or 1) + 0, now, false)
-  if ok and type(verdict) == 'table' and verdict.err then ok = false end
-  if not ok then
-    local text = type(verdict) == 'table' and verdict.err or tostring(verdict)
-    if not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') and not granted() then
+local reply, at, granted, failures = {}, 0, 0, {}
+for i = 1, #KEYS do
+  local ok, a, b, c, d, e, f, g = pcall(decide, KEYS[i], (ARGV[5 + i] or 1) + 0, now, false)
+  if not ok or not g then -- without seven numbers, a is an error
+    local text = type(a) == 'table' and a.err or tostring(a)
+    if granted == 0 and not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') then
       return redis.error_reply(text .. ' script: it has run')
     end
-    verdict, failed = '-' .. text, true
+    failures[i], a, b, c, d, e, f, g = text, 0, 0, 0, 0, 0, 0, 0
   end
-  verdicts[i] = verdict
+  reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4], reply[at + 5], reply[at + 6], reply[at + 7] = a, b, c, d, e, f, g
+  at, granted = at + 7, granted + a
 end
-if failed or not struct then return verdicts end
-return table.concat(verdicts)
+if struct and not next(failures) then return struct.pack('>' .. ('d'):rep(at), unpack(reply)) end
+local each = {}
+for i = 1, #KEYS do
+  each[i] = failures[i] or {unpack(reply, 7 * i - 6, 7 * i)}
+end
+return each

@@ -18,7 +18,7 @@ else
 end
 if used then
   ends = call('PEXPIRETIME', key)
-  at = now or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
+  at = now or clock or ends < 0 and 0 or (ends - call('PTTL', key)) * 1000
   if ends < 0 or ends > at / 1000 + ttl then
     if now then
       call('PEXPIREAT', key, string.format('%.0f', math.floor(now / 1000) + ttl))
@@ -26,7 +26,7 @@ if used then
       call('PEXPIRE', key, ttl)
     end
     ends = call('PEXPIRETIME', key)
-    at = now or (ends - ttl) * 1000
+    at = now or clock or (ends - ttl) * 1000
   end
 else
   -- include _now.lua

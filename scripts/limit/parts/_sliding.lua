@@ -13,7 +13,7 @@ if granted > 0 and not dry then
     stale = call('ZCOUNT', key, '-inf', old)
     trimmed = stale > 0 and call('ZREMRANGEBYRANK', key, 0, math.min(stale, 100000) - 1) or 0
   elseif card > 0 then
-    local edge = string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
+    edge = edge or string.format('%d%06d', (old - old % 1000000) / 1000000, old % 1000000)
     trimmed = call('ZREMRANGEBYSCORE', key, '-inf', edge)
     stale = trimmed
   end

@@ -15,4 +15,5 @@
 --
 -- include _take.lua
 -- include _now.lua
+local edge, score
 -- include _sliding.lua

@@ -2,6 +2,7 @@
 --
 -- include _many.lua
 -- include _now.lua
+local edge, score -- the same for all
 local function decide(key, n, now, dry)
   -- include _sliding.lua
 end

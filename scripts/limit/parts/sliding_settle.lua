@@ -18,6 +18,7 @@ if delta > 0 then
   local total, now = math.min(delta, limit), tonumber(ARGV[7])
   -- include _now.lua
   local card = call('ZCARD', key)
+  local score
   -- include _claim.lua
   local over = card + total - math.max(limit, card)
   if over > 0 then
