@@ -191,7 +191,7 @@ func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(2 * timeout) // its breaker has opened
+		time.Sleep(2 * timeout) // it is not asked any more
 		for i := range 32 {
 			others.Go(func() {
 				for n := range 50 {
@@ -217,6 +217,82 @@ func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 				t.Fatal("the node is not asked again")
 			}
 		}
+	}
+}
+
+// One of three masters hangs, and a slot moves to and fro between the other two, with 64 Takes in
+// flight: those of the two are decided by Redis, and exactly.
+func TestOneHungNodeWhileSlotsMove(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	client := cluster.Client()
+	const timeout, limit, moves = 2 * time.Second, 3000, 6
+	l, err := ratelimit.NewSlidingWindow(client, "hung", ratelimit.PerHour(limit), ratelimit.Config{Timeout: timeout})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hung := cluster.Nodes()[1]
+	var there []string
+	moving := ""
+	for i := range 200 {
+		key := "k" + strconv.Itoa(i)
+		master, err := client.MasterForKey(t.Context(), "{"+key+"}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if master.Options().Addr == hung.Addr() {
+			there = append(there, key)
+		} else if moving == "" {
+			moving = key
+		}
+		if _, err := l.Take(t.Context(), key, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hung.Pause()
+	var waiting, others sync.WaitGroup
+	stop := make(chan struct{})
+	for i := range 32 {
+		waiting.Go(func() {
+			for n := i; ; n++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				if _, err := l.Take(context.Background(), there[n%len(there)], 1); err == nil {
+					t.Error("a decision of the node that hangs")
+				}
+			}
+		})
+	}
+	var allowed, failed atomic.Int64
+	for range 32 {
+		others.Go(func() {
+			for range 1 + limit/32 {
+				switch res, err := l.Take(context.Background(), moving, 1); {
+				case err != nil:
+					failed.Add(1)
+					t.Logf("Take: %v", err)
+				case res.Allowed:
+					allowed.Add(1)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	healthy := []*redistest.Server{cluster.Nodes()[0], cluster.Nodes()[2]}
+	key := "gatehouse:rl:sliding:hung:1h:{" + moving + "}"
+	from := owner(t, healthy, key)
+	for range moves {
+		migrate(t, healthy, from, 1-from, key)
+		from = 1 - from
+	}
+	others.Wait()
+	close(stop)
+	waiting.Wait()
+	hung.Resume()
+	if allowed.Load() != limit || failed.Load() > 0 {
+		t.Errorf("%d of %d allowed, %d failed", allowed.Load(), limit, failed.Load())
 	}
 }
 
@@ -250,6 +326,6 @@ func TestSentinelFailover(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no decision after the failover: %v", err)
 		}
-		time.Sleep(10 * time.Millisecond) // the breaker's period and the sentinel's news
+		time.Sleep(10 * time.Millisecond) // until it is asked again, and the sentinel's news
 	}
 }
