@@ -11,8 +11,6 @@ require (
 	github.com/gorilla/securecookie v1.1.2
 	// The Redis client: standalone, Sentinel, Cluster.
 	github.com/redis/go-redis/v9 v9.23.0
-	// Circuit breaker: a dead Redis costs one timeout per period.
-	github.com/sony/gobreaker/v2 v2.4.0
 )
 
 require (

@@ -77,7 +77,6 @@ type batch struct {
 	at        map[place]int
 	sent      []sent
 	spare     []sent
-	when      time.Time
 	couldJoin bool
 }
 

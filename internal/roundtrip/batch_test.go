@@ -169,8 +169,8 @@ func TestWhatRefusesAllIsTheWholeReply(t *testing.T) {
 	}{
 		{"OOM", func(c *redis.Client) { c.ConfigSet(t.Context(), "maxmemory", "1") },
 			func(c *redis.Client) { c.ConfigSet(t.Context(), "maxmemory", "0") }},
-		{"READONLY", func(c *redis.Client) { c.SlaveOf(t.Context(), "127.0.0.1", "1") },
-			func(c *redis.Client) { c.SlaveOf(t.Context(), "NO", "ONE") }},
+		{"READONLY", func(c *redis.Client) { c.ReplicaOf(t.Context(), "127.0.0.1", "1") },
+			func(c *redis.Client) { c.ReplicaOf(t.Context(), "NO", "ONE") }},
 	} {
 		t.Run(test.word, func(t *testing.T) {
 			server, s, h := standalone(t)

@@ -24,6 +24,7 @@ type shared struct {
 	// cachePrefix is what go-redis puts before a key in its cache. It is not told
 	// to anybody; a test notices when it changes.
 	cachePrefix string
+	written     *written // if it is cached
 
 	// Each client has its own calls: a timer or channel that was made in a
 	// bubble of testing/synctest must not get out of it.
@@ -62,6 +63,9 @@ func newShared(client redis.UniversalClient) *shared {
 	if c != nil {
 		o := c.Options()
 		s.cached, s.cache = o.ClientSideCacheConfig != nil || o.ClientSideCache != nil, o.ClientSideCache
+		if s.cached {
+			s.written = newWritten()
+		}
 		s.cachePrefix = fmt.Sprintf("%d\x00%d:%s\x00", o.DB, len(o.Username), o.Username)
 	}
 	return s

@@ -97,7 +97,7 @@ func (s *Sender) Ask(ctx context.Context, q Question) (Answer, error) {
 // HGet returns a field of the hash at key, or redis.Nil. The bytes are not to be changed.
 func (s *Sender) HGet(ctx context.Context, key, field string) ([]byte, error) {
 	cmd := &hget{StringCmd: *redis.NewStringCmd(ctx, "hget", key, field)}
-	if s.cached {
+	if s.cached && !s.written.take(key) {
 		// A pipeline would pass the cache by.
 		return s.hgetCached(ctx, key, cmd)
 	}

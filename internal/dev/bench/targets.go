@@ -72,7 +72,8 @@ func targets() []target {
 		add(name, "≥ 5 × the best peer", faster(5), "session-idle")
 		add(name, "≥ 2.5 × the best peer", faster(2.5), "session-write")
 	}
-	add(gatehouseCached.name, "≥ 15 × the best peer", faster(15), "session-read")
+	add(gatehouseCached.name, "≥ 12 × the best peer", faster(12), "session-read")
+	add(gatehouseCached.name, "≥ 2 × the best peer", faster(2), "session-write")
 	add(gatehouseCached.name, "no Redis command", commandless, "session-read")
 	add(gatehouseSealed.name, "record ≤ plain + 64 bytes", sealedSize, "session-read")
 

@@ -44,7 +44,6 @@ var used = []string{
 	"github.com/dunglas/httpsfv",
 	"github.com/gorilla/securecookie",
 	"github.com/redis/go-redis/v9",
-	"github.com/sony/gobreaker/v2",
 
 	// Of go-redis.
 	"github.com/cespare/xxhash/v2",
