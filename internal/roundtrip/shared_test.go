@@ -59,7 +59,7 @@ func TestOneHungNodeHoldsUpNoOther(t *testing.T) {
 				select {
 				case <-stop:
 					return
-				default:
+				case <-time.After(time.Millisecond): // who spins keeps others from being woken
 				}
 				start := time.Now()
 				if call(there[(i+n)%len(there)]) == nil || time.Since(start) > 4*timeout {
