@@ -35,6 +35,25 @@ func (c constructor) must(t testing.TB, client redis.UniversalClient, name strin
 	return limiter
 }
 
+// lockedBuffer is a log that is read while it may be written: Redis's answers are noticed on
+// other goroutines than the caller's.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // A black hole costs the first request its timeout and the others nothing; then
 // one of them tries. Nothing that was asked meanwhile runs after the recovery.
 func TestBlackHole(t *testing.T) {
@@ -43,7 +62,7 @@ func TestBlackHole(t *testing.T) {
 		proxy := redistest.NewProxy(t, server.Addr())
 		client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 		defer client.Close()
-		var log bytes.Buffer
+		var log lockedBuffer
 		const timeout = 150 * time.Millisecond
 		l := c.must(t, client, "black hole "+c.name, ratelimit.PerHour(1000), ratelimit.Config{
 			Timeout: timeout, Logger: slog.New(slog.NewTextHandler(&log, nil)),
@@ -85,6 +104,9 @@ func TestBlackHole(t *testing.T) {
 			if time.Since(start) > 10*time.Second {
 				t.Fatal("no recovery")
 			}
+		}
+		for strings.Count(log.String(), "\n") < 2 && time.Since(start) < 10*time.Second {
+			time.Sleep(time.Millisecond) // it may be about to be written
 		}
 		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
 		if len(lines) != 2 || !strings.Contains(lines[0], "WARN") || !strings.Contains(lines[1], "INFO") {
@@ -136,7 +158,7 @@ func TestCallersWhoGiveUp(t *testing.T) {
 		proxy := redistest.NewProxy(t, redistest.Shared(t).Addr())
 		client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 		defer client.Close()
-		var log bytes.Buffer
+		var log lockedBuffer
 		l := c.must(t, client, "give up "+c.name, ratelimit.PerHour(1000), ratelimit.Config{
 			Timeout: 5 * time.Second, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		})
@@ -157,7 +179,7 @@ func TestCallersWhoGiveUp(t *testing.T) {
 		if _, err := l.Take(ctx, "another", 1); err != nil {
 			t.Errorf("after callers gave up: %v", err)
 		}
-		if log.Len() > 0 {
+		if log.String() != "" {
 			t.Errorf("log:\n%s", log.String())
 		}
 	})
