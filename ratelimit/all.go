@@ -281,11 +281,7 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 		keys[i] = m.remote.redisKey(m.subject)
 		args = append(args, m.remote.algorithm.word(), m.remote.requests, m.remote.ttl(), m.remote.args.window)
 	}
-	var reply []int64
-	raw, err := lead.sender.Run(ctx, allScript, keys, args...)
-	if err == nil {
-		reply, err = integers(raw)
-	}
+	reply, err := integers(lead.sender.Run(ctx, allScript, keys, args...))
 	if err == nil && len(reply) != verdictLen*len(group) {
 		err = fmt.Errorf("a reply of %d numbers", len(reply))
 	}

@@ -256,11 +256,7 @@ func (c *Concurrency) runAnyway(ctx context.Context, script *scripts.Script, sub
 }
 
 func (c *Concurrency) send(ctx context.Context, by *roundtrip.Sender, script *scripts.Script, subject string, args []any) ([]int64, error) {
-	reply, err := by.Run(ctx, script, []string{c.prefix + subject + "}"}, c.withClock(args)...)
-	var numbers []int64
-	if err == nil {
-		numbers, err = integers(reply)
-	}
+	numbers, err := integers(by.Run(ctx, script, []string{c.prefix + subject + "}"}, c.withClock(args)...))
 	if err == nil && len(numbers) == 0 {
 		err = errors.New("an empty reply")
 	}

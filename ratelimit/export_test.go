@@ -55,9 +55,5 @@ func engineOf(l Limiter) *engine { return remoteOf(l).engine }
 // askMany has Redis decide about n requests at once.
 func askMany(l *remote, key string, cost int, n int64) (verdict, error) {
 	args := l.terms(cost).Args
-	reply, err := l.sender.Run(context.Background(), l.take, []string{l.redisKey(l.subject(key))}, append(args[:], n)...)
-	if err != nil {
-		return verdict{}, err
-	}
-	return unpack(reply)
+	return unpack(l.sender.Run(context.Background(), l.take, []string{l.redisKey(l.subject(key))}, append(args[:], n)...))
 }

@@ -1,7 +1,6 @@
 package ratelimit_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -35,25 +34,6 @@ func (c constructor) must(t testing.TB, client redis.UniversalClient, name strin
 	return limiter
 }
 
-// lockedBuffer is a log that is read while it may be written: Redis's answers are noticed on
-// other goroutines than the caller's.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // A black hole costs the first request its timeout and the others nothing; then
 // one of them tries. Nothing that was asked meanwhile runs after the recovery.
 func TestBlackHole(t *testing.T) {
@@ -62,7 +42,7 @@ func TestBlackHole(t *testing.T) {
 		proxy := redistest.NewProxy(t, server.Addr())
 		client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 		defer client.Close()
-		var log lockedBuffer
+		var log redistest.Journal
 		const timeout = 150 * time.Millisecond
 		l := c.must(t, client, "black hole "+c.name, ratelimit.PerHour(1000), ratelimit.Config{
 			Timeout: timeout, Logger: slog.New(slog.NewTextHandler(&log, nil)),
@@ -158,7 +138,7 @@ func TestCallersWhoGiveUp(t *testing.T) {
 		proxy := redistest.NewProxy(t, redistest.Shared(t).Addr())
 		client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 		defer client.Close()
-		var log lockedBuffer
+		var log redistest.Journal
 		l := c.must(t, client, "give up "+c.name, ratelimit.PerHour(1000), ratelimit.Config{
 			Timeout: 5 * time.Second, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		})

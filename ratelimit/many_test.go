@@ -74,7 +74,7 @@ func TestManyKeysAreDecidedAsOneIs(t *testing.T) {
 								}
 								continue
 							}
-							got, err := unpack(part)
+							got, err := unpack(part, nil)
 							if err != nil {
 								t.Fatalf("round %d, key %d: %v", round, i, err)
 							}

@@ -82,9 +82,5 @@ func (l *remote) askWithPenalty(ctx context.Context, subject string, cost int, i
 	if l.clock != nil {
 		args = append(args, l.clock())
 	}
-	reply, err := l.sender.Run(ctx, penaltyScript, []string{l.redisKey(subject), l.recordKey(subject)}, args...)
-	if err != nil {
-		return verdict{}, err
-	}
-	return unpack(reply)
+	return unpack(l.sender.Run(ctx, penaltyScript, []string{l.redisKey(subject), l.recordKey(subject)}, args...))
 }

@@ -151,7 +151,7 @@ func replay(client redis.UniversalClient, a algorithm, script *scripts.Script, s
 	client.Del(ctx, key)
 	state := a.newState()
 	for i, st := range s.steps {
-		got, err := unpack(cmds[i].(*redis.Cmd).Val())
+		got, err := unpack(cmds[i].(*redis.Cmd).Val(), nil)
 		if err != nil {
 			return fmt.Errorf("step %d: %w", i, err)
 		}

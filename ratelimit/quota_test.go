@@ -239,7 +239,7 @@ func TestQuotaOfAServerWhoseClockIsOff(t *testing.T) {
 			}
 			continue
 		}
-		v := must(unpack(reply))
+		v := must(unpack(reply, nil))
 		if want := c.end(v.now); test.off.Abs() < 24*time.Hour && v.mark != want {
 			t.Errorf("off by %v: ends at %d, want %d", test.off, v.mark, want)
 		}

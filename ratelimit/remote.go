@@ -162,10 +162,7 @@ func (l *remote) ask(ctx context.Context, subject string, cost int, impatient bo
 		return a, err
 	}
 	reply, err := l.sender.Ask(ctx, roundtrip.Question{Key: l.redisKey(subject), Terms: l.terms(cost)})
-	if err != nil {
-		return answer{}, err
-	}
-	a.verdict, err = unpack(reply.Reply)
+	a.verdict, err = unpack(reply.Reply, err)
 	a.i, a.sent = reply.I, l.denials.at(reply.Sent)
 	return a, err
 }
@@ -217,11 +214,11 @@ func (e *engine) newReceipt(subject string, r rule, cost int, v verdict, i int64
 // verdictLen is the number of numbers in a script's reply.
 const verdictLen = 7
 
-// unpack returns the verdict in a reply of a script that decides.
-func unpack(reply any) (verdict, error) {
+// unpack returns the verdict in a reply of a script that decides, or err.
+func unpack(reply any, err error) (verdict, error) {
 	packed, ok := reply.(string)
-	if !ok {
-		numbers, err := integers(reply)
+	if !ok || err != nil {
+		numbers, err := integers(reply, err)
 		if err != nil {
 			return verdict{}, err
 		}
@@ -237,8 +234,11 @@ func unpack(reply any) (verdict, error) {
 	return verdictOf(numbers[:])
 }
 
-// integers returns the numbers of a reply that is an array of integers.
-func integers(reply any) ([]int64, error) {
+// integers returns the numbers of a reply that is an array of integers, or err.
+func integers(reply any, err error) ([]int64, error) {
+	if err != nil {
+		return nil, err
+	}
 	values, ok := reply.([]any)
 	if !ok {
 		return nil, fmt.Errorf("a reply of type %T", reply)

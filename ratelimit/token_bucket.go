@@ -100,12 +100,8 @@ func (l *TokenBucket) reserve(ctx context.Context, key string, cost int, patienc
 	if l.clock != nil {
 		args = append(args, l.clock())
 	}
-	var v verdict
 	sent := l.denials.now()
-	reply, err := l.sender.Run(ctx, bucketWait, []string{l.redisKey(subject)}, args...)
-	if err == nil {
-		v, err = unpack(reply)
-	}
+	v, err := unpack(l.sender.Run(ctx, bucketWait, []string{l.redisKey(subject)}, args...))
 	if err != nil {
 		return Result{}, failure(ctx, err)
 	}

@@ -504,7 +504,7 @@ func agreeOnWaiting(client redis.UniversalClient, seed uint64, take, wait, settl
 			return err
 		}
 		log = append(log, fmt.Sprintf("%d: at %d %d×%d, patience %d", i, now, d.n, d.cost, patience))
-		got, err := unpack(reply)
+		got, err := unpack(reply, nil)
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/md5"
@@ -239,22 +238,7 @@ func TestUserIDsCannotBeGuessedFromADump(t *testing.T) {
 }
 
 // logged is a logger and what it wrote.
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
+type logged struct{ redistest.Journal }
 
 func (l *logged) logger() *slog.Logger {
 	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -502,9 +486,7 @@ func TestUnreadableRecordsAreAbsent(t *testing.T) {
 			if strings.Contains(text, ".lua") || strings.Contains(text, "user_script") {
 				bad("a script failed:\n%s", text)
 			}
-			log.mu.Lock()
-			log.b.Reset()
-			log.mu.Unlock()
+			log.Reset()
 		}
 	})
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
 
-// A Redis that does not answer is waited for once: after that, requests are told at once. When it
-// answers again, sessions are there as they were.
+// The first request waits for a Redis that does not answer; those after it fail at once. Once
+// Redis answers again, sessions are there as they were.
 func TestAFrozenRedisIsWaitedForOnce(t *testing.T) {
 	const timeout = 300 * time.Millisecond
 	server := redistest.Start(t)

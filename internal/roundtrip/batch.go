@@ -22,15 +22,17 @@ type Question struct {
 }
 
 // Terms are what questions must have in common to be asked together. Both scripts are called with
-// Args, less those at the end that are nil, and then for each key with the number of requests;
-// or, where that is 1 for all, with as many of Args as Short says.
+// Args, and then for each key with the number of requests; or, where that is 1 for all, with the
+// first Short of Args.
 type Terms struct {
-	One   *scripts.Script // for one key
-	Many  *scripts.Script // for several: its reply is a string of as many parts, or an array, where a string is an error; nil: there is none
-	Args  [5]any
-	Short int // Args
-	Keys  int // that one script may decide about
-	Most  int // requests of one key, too
+	One *scripts.Script // for one key
+	// Many is for several. It replies with a string of as many parts, or with an array, in which
+	// a string is an error. nil: each key is asked about by itself.
+	Many  *scripts.Script
+	Args  [5]any // strings and numbers
+	Short int
+	Keys  int // that Many may decide about at once
+	Most  int // requests about one key that a script may decide
 }
 
 // Answer is Redis's reply about a key.
@@ -38,16 +40,6 @@ type Answer struct {
 	Reply any       // as go-redis reads it
 	I     int64     // which of the requests about this key this is, from 0
 	Sent  time.Time // not before the question was asked
-}
-
-// command returns the command that asks n times about one key.
-func (q *Question) command(ctx context.Context, n int) *script {
-	args := make([]any, 0, 4+len(q.Args)+1)
-	args = append(args, "evalsha", q.One.SHA1(), 1, q.Key)
-	if n == 1 {
-		return newScript(ctx, append(args, q.Args[:q.Short]...))
-	}
-	return newScript(ctx, append(append(args, q.Args[:]...), n))
 }
 
 // ask is the calls that ask the same about the same key.
@@ -72,12 +64,11 @@ func (s sent) cmd() redis.Cmder {
 
 // batch is what one pipeline sends.
 type batch struct {
-	calls     []*call
-	groups    []group // by their terms
-	at        map[place]int
-	sent      []sent
-	spare     []sent
-	couldJoin bool
+	calls  []*call
+	groups []group // by their terms
+	at     map[place]int
+	sent   []sent
+	spare  []sent
 }
 
 type group struct{ asks []ask }
@@ -101,11 +92,12 @@ func (b *batch) clear() {
 	clear(b.sent[:cap(b.sent)])
 	clear(b.spare[:cap(b.spare)])
 	clear(b.calls)
-	b.sent, b.couldJoin = b.sent[:0], false
+	b.sent = b.sent[:0]
 }
 
-// pack makes commands of the calls.
-func (b *batch) pack(join bool) {
+// pack makes commands of the calls. It reports whether there are different keys that one script
+// could decide about, which is done if join says so.
+func (b *batch) pack(join bool) (joinable bool) {
 	for _, c := range b.calls {
 		if c.cmd != nil {
 			b.sent = append(b.sent, sent{call: c})
@@ -118,7 +110,7 @@ func (b *batch) pack(join bool) {
 		terms := &asks[0].first.question.Terms
 		size := 1
 		if terms.Many != nil && terms.Keys > 1 && len(asks) > 1 {
-			b.couldJoin = true
+			joinable = true
 			if join {
 				size = terms.Keys
 			}
@@ -129,6 +121,7 @@ func (b *batch) pack(join bool) {
 			asks = asks[m:]
 		}
 	}
+	return joinable
 }
 
 // add puts a question to those like it.
@@ -159,43 +152,42 @@ func (b *batch) add(c *call) {
 
 // send adds the command that decides asks.
 func (b *batch) send(asks []ask) {
-	first := asks[0].first
-	var cmd *script
-	if len(asks) == 1 {
-		cmd = first.question.command(first.ctx, asks[0].n)
-	} else {
-		cmd = together(first.ctx, &first.question.Terms, asks)
-	}
-	b.sent = append(b.sent, sent{script: cmd, asks: asks})
+	b.sent = append(b.sent, sent{script: decide(asks), asks: asks})
 }
 
-// together returns the command that decides about several keys.
-func together(ctx context.Context, t *Terms, asks []ask) *script {
+// decide returns the command that decides about the keys of asks, which have the same terms.
+func decide(asks []ask) *script {
+	first := asks[0].first
+	t, script := &first.question.Terms, first.question.script(len(asks))
 	args := make([]any, 0, 3+len(asks)+len(t.Args)+len(asks))
-	args = append(args, "evalsha", t.Many.SHA1(), len(asks))
+	args = append(args, "evalsha", script.SHA1(), len(asks))
 	single := true
 	for _, a := range asks {
 		args = append(args, a.first.question.Key)
 		single = single && a.n == 1
 	}
 	if single {
-		return newScript(ctx, append(args, t.Args[:t.Short]...))
+		return newScript(first.ctx, append(args, t.Args[:t.Short]...))
 	}
 	args = append(args, t.Args[:]...)
 	for _, a := range asks {
 		args = append(args, a.n)
 	}
-	return newScript(ctx, args)
+	return newScript(first.ctx, args)
+}
+
+// script returns the script for a number of keys.
+func (t *Terms) script(keys int) *scripts.Script {
+	if keys == 1 {
+		return t.One
+	}
+	return t.Many
 }
 
 // withSource is s with the text of its script.
 func (s sent) withSource() sent {
 	first := s.asks[0].first
-	text := first.question.One
-	if len(s.asks) > 1 {
-		text = first.question.Many
-	}
-	s.script = s.script.withSource(first.ctx, text)
+	s.script = s.script.withSource(first.ctx, first.question.script(len(s.asks)))
 	return s
 }
 
@@ -207,11 +199,10 @@ func (s sent) finish(when time.Time, err error) {
 		s.call.finish(Answer{}, err)
 		return
 	}
-	parts := split(s.script.Val(), len(s.asks))
 	for i, a := range s.asks {
 		reply, err := any(nil), err
 		if err == nil {
-			reply, err = parts.at(i)
+			reply, err = part(s.script.Val(), i, len(s.asks))
 		}
 		answer := Answer{Reply: reply, Sent: when}
 		for c := a.first; c != nil; {
@@ -234,26 +225,18 @@ func (c *call) finish(a Answer, err error) bool {
 	return true
 }
 
-// parts is a reply about several keys, or about one.
-type parts struct {
-	reply any
-	n     int
-}
-
-func split(reply any, n int) parts { return parts{reply, n} }
-
-// at returns the part of the i-th key.
-func (p parts) at(i int) (any, error) {
-	if p.n == 1 {
-		return p.reply, nil
+// part returns what a reply about n keys says about the i-th.
+func part(reply any, i, n int) (any, error) {
+	if n == 1 {
+		return reply, nil
 	}
-	switch reply := p.reply.(type) {
+	switch reply := reply.(type) {
 	case string:
-		if size := len(reply) / p.n; size*p.n == len(reply) {
+		if size := len(reply) / n; size*n == len(reply) {
 			return reply[i*size : (i+1)*size], nil
 		}
 	case []any:
-		if len(reply) != p.n {
+		if len(reply) != n {
 			break
 		}
 		if text, ok := reply[i].(string); ok {
@@ -261,7 +244,7 @@ func (p parts) at(i int) (any, error) {
 		}
 		return reply[i], nil
 	}
-	return nil, fmt.Errorf("redis: a reply of type %T that is not about %d keys", p.reply, p.n)
+	return nil, fmt.Errorf("redis: a reply of type %T that is not about %d keys", reply, n)
 }
 
 // answerError is Redis's error about one key of several.
@@ -277,7 +260,9 @@ func didNotRun(err error) bool {
 		!strings.Contains(err.Error(), " script: ")
 }
 
-// joining says whether scripts may have keys that have nothing to do with each other.
+// joining says whether scripts may have keys that have nothing to do with each other. A cluster's
+// keys lie in different slots, and those of a ring or of a proxy on different servers: a script
+// would look for all of them where the first one is.
 type joining struct{ state atomic.Int32 }
 
 const (
@@ -287,14 +272,8 @@ const (
 	joinForbidden
 )
 
-// find asks the server for its mode. A cluster's keys lie in different slots, and those of a ring
-// or of a proxy on different servers: a script would find those of the first key's.
-func (j *joining) find(s *shared) {
-	client, ok := s.client.(*redis.Client)
-	if !ok {
-		j.state.Store(joinForbidden)
-		return
-	}
+// find asks a server for its mode, unless that is known.
+func (j *joining) find(client *redis.Client) {
 	if !j.state.CompareAndSwap(joinUnknown, joinAsked) {
 		return
 	}

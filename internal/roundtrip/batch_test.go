@@ -202,7 +202,7 @@ func TestWhatRefusesAllIsTheWholeReply(t *testing.T) {
 
 // A script that Redis does not know is sent as a text, and counts once.
 func TestUnknownScriptsOfManyKeys(t *testing.T) {
-	server, s, h := standalone(t)
+	server, s, _ := standalone(t)
 	for round := range 5 {
 		server.Flush()
 		if err := server.Client().ScriptFlush(t.Context()).Err(); err != nil {
@@ -215,7 +215,6 @@ func TestUnknownScriptsOfManyKeys(t *testing.T) {
 		}
 		counts(t, server, 64)
 	}
-	_ = h
 }
 
 // A lost reply is an error of all whom it was for, and what they asked is not asked again.

@@ -24,8 +24,8 @@ const Period = time.Second
 // answer closes it. After Period one call may try.
 //
 // An error that Redis answers with (OOM, READONLY, LOADING, WRONGTYPE, CLUSTERDOWN) is an answer:
-// it made no caller wait, and may concern one key or one slot only. A caller that gave up says
-// nothing, and nor does a pool whose connections others hold.
+// it made no caller wait, and may concern one key or one slot only. Two failures do not count: a
+// caller that gave up, and a call that got no connection because others hold all of the pool.
 type circuit struct {
 	answers atomic.Uint64 // how often the server has answered
 	cuts    atomic.Int32  // connections broken since

@@ -1,7 +1,6 @@
 package roundtrip_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -32,27 +31,10 @@ func overProxy(t *testing.T, set ...func(*redis.Options)) (*redistest.Proxy, *re
 	return proxy, client
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // Silence is found out once. While it lasts, calls are refused at once, and those that must be
 // made are made.
 func TestASilentServerIsNotAsked(t *testing.T) {
-	var log lockedBuffer
+	var log redistest.Journal
 	proxy, client := overProxy(t)
 	const timeout = 200 * time.Millisecond
 	s := roundtrip.New(client, timeout, slog.New(slog.NewTextHandler(&log, nil)))

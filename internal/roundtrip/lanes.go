@@ -7,9 +7,10 @@ import (
 	"time"
 )
 
-// maxLanes is how many pipelines are under way at once. With one, this process
-// and Redis would wait for each other in turn; with more than four, the pipelines
-// get short without getting done any sooner.
+// maxLanes is how many pipelines are under way at once. With one, this process and Redis would
+// wait for each other in turn; with many, the pipelines get short without getting done any
+// sooner. Fixed windows with 64 in flight, in thousands of decisions a second: 95 with one lane,
+// 111 with two, 139 with three, 137 with four; with 256 in flight: 115, 152, 155, 141.
 const maxLanes = 3
 
 // maxBatch bounds the calls of one pipeline, so that a burst does not make
@@ -92,9 +93,8 @@ func (n *node) take(calls []*call, l *lane) []*call {
 func (n *node) answer(b *batch) {
 	defer b.clear()
 	joins := n.joins.state.Load() == joinAllowed
-	b.pack(joins)
-	if b.couldJoin && !joins {
-		n.joins.find(n.shared)
+	if b.pack(joins) && !joins {
+		n.joins.find(n.server)
 	}
 	ctx, timeout := b.context(), b.calls[0].timeout // a call is another's once it is finished
 	when := time.Now()

@@ -17,8 +17,8 @@ import (
 type shared struct {
 	client redis.UniversalClient
 
-	// cached tells that the client caches reads in process, and cache in what; it
-	// is nil if the client keeps that to itself.
+	// cached reports whether the client caches reads in process. cache is where, or nil if the
+	// client does not say.
 	cached bool
 	cache  redis.Cache
 	// cachePrefix is what go-redis puts before a key in its cache. It is not told
@@ -60,7 +60,9 @@ func newShared(client redis.UniversalClient) *shared {
 	s.calls.New = func() any { return newCall(s) }
 	c, _ := client.(*redis.Client)
 	s.only = newNode(s, "", c)
-	if c != nil {
+	if c == nil {
+		s.joins.state.Store(joinForbidden)
+	} else {
 		o := c.Options()
 		s.cached, s.cache = o.ClientSideCacheConfig != nil || o.ClientSideCache != nil, o.ClientSideCache
 		if s.cached {

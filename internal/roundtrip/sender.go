@@ -2,9 +2,9 @@
 // every call by a deadline, sends calls that happen at the same time together, stops asking a
 // server that does not answer, and never sends a command twice that may have run.
 //
-// The path of a call: Sender.Run, Ask or HGet makes it, node.do lets its caller send it (alone.go)
-// or queues it for a lane, which sends pipelines (lanes.go); a batch makes one script of many
-// questions (batch.go). The circuit of the node learns from each outcome (circuit.go).
+// The path of a call: Sender.Run, Ask or HGet makes it; Sender.do has its caller send it, or
+// queues it (node.go) for a lane, which sends pipelines (lanes.go); a batch makes one script of
+// many questions (batch.go). The circuit of the node learns from each outcome (circuit.go).
 //
 // go-redis has an automatic pipeline of its own. It is not used here because its commands ignore
 // the context once they are queued: commands queued during an outage would still run after it.

@@ -25,11 +25,11 @@ const (
 	leftOff  = 1000
 )
 
-// Now yields, or not, and reports which.
-func (y *Yield) Now() bool {
+// Now yields, or not.
+func (y *Yield) Now() {
 	if y.skip.Load() > 0 {
 		y.skip.Add(-1)
-		return false
+		return
 	}
 	gosched, now := y.gosched, y.now
 	if gosched == nil {
@@ -40,5 +40,4 @@ func (y *Yield) Now() bool {
 	if now().Sub(started) > maxYield {
 		y.skip.Store(leftOff)
 	}
-	return true
 }

@@ -59,6 +59,7 @@ local reply, at, granted, failures = {}, 0, 0, {}
 for i = 1, #KEYS do
   local ok, a, b, c, d, e, f, g = pcall(decide, KEYS[i], (ARGV[5 + i] or 1) + 0, now, false)
   if not ok or not g then -- without seven numbers, a is an error
+    -- miniredis puts the line in front of an error
     local text = type(a) == 'table' and a.err or string.gsub(tostring(a), '^[^ ]*:%d+: ', '')
     if granted == 0 and not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') then
       return redis.error_reply(text .. ' script: it has run')
