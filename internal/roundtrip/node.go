@@ -24,7 +24,6 @@ type node struct {
 	yield   Yield
 
 	under atomic.Int64 // calls under way
-	crowd atomic.Int64 // calls of the last pipeline
 	held  atomic.Bool  // others held the connections a moment ago
 
 	mu    sync.Mutex
@@ -101,7 +100,7 @@ func (s *Sender) do(c *call, key string) error {
 	defer permit.end()
 	c.before = n.circuit.answers.Load()
 	defer n.under.Add(-1)
-	if n.under.Add(1) <= maxAlone && n.crowd.Load() <= maxAlone && !n.held.Load() && s.bounded != nil && s.patient(c.ctx) {
+	if n.under.Add(1) <= maxAlone && !n.held.Load() && s.bounded != nil && s.patient(c.ctx) {
 		return s.alone(n, c)
 	}
 	return n.await(c)
