@@ -41,9 +41,15 @@ type algorithm interface {
 	part(l Limit) string // what of a limit stands in its keys: "", or a word and a colon
 	args(r rule) arguments
 	newState() state
+	// verdict is that on d, which a script over many keys has decided, from what it found.
+	verdict(r rule, d demand, f found) verdict
 	// mark notes in rc what identifies the i-th of the requests that v grants.
 	mark(rc *receipt, v verdict, i int64)
 }
+
+// found is what a script over many keys replies about one: how it was before the decision. See
+// limit/parts/_many.lua.
+type found struct{ a, b, c int64 }
 
 // bounds are what an algorithm can do without keeping Redis from others, and without
 // leaving the integers that Lua's numbers hold.

@@ -59,6 +59,10 @@ func (fixedWindow) bounds() bounds {
 	return bounds{requests: MaxRequests, spend: MaxRequests, touch: math.MaxInt}
 }
 
+func (fixedWindow) verdict(r rule, d demand, f found) verdict {
+	return (&fixedState{used: f.a, last: f.b}).decide(r, d)
+}
+
 func (fixedWindow) args(r rule) arguments {
 	return arguments{ttl: strconv.FormatInt(fixedTTL(r.window), 10), window: ""}
 }

@@ -43,8 +43,8 @@ func TestTakesAreJoined(t *testing.T) {
 		if allowed.Load() != 59 {
 			t.Errorf("%v: %d allowed, want 59", a, allowed.Load())
 		}
-		// Some go by themselves, others in a few pipelines.
-		if n := proxy.Forwarded("evalsha") - before; n > 10 {
+		// Some go by themselves, others in pipelines, each of a quarter of those under way.
+		if n := proxy.Forwarded("evalsha") - before; n > 20 {
 			t.Errorf("%v: %d scripts for 100 Takes", a, n)
 		}
 	}

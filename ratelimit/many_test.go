@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
@@ -74,11 +75,12 @@ func TestManyKeysAreDecidedAsOneIs(t *testing.T) {
 								}
 								continue
 							}
-							got, err := unpack(part, nil)
+							n := int64(argv[5+j].(int))
+							l := &remote{engine: &engine{algorithm: a}, limit: limit}
+							got, err := l.verdict(roundtrip.Answer{Reply: part, N: n}, 1, nil)
 							if err != nil {
 								t.Fatalf("round %d, key %d: %v", round, i, err)
 							}
-							n := int64(argv[5+j].(int))
 							if a == fixed && !explicit {
 								// Redis sets an expiry by the time at which the script began.
 								states[i] = &fixedState{states[i].(*fixedState).used, got.mark}

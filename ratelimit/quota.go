@@ -120,6 +120,11 @@ func (calendar) bounds() bounds {
 }
 func (c calendar) newState() state { return &quotaState{calendar: c} }
 
+func (calendar) verdict(r rule, d demand, f found) verdict {
+	v, _ := quotaVerdict(r, d, f.a, f.b)
+	return v
+}
+
 func (c calendar) part(Limit) string { return c.period.String() + "@" + c.zone.String() + ":" }
 
 // The mark is the end of the period.
@@ -203,11 +208,18 @@ func (s *quotaState) decide(r rule, d demand) verdict {
 	if s.end*1000 <= d.now {
 		used = 0
 	}
-	v := verdict{granted: d.grant(r.requests - used), now: d.now, mark: end}
+	v, spent := quotaVerdict(r, d, used, end)
 	if d.cost > 0 && d.cost <= r.requests {
-		used += v.granted * d.cost
-		s.used, s.end = used, end
+		s.used, s.end = used+spent, end
 	}
+	return v
+}
+
+// quotaVerdict is the verdict on d, where so much of a period is used, and what d spends.
+func quotaVerdict(r rule, d demand, used, end int64) (v verdict, spent int64) {
+	v = verdict{granted: d.grant(r.requests - used), now: d.now, mark: end}
+	spent = v.granted * d.cost
+	used += spent
 	if used > 0 {
 		v.reset = end*1000 - d.now
 	}
@@ -218,7 +230,7 @@ func (s *quotaState) decide(r rule, d demand) verdict {
 		}
 	}
 	v.remaining = max(0, r.requests-used)
-	return v
+	return v, spent
 }
 
 func (s *quotaState) settle(r rule, rc *receipt, delta, now int64) {

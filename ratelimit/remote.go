@@ -162,7 +162,7 @@ func (l *remote) ask(ctx context.Context, subject string, cost int, impatient bo
 		return a, err
 	}
 	reply, err := l.sender.Ask(ctx, roundtrip.Question{Key: l.redisKey(subject), Terms: l.terms(cost)})
-	a.verdict, err = unpack(reply.Reply, err)
+	a.verdict, err = l.verdict(reply, cost, err)
 	a.i, a.sent = reply.I, l.denials.at(reply.Sent)
 	return a, err
 }
@@ -211,27 +211,56 @@ func (e *engine) newReceipt(subject string, r rule, cost int, v verdict, i int64
 	return newReceipt(e, e.algorithm, subject, r, cost, v, i)
 }
 
-// verdictLen is the number of numbers in a script's reply.
-const verdictLen = 7
+// A script for one key replies with the numbers of a verdict, one for many with what it found.
+const verdictLen, foundLen = 7, 4
 
-// unpack returns the verdict in a reply of a script that decides, or err.
+// verdict returns the one in an answer on requests of a cost, or err.
+func (l *remote) verdict(a roundtrip.Answer, cost int, err error) (verdict, error) {
+	var numbers numbers
+	if err := numbers.read(a.Reply, err); err != nil {
+		return verdict{}, err
+	}
+	if numbers.n == foundLen {
+		d := demand{cost: int64(cost), n: a.N, now: numbers.at[0]}
+		return l.algorithm.verdict(l.limit.rule(), d, found{numbers.at[1], numbers.at[2], numbers.at[3]}), nil
+	}
+	return verdictOf(numbers.at[:numbers.n])
+}
+
+// unpack returns the verdict in a reply of a script for one key, or err.
 func unpack(reply any, err error) (verdict, error) {
+	var numbers numbers
+	if err := numbers.read(reply, err); err != nil {
+		return verdict{}, err
+	}
+	return verdictOf(numbers.at[:numbers.n])
+}
+
+// numbers are those of a reply.
+type numbers struct {
+	at [verdictLen]int64
+	n  int
+}
+
+// read reads a reply of a script that decides, a string of doubles or an array; or returns err.
+func (n *numbers) read(reply any, err error) error {
 	packed, ok := reply.(string)
 	if !ok || err != nil {
-		numbers, err := integers(reply, err)
-		if err != nil {
-			return verdict{}, err
+		integers, err := integers(reply, err)
+		if err == nil && len(integers) > len(n.at) {
+			err = fmt.Errorf("a reply of %d numbers", len(integers))
 		}
-		return verdictOf(numbers)
+		n.n = copy(n.at[:], integers)
+		return err
 	}
-	if len(packed) != 8*verdictLen {
-		return verdict{}, fmt.Errorf("a reply of %d bytes", len(packed))
+	if len(packed)%8 != 0 || len(packed) > 8*len(n.at) {
+		return fmt.Errorf("a reply of %d bytes", len(packed))
 	}
-	var numbers [verdictLen]int64
-	for i := range numbers {
-		numbers[i] = int64(math.Float64frombits(binary.BigEndian.Uint64([]byte(packed[8*i : 8*i+8]))))
+	n.n = len(packed) / 8
+	for i := range n.n {
+		n.at[i] = int64(math.Float64frombits(binary.BigEndian.Uint64([]byte(packed[8*i : 8*i+8]))))
 	}
-	return verdictOf(numbers[:])
+	return nil
 }
 
 // integers returns the numbers of a reply that is an array of integers, or err.

@@ -64,6 +64,17 @@ func (slidingWindow) bounds() bounds {
 	return bounds{requests: 1_000_000, spend: 10_000, touch: 64_000}
 }
 
+func (slidingWindow) verdict(r rule, d demand, f found) verdict {
+	v := verdict{granted: d.grant(r.requests - f.a), retry: f.c, now: d.now}
+	v.remaining = max(0, r.requests-f.a-v.granted*d.cost)
+	if v.granted > 0 {
+		v.reset, v.mark = r.window, f.b
+	} else {
+		v.reset = f.b
+	}
+	return v
+}
+
 // A key lives for two windows after its expiry was set: sliding.lua says why.
 func (slidingWindow) args(r rule) arguments {
 	return arguments{

@@ -67,6 +67,10 @@ func (tokenBucket) bounds() bounds {
 	return bounds{requests: 1 << 26, spend: 1 << 26, touch: math.MaxInt}
 }
 
+func (tokenBucket) verdict(r rule, d demand, f found) verdict {
+	return (&bucketState{whole: f.a, part: f.b, lent: true}).decide(r, d)
+}
+
 func (tokenBucket) args(r rule) arguments {
 	return arguments{
 		ttl:     strconv.FormatInt(r.window/1000+bucketSlack, 10),

@@ -38,7 +38,7 @@ type Terms struct {
 // Answer is Redis's reply about a key.
 type Answer struct {
 	Reply any       // as go-redis reads it
-	I     int64     // which of the requests about this key this is, from 0
+	I, N  int64     // this is the I-th, from 0, of N requests about this key
 	Sent  time.Time // not before the question was asked
 }
 
@@ -204,7 +204,7 @@ func (s sent) finish(when time.Time, err error) {
 		if err == nil {
 			reply, err = part(s.script.Val(), i, len(s.asks))
 		}
-		answer := Answer{Reply: reply, Sent: when}
+		answer := Answer{Reply: reply, N: int64(a.n), Sent: when}
 		for c := a.first; c != nil; {
 			next := c.next // c is another's once it is finished
 			if c.finish(answer, err) {

@@ -107,7 +107,7 @@ func TestQuestionsAreAskedTogether(t *testing.T) {
 	for i := range keys * each {
 		wg.Go(func() {
 			a, err := s.Ask(t.Context(), roundtrip.Question{Key: fmt.Sprint("k", i%keys), Terms: hits})
-			if reply, ok := a.Reply.(string); err != nil || !ok || len(reply) != 56 {
+			if reply, ok := a.Reply.(string); err != nil || !ok || len(reply) != 56 && len(reply) != 32 {
 				t.Errorf("%v, %v", a, err)
 			}
 		})
@@ -268,13 +268,17 @@ func TestWhatTheServerForbids(t *testing.T) {
 		joined(t, s, h)
 		server.Flush()
 		admin.Do(t.Context(), "ACL", "SETUSER", "some", "resetkeys", "~k?")
-		for i, err := range askAll(t.Context(), s, hits, 64) {
-			if i < 10 && err != nil || i >= 10 && (err == nil || !strings.HasPrefix(err.Error(), "NOPERM")) {
-				t.Errorf("k%d: %v", i, err)
+		before := h.many.Load()
+		for h.many.Load() == before {
+			server.Flush()
+			for i, err := range askAll(t.Context(), s, hits, 64) {
+				if i < 10 && err != nil || i >= 10 && (err == nil || !strings.HasPrefix(err.Error(), "NOPERM")) {
+					t.Fatalf("k%d: %v", i, err)
+				}
 			}
 		}
 		counts(t, server, 10)
-		before := h.many.Load()
+		before = h.many.Load()
 		askAll(t.Context(), s, hits, 64)
 		if h.many.Load() != before {
 			t.Error("it goes on asking together")

@@ -125,7 +125,7 @@ func (s *Sender) alone(n *node, c *call) error {
 		cmd = cmd.withSource(c.ctx, c.question.One)
 		err = s.process(n, c, cmd)
 	}
-	c.answer = Answer{Reply: cmd.Val(), Sent: sent}
+	c.answer = Answer{Reply: cmd.Val(), N: 1, Sent: sent}
 	return err
 }
 

@@ -10,7 +10,7 @@
 --
 -- Reply: the seven numbers of such a script for each policy, as one array, in the order of
 -- KEYS. If not all of them grant, these are of a policy that was only asked.
-local call, clock = redis.call, nil
+local call, clock, brief = redis.call, nil, false
 local function pack(_, ...) return {...} end
 local algorithms = {
   sliding = function(key, limit, ttl, window, cost, n, now, dry)
@@ -65,6 +65,7 @@ local algorithms = {
       end
       if trimmed > 0 or card == 0 then call('PEXPIRE', key, ttl) end
       card, stale, mark = card - trimmed + total, stale - trimmed, base
+      if granted == n and brief then return n, now, card - stale - total, mark, 0 end
       if granted == n then return pack('>ddddddd', n, limit - card + stale, 0, window, now, mark, 0) end
     end
     local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
@@ -79,7 +80,9 @@ local algorithms = {
       local rank = card + unit - limit - 1
       retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
     end
-    return pack('>ddddddd', granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, mark, 0)
+    local reset = math.max(0, math.min(last, now) - old)
+    if brief then return granted, now, card - stale - granted * cost, granted > 0 and mark or reset, retry end
+    return pack('>ddddddd', granted, math.max(0, limit - card + stale), retry, reset, now, mark, 0)
   end,
   fixed = function(key, limit, ttl, window, cost, n, now, dry)
     local spend, total, unit, granted, retry = not dry and cost > 0 and cost <= limit, cost * n, cost, n, 0
@@ -127,6 +130,7 @@ local algorithms = {
         granted = n
       end
     end
+    if brief then return granted, at, used - granted * cost, ends, 0 end
     local reset = ends > 0 and (ends + 1) * 1000 - at or 0
     if granted < n then retry = unit > limit and -1 or reset end
     return pack('>ddddddd', granted, used < limit and limit - used or 0, retry, reset, at, ends, 0)
@@ -173,7 +177,7 @@ local algorithms = {
       granted = math.floor(left / unit)
       if cost == 0 and granted > 0 then granted = n end
     end
-    local spent = dry and 0 or granted * cost
+    local spent, before, beforePart = dry and 0 or granted * cost, whole, part
     if spent > 0 or ahead then
       part = part + spent * rest
       whole = whole + spent * step + (part - part % limit) / limit
@@ -192,6 +196,7 @@ local algorithms = {
         if near then call('SET', key, level, 'KEEPTTL') else call('SET', key, level, 'PX', ttl) end
       end
     end
+    if brief then return granted, now, before, beforePart, 0 end
     if granted < n then
       retry = unit > limit and -1 or whole + unit * step + math.ceil((part + unit * rest) / limit) - full
     elseif patience > 0 then
@@ -231,6 +236,7 @@ local algorithms = {
         granted = n
       end
     end
+    if brief then return granted, now, used - granted * cost, ends, 0 end
     local reset = used > 0 and ends * 1000 - now or 0
     if granted < n then retry = unit > limit and -1 or ends * 1000 - now end
     return pack('>ddddddd', granted, used < limit and limit - used or 0, retry, reset, now, ends, 0)

@@ -27,7 +27,7 @@
 -- marks identify what was granted. They come as doubles, big-endian, in a string of 56
 -- bytes: an array costs twice as much. Without the library struct, which Redis has had
 -- since 2.6, they come as an array.
-local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
+local call, ARGV, struct, brief = redis.call, ARGV, rawget(_G, 'struct'), false
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
 local cost, now, n, dry, clock = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false, nil
@@ -72,7 +72,7 @@ if unit * n > left then
   granted = math.floor(left / unit)
   if cost == 0 and granted > 0 then granted = n end
 end
-local spent = dry and 0 or granted * cost
+local spent, before, beforePart = dry and 0 or granted * cost, whole, part
 if spent > 0 or ahead then
   part = part + spent * rest
   whole = whole + spent * step + (part - part % limit) / limit
@@ -91,6 +91,7 @@ if spent > 0 or ahead then
     if near then call('SET', key, level, 'KEEPTTL') else call('SET', key, level, 'PX', ttl) end
   end
 end
+if brief then return granted, now, before, beforePart, 0 end
 if granted < n then
   retry = unit > limit and -1 or whole + unit * step + math.ceil((part + unit * rest) / limit) - full
 elseif patience > 0 then

@@ -12,7 +12,7 @@
 --
 -- Reply: as of bucket.lua, in an array, but that retry is how long to wait for the permits
 -- if they were granted. The level is then up to that much more than a window ahead.
-local call = redis.call
+local call, brief = redis.call, false
 local function pack(_, ...) return {...} end
 local key, limit, ttl, window, cost, n = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3], ARGV[4] + 0, 1
 local patience, now, dry = math.min(ARGV[5], ARGV[3]), ARGV[6] and ARGV[6] + 0, false
@@ -56,7 +56,7 @@ if unit * n > left then
   granted = math.floor(left / unit)
   if cost == 0 and granted > 0 then granted = n end
 end
-local spent = dry and 0 or granted * cost
+local spent, before, beforePart = dry and 0 or granted * cost, whole, part
 if spent > 0 or ahead then
   part = part + spent * rest
   whole = whole + spent * step + (part - part % limit) / limit
@@ -75,6 +75,7 @@ if spent > 0 or ahead then
     if near then call('SET', key, level, 'KEEPTTL') else call('SET', key, level, 'PX', ttl) end
   end
 end
+if brief then return granted, now, before, beforePart, 0 end
 if granted < n then
   retry = unit > limit and -1 or whole + unit * step + math.ceil((part + unit * rest) / limit) - full
 elseif patience > 0 then

@@ -25,7 +25,7 @@
 -- marks identify what was granted. They come as doubles, big-endian, in a string of 56
 -- bytes: an array costs twice as much. Without the library struct, which Redis has had
 -- since 2.6, they come as an array.
-local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
+local call, ARGV, struct, brief = redis.call, ARGV, rawget(_G, 'struct'), false
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
 local cost, now, n, dry, clock = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false, nil
@@ -60,6 +60,7 @@ if not spend or used > limit then
     granted = n
   end
 end
+if brief then return granted, now, used - granted * cost, ends, 0 end
 local reset = used > 0 and ends * 1000 - now or 0
 if granted < n then retry = unit > limit and -1 or ends * 1000 - now end
 return pack('>ddddddd', granted, used < limit and limit - used or 0, retry, reset, now, ends, 0)

@@ -10,15 +10,16 @@
 -- ARGV[5]  now     in microseconds; tests only, otherwise absent or empty: TIME
 -- ARGV[6]  and on: for each key, how many requests are decided in their order, default 1
 --
--- Reply: for each key the seven numbers of the script for one key, all of them as doubles in
--- one string. If one failed, or without the library struct, an array of these numbers of each
--- key: a failure stands in the place of its key, as a text, and does not concern the others.
--- One that is not the key's (READONLY, OOM) is the whole reply, unless something has been
--- granted.
-local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
+-- Reply: for each key four numbers, which cost less than the verdict that the client makes of
+-- them: now; permits used before this; end of the window or period, or of a sliding window the
+-- mark or, if nothing was granted, reset after; of a sliding window retry after. Of a bucket,
+-- now and the level before. They come as doubles, big-endian, in one string. If a key failed, or
+-- without the library struct, they come as an array of each key's numbers: a failure stands in
+-- the place of its key, as a text, and does not concern the others. One that is not the key's
+-- (READONLY, OOM) is the whole reply, unless something has been granted.
+local call, ARGV, struct, brief = redis.call, ARGV, rawget(_G, 'struct'), true
 local limit, ttl, window = ARGV[1] + 0, ARGV[2], ARGV[3]
 local cost, now = (ARGV[4] or 1) + 0, tonumber(ARGV[5])
-local function pack(_, ...) return ... end
 local time = not now and call('TIME')
 if time then now = time[1] * 1000000 + time[2] end
 local function decide(key, n, now, dry)
@@ -51,27 +52,28 @@ local function decide(key, n, now, dry)
       granted = n
     end
   end
+  if brief then return granted, now, used - granted * cost, ends, 0 end
   local reset = used > 0 and ends * 1000 - now or 0
   if granted < n then retry = unit > limit and -1 or ends * 1000 - now end
   return pack('>ddddddd', granted, used < limit and limit - used or 0, retry, reset, now, ends, 0)
 end
 local reply, at, granted, failures = {}, 0, 0, {}
 for i = 1, #KEYS do
-  local ok, a, b, c, d, e, f, g = pcall(decide, KEYS[i], (ARGV[5 + i] or 1) + 0, now, false)
-  if not ok or not g then -- without seven numbers, a is an error
+  local ok, g, a, b, c, d = pcall(decide, KEYS[i], (ARGV[5 + i] or 1) + 0, now, false)
+  if not ok or not d then -- then g is an error
     -- miniredis puts the line in front of an error
-    local text = type(a) == 'table' and a.err or string.gsub(tostring(a), '^[^ ]*:%d+: ', '')
+    local text = type(g) == 'table' and g.err or string.gsub(tostring(g), '^[^ ]*:%d+: ', '')
     if granted == 0 and not string.find(text, '^WRONGTYPE') and not string.find(text, '^ERR') then
       return redis.error_reply(text .. ' script: it has run')
     end
-    failures[i], a, b, c, d, e, f, g = text, 0, 0, 0, 0, 0, 0, 0
+    failures[i], g, a, b, c, d = text, 0, 0, 0, 0, 0
   end
-  reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4], reply[at + 5], reply[at + 6], reply[at + 7] = a, b, c, d, e, f, g
-  at, granted = at + 7, granted + a
+  reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = a, b, c, d
+  at, granted = at + 4, granted + g
 end
 if struct and not next(failures) then return struct.pack('>' .. ('d'):rep(at), unpack(reply)) end
 local each = {}
 for i = 1, #KEYS do
-  each[i] = failures[i] or {unpack(reply, 7 * i - 6, 7 * i)}
+  each[i] = failures[i] or {unpack(reply, 4 * i - 3, 4 * i)}
 end
 return each

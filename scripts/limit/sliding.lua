@@ -28,7 +28,7 @@
 -- marks identify what was granted. They come as doubles, big-endian, in a string of 56
 -- bytes: an array costs twice as much. Without the library struct, which Redis has had
 -- since 2.6, they come as an array.
-local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
+local call, ARGV, struct, brief = redis.call, ARGV, rawget(_G, 'struct'), false
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
 local cost, now, n, dry, clock = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false, nil
@@ -83,6 +83,7 @@ if granted > 0 and not dry then
   end
   if trimmed > 0 or card == 0 then call('PEXPIRE', key, ttl) end
   card, stale, mark = card - trimmed + total, stale - trimmed, base
+  if granted == n and brief then return n, now, card - stale - total, mark, 0 end
   if granted == n then return pack('>ddddddd', n, limit - card + stale, 0, window, now, mark, 0) end
 end
 local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
@@ -97,4 +98,6 @@ elseif granted < n then
   local rank = card + unit - limit - 1
   retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
 end
-return pack('>ddddddd', granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, mark, 0)
+local reset = math.max(0, math.min(last, now) - old)
+if brief then return granted, now, card - stale - granted * cost, granted > 0 and mark or reset, retry end
+return pack('>ddddddd', granted, math.max(0, limit - card + stale), retry, reset, now, mark, 0)

@@ -1,4 +1,4 @@
-local call, clock = redis.call, nil
+local call, clock, brief = redis.call, nil, false
 local function pack(_, ...) return {...} end
 local algorithms = {
   sliding = function(key, limit, ttl, window, cost, n, now, dry)

@@ -21,13 +21,14 @@ if unit * n > left then
   granted = math.floor(left / unit)
   if cost == 0 and granted > 0 then granted = n end
 end
-local spent = dry and 0 or granted * cost
+local spent, before, beforePart = dry and 0 or granted * cost, whole, part
 if spent > 0 or ahead then
   part = part + spent * rest
   whole = whole + spent * step + (part - part % limit) / limit
   part = part % limit
   -- include _fill.lua
 end
+if brief then return granted, now, before, beforePart, 0 end
 if granted < n then
   retry = unit > limit and -1 or whole + unit * step + math.ceil((part + unit * rest) / limit) - full
 elseif patience > 0 then

@@ -42,6 +42,7 @@ if not spend or used > limit then
     granted = n
   end
 end
+if brief then return granted, at, used - granted * cost, ends, 0 end
 local reset = ends > 0 and (ends + 1) * 1000 - at or 0
 if granted < n then retry = unit > limit and -1 or reset end
 return pack('>ddddddd', granted, used < limit and limit - used or 0, retry, reset, at, ends, 0)

@@ -27,6 +27,7 @@ if not spend or used > limit then
     granted = n
   end
 end
+if brief then return granted, now, used - granted * cost, ends, 0 end
 local reset = used > 0 and ends * 1000 - now or 0
 if granted < n then retry = unit > limit and -1 or ends * 1000 - now end
 return pack('>ddddddd', granted, used < limit and limit - used or 0, retry, reset, now, ends, 0)

@@ -20,6 +20,7 @@ if granted > 0 and not dry then
   -- include _claim.lua
   if trimmed > 0 or card == 0 then call('PEXPIRE', key, ttl) end
   card, stale, mark = card - trimmed + total, stale - trimmed, base
+  if granted == n and brief then return n, now, card - stale - total, mark, 0 end
   if granted == n then return pack('>ddddddd', n, limit - card + stale, 0, window, now, mark, 0) end
 end
 local retry, last = 0, tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or old)
@@ -34,4 +35,6 @@ elseif granted < n then
   local rank = card + unit - limit - 1
   retry = math.min(call('ZRANGE', key, rank, rank, 'WITHSCORES')[2], now) - old
 end
-return pack('>ddddddd', granted, math.max(0, limit - card + stale), retry, math.max(0, math.min(last, now) - old), now, mark, 0)
+local reset = math.max(0, math.min(last, now) - old)
+if brief then return granted, now, card - stale - granted * cost, granted > 0 and mark or reset, retry end
+return pack('>ddddddd', granted, math.max(0, limit - card + stale), retry, reset, now, mark, 0)

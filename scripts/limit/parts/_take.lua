@@ -11,7 +11,7 @@
 -- marks identify what was granted. They come as doubles, big-endian, in a string of 56
 -- bytes: an array costs twice as much. Without the library struct, which Redis has had
 -- since 2.6, they come as an array.
-local call, ARGV, struct = redis.call, ARGV, rawget(_G, 'struct')
+local call, ARGV, struct, brief = redis.call, ARGV, rawget(_G, 'struct'), false
 local pack = struct and struct.pack or function(_, ...) return {...} end
 local key, limit, ttl, window = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3]
 local cost, now, n, dry, clock = (ARGV[4] or 1) + 0, tonumber(ARGV[5]), (ARGV[6] or 1) + 0, false, nil

@@ -10,7 +10,7 @@
 --
 -- Reply: as of bucket.lua, in an array, but that retry is how long to wait for the permits
 -- if they were granted. The level is then up to that much more than a window ahead.
-local call = redis.call
+local call, brief = redis.call, false
 local function pack(_, ...) return {...} end
 local key, limit, ttl, window, cost, n = KEYS[1], ARGV[1] + 0, ARGV[2], ARGV[3], ARGV[4] + 0, 1
 local patience, now, dry = math.min(ARGV[5], ARGV[3]), ARGV[6] and ARGV[6] + 0, false
