@@ -139,7 +139,7 @@ func FuzzRead(f *testing.F) {
 			case got.record.who.user != "" && got.record.who.user != "ann":
 				t.Fatalf("somebody else's record: %q", got.record.who.user)
 			case r.sealer.ring.Len() > 0 && !got.record.head.apart &&
-				(string(raw[:headLen]) != whole[:headLen] || string(raw[len(raw)-seal.Overhead:]) != whole[len(whole)-seal.Overhead:]):
+				(string(raw[:headLen]) != whole[:headLen] || string(raw[len(raw)-seal.Tag:]) != whole[len(whole)-seal.Tag:]):
 				t.Fatalf("%q opens", raw)
 			}
 			if got.what == live {

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"math/bits"
@@ -17,7 +18,8 @@ import (
 //
 //	record     1, flags, key id (4), revision (8), handle (9);
 //	           born, deadline, last touch, until (28), step of touches (1); 0, or 1 and the
-//	           field of the ID before it (16); box of the owner; box of the token
+//	           field of the ID before it (16); length of the owner's box (2); if sealed, salt
+//	           (4); box of the owner; box of the token
 //	rotated    2, lived, end of Grace (7), until (7), handle (9), field of the next ID (16);
 //	           key id (4), box of the token of the next ID
 //	ended      3, lived, end of Grace (7), until (7), handle (9), field of the ID that took
@@ -26,7 +28,8 @@ import (
 // The head of a record, its first 23 bytes, is authenticated with both boxes, and so is how
 // long the owner's is. The scripts alone write what stands between head and
 // boxes. The values stand in the box of the token, or, when they are large, in a field of
-// their own: "v" and the field's name, a revision and the box.
+// their own: "v" and the field's name, a revision and the box. The nonce of both boxes, which
+// have different keys, is the revision and the salt: twelve random bytes in each write.
 const (
 	formatRecord  = 1
 	formatRotated = 2
@@ -35,6 +38,7 @@ const (
 	headLen      = 1 + 1 + len(seal.ID{}) + len(revision{}) + len(handle{})
 	timesLen     = 4*timeLen + 1
 	timeLen      = 7
+	saltLen      = len(seal.Nonce{}) - len(revision{})
 	tombstoneLen = 2 + 2*timeLen + len(handle{}) + fieldLen
 
 	// maxTime leaves the scripts room to add a lifetime, in what seven bytes and a float64
@@ -229,8 +233,10 @@ type sealed struct {
 // seal renders a record under the newest secret, with a new revision. It sets what of
 // the head depends on that.
 func (s sealer) seal(r *record) (out sealed, err error) {
+	var nonce seal.Nonce
+	rand.Read(nonce[:])
 	r.head.key = s.ring.Current()
-	r.head.revision = newRevision()
+	r.head.revision = revision(nonce[:])
 	values := r.values.Bytes()
 	r.head.apart = len(values) > apartAbove
 	owner, err := s.ownerBox(r.head.key, r.id.owner)
@@ -242,21 +248,24 @@ func (s sealer) seal(r *record) (out sealed, err error) {
 	}
 	out.head = r.head.append(make([]byte, 0, headLen))
 	facts := r.who.encode()
-	b := make([]byte, 2, 2+2*seal.Overhead+len(facts)+len(values))
+	b := make([]byte, 2, 2+saltLen+2*seal.Tag+len(facts)+len(values))
 	if len(facts) > 0 {
 		binary.BigEndian.PutUint16(b, uint16(owner.Size(len(facts))))
 	}
 	with := bound(r.id, out.head, b)
+	if r.box != &noBox {
+		b = append(b, nonce[len(r.head.revision):]...)
+	}
 	if len(facts) > 0 {
-		b = owner.Seal(b, facts, with)
+		b = owner.SealWith(&nonce, b, facts, with)
 	}
 	if r.head.apart {
-		v := append(make([]byte, 0, len(r.head.revision)+len(values)+seal.Overhead), r.head.revision[:]...)
-		out.values = r.box.Seal(v, values, with)
+		v := append(make([]byte, 0, len(r.head.revision)+len(values)+seal.Tag), r.head.revision[:]...)
+		out.values = r.box.SealWith(&nonce, v, values, with)
 		values = nil
 	}
 	if len(values) > 0 || out.values == nil {
-		b = r.box.Seal(b, values, with)
+		b = r.box.SealWith(&nonce, b, values, with)
 	}
 	out.boxes = b
 	return out, nil
@@ -284,23 +293,29 @@ func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, 
 	}
 	rest = rest[1+before:]
 	size, sized := int(binary.BigEndian.Uint16(rest)), rest[:2]
-	if rest = rest[2:]; size > len(rest) {
-		return nil, errMalformed
-	}
+	rest = rest[2:]
 	var err error
 	if r.box, err = s.tokenBox(nil, r.head.key, at); err != nil {
 		return nil, err
 	}
+	var nonce seal.Nonce
 	var with []byte
 	if r.box != &noBox {
+		if len(rest) < saltLen {
+			return nil, errMalformed
+		}
 		with = bound(at, raw[:headLen], sized)
+		rest = rest[copy(nonce[copy(nonce[:], r.head.revision[:]):], rest):]
+	}
+	if size > len(rest) {
+		return nil, errMalformed
 	}
 	if size > 0 {
 		owner, err := s.ownerBox(r.head.key, at.owner)
 		if err != nil {
 			return nil, err
 		}
-		facts, err := owner.Open(nil, rest[:size], with)
+		facts, err := owner.OpenWith(&nonce, nil, rest[:size], with)
 		if err == nil {
 			err = r.who.parse(facts)
 		}
@@ -321,7 +336,7 @@ func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, 
 		}
 		b = b[len(r.head.revision):]
 	}
-	if b, err = r.box.Open(nil, b, with); err == nil {
+	if b, err = r.box.OpenWith(&nonce, nil, b, with); err == nil {
 		r.values, err = codec.Parse(b)
 	}
 	if err != nil {

@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -71,11 +70,6 @@ const (
 // owns reports whether a record stands in the hash of its user.
 func (k keys) owns(r *record) bool {
 	return r.who.user == "" || k.user(r.who.user) == r.id.owner
-}
-
-func newRevision() (r revision) {
-	_, _ = rand.Read(r[:])
-	return r
 }
 
 // run runs a script on the hash of an ID and learns Redis's time from its reply.

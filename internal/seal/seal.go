@@ -16,9 +16,16 @@ import (
 	"slices"
 )
 
-// Overhead is how many bytes longer than its plaintext a sealed text is: a nonce
-// of 12 and a tag of 16.
-const Overhead = 28
+// Nonce is what no two texts that one Box seals may have in common. Twelve random bytes do, for
+// 2³² texts.
+type Nonce [12]byte
+
+// Tag is how many bytes longer than its plaintext a text is that [Box.SealWith] returns. Overhead
+// is that of [Box.Seal], which has its nonce with it.
+const (
+	Tag      = 16
+	Overhead = len(Nonce{}) + Tag
+)
 
 // minSecret is the shortest secret or token accepted, in bytes. SHA-256 has no
 // more to give, and HKDF-Expand requires it of its key.
@@ -155,19 +162,42 @@ func newBox(key [sha256.Size]byte) Box {
 	if err != nil {
 		panic(err)
 	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
+	aead, err := cipher.NewGCM(block)
 	if err != nil {
 		panic(err)
 	}
 	return Box{aead}
 }
 
-// Size returns how long a plaintext of n bytes is when it is sealed.
+// Size returns how long a plaintext of n bytes is when SealWith has sealed it.
 func (b Box) Size(n int) int {
 	if b.aead == nil {
 		return n
 	}
-	return n + Overhead
+	return n + Tag
+}
+
+// SealWith is Seal with a nonce that the caller keeps, and OpenWith needs.
+func (b Box) SealWith(nonce *Nonce, dst, plaintext, additional []byte) []byte {
+	if b.aead == nil {
+		return append(dst, plaintext...)
+	}
+	return b.aead.Seal(dst, nonce[:], plaintext, additional)
+}
+
+// OpenWith is Open of what SealWith returned.
+func (b Box) OpenWith(nonce *Nonce, dst, sealed, additional []byte) ([]byte, error) {
+	if b.aead == nil {
+		if dst == nil {
+			return sealed, nil
+		}
+		return append(dst, sealed...), nil
+	}
+	plaintext, err := b.aead.Open(dst, nonce[:], sealed, additional)
+	if err != nil {
+		return nil, ErrUnreadable
+	}
+	return plaintext, nil
 }
 
 // Seal appends the sealed plaintext to dst. Open needs the same additional data,
@@ -177,7 +207,9 @@ func (b Box) Seal(dst, plaintext, additional []byte) []byte {
 	if b.aead == nil {
 		return append(dst, plaintext...)
 	}
-	return b.aead.Seal(dst, nil, plaintext, additional)
+	var nonce Nonce
+	rand.Read(nonce[:])
+	return b.SealWith(&nonce, append(dst, nonce[:]...), plaintext, additional)
 }
 
 // Open appends to dst the plaintext of sealed. It returns [ErrUnreadable] and no
@@ -185,15 +217,12 @@ func (b Box) Seal(dst, plaintext, additional []byte) []byte {
 // spare capacity of dst must overlap neither sealed nor additional. The zero Box
 // with a nil dst returns sealed itself.
 func (b Box) Open(dst, sealed, additional []byte) ([]byte, error) {
-	if b.aead == nil {
-		if dst == nil {
-			return sealed, nil
+	var nonce Nonce
+	if b.aead != nil {
+		if len(sealed) < len(nonce) {
+			return nil, ErrUnreadable
 		}
-		return append(dst, sealed...), nil
+		sealed = sealed[copy(nonce[:], sealed):]
 	}
-	plaintext, err := b.aead.Open(dst, nil, sealed, additional)
-	if err != nil {
-		return nil, ErrUnreadable
-	}
-	return plaintext, nil
+	return b.OpenWith(&nonce, dst, sealed, additional)
 }
