@@ -33,7 +33,7 @@ func BenchmarkMiddleware(b *testing.B) {
 		{"RateLimit that refuses", middleware.RateLimit{
 			Limiter: &steady{denied("l", time.Minute)}, Key: middleware.ByIP(middleware.PeerIP)}.Handler(nothing)},
 		{"RateLimit with IETF fields", middleware.RateLimit{
-			Limiter: &steady{allowed("l", 500, 300, time.Minute)}, Key: middleware.ByIP(middleware.PeerIP), IETFDraft11: true}.Handler(nothing)},
+			Limiter: &steady{allowed("l", 500, 300, time.Minute)}, Key: middleware.ByIP(middleware.PeerIP), Fields: middleware.Fields{IETF: true}}.Handler(nothing)},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			b.ReportAllocs()

@@ -1,11 +1,16 @@
 package middleware
 
 import (
+	"errors"
 	"fmt"
+	"iter"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // An IPStrategy tells the address of the client that sent a request.
@@ -18,11 +23,38 @@ type IPStrategy func(*http.Request) (netip.Addr, error)
 // PeerIP is the address that opened the connection. It is right when no proxy
 // stands in front of the service; behind one, all clients have the address of
 // the proxy.
+//
+// When a request that came from a private address says that it was forwarded, slog's default
+// logger gets a line, once: then a proxy is counted in place of its clients.
 func PeerIP(r *http.Request) (netip.Addr, error) {
+	ip, err := peer(r)
+	if err == nil && (ip.IsPrivate() || ip.IsLoopback()) && len(r.Header["X-Forwarded-For"]) > 0 && !proxied.Load() && !proxied.Swap(true) {
+		slog.Default().LogAttrs(r.Context(), slog.LevelWarn,
+			"PeerIP counts a private address, and X-Forwarded-For names others: behind a proxy use ForwardedFor or SingleHeader",
+			slog.String("peer", ip.String()))
+	}
+	return ip, err
+}
+
+// proxied says that a line was written about a proxy that PeerIP counts.
+var proxied atomic.Bool
+
+func peer(r *http.Request) (netip.Addr, error) {
 	if ip, ok := parseIP(r.RemoteAddr); ok {
 		return ip, nil
 	}
 	return netip.Addr{}, fmt.Errorf("%w: no IP address in the peer address %s", ErrNoKey, excerpt(r.RemoteAddr))
+}
+
+// UnixSocket stands among the trusted prefixes of [ForwardedFor] and [SingleHeader] for whoever
+// connects to a Unix socket: a proxy on the same host, which has no address. Without it nobody
+// who comes that way can be counted.
+var UnixSocket netip.Prefix
+
+// overUnixSocket reports whether r came over a Unix socket.
+func overUnixSocket(r *http.Request) bool {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	return ok && local.Network() == "unix"
 }
 
 // ForwardedFor reads X-Forwarded-For behind proxies whose addresses lie in
@@ -38,27 +70,15 @@ func PeerIP(r *http.Request) (netip.Addr, error) {
 // address, or if every address is trusted: a request that a trusted host makes
 // for itself, such as a health check, has no client.
 //
-// A number of hops instead of prefixes was rejected: it is wrong as soon as one
-// request takes a shorter way.
+// Where the addresses of the proxies are not known, see [DangerouslyCountProxies].
 func ForwardedFor(trusted ...netip.Prefix) IPStrategy {
 	proxies := newPrefixes(trusted)
 	return func(r *http.Request) (netip.Addr, error) {
-		peer, err := PeerIP(r)
-		if err != nil || !proxies.contain(peer) {
+		if peer, err := proxies.sender(r); err != errProxy {
 			return peer, err
 		}
 		for _, line := range slices.Backward(r.Header["X-Forwarded-For"]) {
-			for more := true; more; {
-				var entry string
-				if comma := strings.LastIndexByte(line, ','); comma >= 0 {
-					line, entry = line[:comma], line[comma+1:]
-				} else {
-					entry, more = line, false
-				}
-				entry = strings.Trim(entry, " \t")
-				if entry == "" { // RFC 9110, section 5.6.1.2: empty elements do not count
-					continue
-				}
+			for entry := range entriesBackward(line) {
 				ip, ok := parseIP(entry)
 				if !ok {
 					return netip.Addr{}, fmt.Errorf("%w: no IP address in the X-Forwarded-For entry %s", ErrNoKey, excerpt(entry))
@@ -84,8 +104,7 @@ func SingleHeader(name string, trusted ...netip.Prefix) IPStrategy {
 	name = http.CanonicalHeaderKey(name)
 	proxies := newPrefixes(trusted)
 	return func(r *http.Request) (netip.Addr, error) {
-		peer, err := PeerIP(r)
-		if err != nil || !proxies.contain(peer) {
+		if peer, err := proxies.sender(r); err != errProxy {
 			return peer, err
 		}
 		values := r.Header[name]
@@ -98,6 +117,67 @@ func SingleHeader(name string, trusted ...netip.Prefix) IPStrategy {
 		}
 		return ip, nil
 	}
+}
+
+// DangerouslyCountProxies reads X-Forwarded-For behind n proxies, 1 or more, whose addresses are
+// not known, as on platforms that say how many there are but not where: the client is the n-th
+// entry from the right. It panics if n is less than 1.
+//
+// Whoever reaches the service by a shorter way, past one of the proxies, chooses the address
+// that it is counted by, and is not limited at all. Use it only where nobody can.
+func DangerouslyCountProxies(n int) IPStrategy {
+	if n < 1 {
+		panic(fmt.Sprintf("middleware: %d proxies", n))
+	}
+	return func(r *http.Request) (netip.Addr, error) {
+		left := n
+		for _, line := range slices.Backward(r.Header["X-Forwarded-For"]) {
+			for entry := range entriesBackward(line) {
+				if left--; left > 0 {
+					continue
+				}
+				ip, ok := parseIP(entry)
+				if !ok {
+					return netip.Addr{}, fmt.Errorf("%w: no IP address in the X-Forwarded-For entry %s", ErrNoKey, excerpt(entry))
+				}
+				return ip, nil
+			}
+		}
+		return netip.Addr{}, fmt.Errorf("%w: X-Forwarded-For has %d entries, want %d", ErrNoKey, n-left, n)
+	}
+}
+
+// entriesBackward are the elements of a header line, the last one first.
+func entriesBackward(line string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for more := true; more; {
+			var entry string
+			if comma := strings.LastIndexByte(line, ','); comma >= 0 {
+				line, entry = line[:comma], line[comma+1:]
+			} else {
+				entry, more = line, false
+			}
+			entry = strings.Trim(entry, " \t")
+			if entry != "" && !yield(entry) { // RFC 9110, section 5.6.1.2: empty elements do not count
+				return
+			}
+		}
+	}
+}
+
+// errProxy says that a request came from a trusted proxy.
+var errProxy = errors.New("a trusted proxy")
+
+// sender is who sent a request, or errProxy.
+func (p prefixes) sender(r *http.Request) (netip.Addr, error) {
+	if slices.Contains(p, UnixSocket) && overUnixSocket(r) {
+		return netip.Addr{}, errProxy
+	}
+	ip, err := peer(r)
+	if err == nil && p.contain(ip) {
+		err = errProxy
+	}
+	return ip, err
 }
 
 // prefixes are address ranges in the form that parseIP gives addresses.

@@ -20,8 +20,10 @@ import (
 type ConcurrencyLimit struct {
 	Limiter *ratelimit.Concurrency // gives out the places; required
 	Key     KeyFunc                // whom it counts; required
-	OnError Policy                 // what becomes of a request when Redis fails, see [RateLimit.OnError]
-	Denied  http.Handler           // answers in place of the 429 problem, see [RateLimit.Denied]
+	OnError FailureMode            // what becomes of a request when Redis fails, see [RateLimit.OnError]
+
+	// Refused answers in place of the problems, see [RateLimit.Refused].
+	Refused func(w http.ResponseWriter, r *http.Request, d Decision)
 
 	OnDecision func(Decision) // is called with each decision, see [RateLimit.OnDecision]
 	Logger     *slog.Logger   // gets what the limiter did not decide, see [RateLimit.Logger]
@@ -36,7 +38,7 @@ func (l ConcurrencyLimit) Validate() error {
 	if l.Key == nil {
 		errs = append(errs, errors.New("middleware: ConcurrencyLimit.Key is nil"))
 	}
-	if l.OnError > Refuse {
+	if l.OnError > FailClosed {
 		errs = append(errs, fmt.Errorf("middleware: ConcurrencyLimit.OnError is %v", l.OnError))
 	}
 	return errors.Join(errs...)
@@ -49,18 +51,18 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 		panic(err)
 	}
 	// Whatever is not about leases is as in a RateLimit.
-	as := RateLimit{Denied: l.Denied, Logger: l.Logger}
+	as := RateLimit{Refused: l.Refused, Logger: l.Logger}
 	var log occasional
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		lease, d := l.acquire(r)
 		if lease != nil {
 			defer func() {
-				if err := lease.Release(); err != nil && l.Logger != nil {
+				if err := lease.Release(); err != nil {
 					as.warn(&log, r, "concurrency limit: a place stays taken until its lease ends", err)
 				}
 			}()
 		}
-		if d.Err != nil && l.Logger != nil {
+		if d.Err != nil {
 			as.undecided(&log, d)
 		}
 		if l.OnDecision != nil {
@@ -70,7 +72,7 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		values := make(singles, 0, 4)
+		values := make(singles, 0, 7)
 		if d.Status == http.StatusTooManyRequests {
 			setRetryAfter(w.Header(), d.Result, &values)
 		}
@@ -89,10 +91,10 @@ func (l ConcurrencyLimit) acquire(r *http.Request) (lease *ratelimit.Lease, d De
 	}
 	if d.Err != nil && ctx.Err() == nil {
 		switch l.OnError {
-		case LetThrough:
+		case FailOpen:
 			d.Passed = true
 			return nil, d
-		case DecideLocally:
+		case FailLocal:
 			if place, res, err := l.Limiter.AcquireLocally(d.Key); err == nil {
 				lease, d.Result = place, res
 			}

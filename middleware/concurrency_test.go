@@ -91,9 +91,9 @@ func TestConcurrencyLimitUndecided(t *testing.T) {
 		log     string
 	}{
 		{middleware.ConcurrencyLimit{Key: everybody}, 200, 429, "decided in process"},
-		{middleware.ConcurrencyLimit{Key: everybody, OnError: middleware.LetThrough}, 200, 200, "let through"},
-		{middleware.ConcurrencyLimit{Key: everybody, OnError: middleware.Refuse}, 503, 0, "refused"},
-		{middleware.ConcurrencyLimit{Key: middleware.ByHeader("X-Missing"), OnError: middleware.LetThrough}, 400, 0, "refused"},
+		{middleware.ConcurrencyLimit{Key: everybody, OnError: middleware.FailOpen}, 200, 200, "let through"},
+		{middleware.ConcurrencyLimit{Key: everybody, OnError: middleware.FailClosed}, 503, 0, "refused"},
+		{middleware.ConcurrencyLimit{Key: middleware.ByHeader("X-Missing"), OnError: middleware.FailOpen}, 400, 0, "refused"},
 	} {
 		t.Run(tc.limit.OnError.String(), func(t *testing.T) {
 			var log journal
@@ -121,7 +121,7 @@ func TestConcurrencyLimitUndecided(t *testing.T) {
 
 func TestConcurrencyLimitValidate(t *testing.T) {
 	l := middleware.ConcurrencyLimit{OnError: 9}
-	expectErrors(t, l.Validate(), []string{"Limiter", "Key", "Policy(9)"})
+	expectErrors(t, l.Validate(), []string{"Limiter", "Key", "FailureMode(9)"})
 	defer expectPanic(t, l.Validate())
 	l.Handler(hello)
 }

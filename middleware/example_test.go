@@ -142,7 +142,7 @@ func ExampleRateLimit() {
 
 // A login form counts the attempts that fail, whoever makes them for whatever
 // name.
-func ExampleRateLimit_countIf() {
+func ExampleRateLimit_failuresOnly() {
 	client, stop := connect()
 	defer stop()
 	limiter, err := ratelimit.NewSlidingWindow(client, "login", ratelimit.PerHour(2), ratelimit.Config{})
@@ -153,12 +153,14 @@ func ExampleRateLimit_countIf() {
 	login := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("password") != "secret" {
 			http.Error(w, "wrong password", http.StatusUnauthorized)
+			return
 		}
+		middleware.Succeeded(r)
 	})
 	browser := &visitor{site: middleware.RateLimit{
-		Limiter: limiter,
-		Key:     middleware.ByIP(middleware.PeerIP),
-		CountIf: func(status int) bool { return status >= 400 },
+		Limiter:      limiter,
+		Key:          middleware.ByIP(middleware.PeerIP),
+		FailuresOnly: true,
 	}.Handler(login)}
 	for _, password := range []string{"secret", "guess", "secret", "guess", "secret"} {
 		browser.send("POST", "/?password="+password)
@@ -182,16 +184,15 @@ func ExampleDecision_Settle() {
 
 	download := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		sent, _ := io.WriteString(w, strings.Repeat("x", 60))
-		if d, ok := middleware.DecisionOf(r); ok {
+		for _, d := range middleware.DecisionsOf(r) {
 			if err := d.Settle(r.Context(), sent); err != nil {
 				fmt.Println(err)
 			}
 		}
 	})
 	site := middleware.RateLimit{
-		Limiter:      limiter,
-		Key:          middleware.ByIP(middleware.PeerIP),
-		PassDecision: true,
+		Limiter: limiter,
+		Key:     middleware.ByIP(middleware.PeerIP),
 	}.Handler(download)
 	for range 3 {
 		w := httptest.NewRecorder()

@@ -1,9 +1,12 @@
 package middleware
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dunglas/httpsfv"
@@ -11,17 +14,72 @@ import (
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
 
-// Header fields that describe a limit, in canonical form.
+// Fields says which header fields tell clients about a limit. The zero value: X-RateLimit-Limit,
+// X-RateLimit-Remaining and X-RateLimit-Reset. Retry-After is sent with each refusal that
+// waiting can help.
+type Fields struct {
+	// None sends none.
+	None bool
+	// Names are other names for the three fields; those that are empty stay as they are.
+	Names FieldNames
+	// IETF adds RateLimit-Policy and RateLimit in the form of
+	// draft-ietf-httpapi-ratelimit-headers-11, and its problem type to the 429.
+	// Since revision 08 the form has not changed. Policies whose names are not
+	// printable ASCII cannot be named in them: these fields are left out then.
+	IETF bool
+	// Expose adds the fields to Access-Control-Expose-Headers, so that scripts of other
+	// origins can read them. Which origins may read the response at all is not decided here.
+	Expose bool
+
+	exposed string // what Expose adds
+}
+
+// FieldNames are names of header fields, such as RateLimit-Remaining.
+type FieldNames struct{ Limit, Remaining, Reset string }
+
+func (f Fields) validate() error {
+	var errs []error
+	if f.None && f != (Fields{None: true}) {
+		errs = append(errs, errors.New("middleware: RateLimit.Fields: with None nothing else has a meaning"))
+	}
+	for _, name := range []string{f.Names.Limit, f.Names.Remaining, f.Names.Reset} {
+		if name != "" && !isToken(name) {
+			errs = append(errs, fmt.Errorf("middleware: RateLimit.Fields.Names: %q is no header name", name))
+		}
+	}
+	n := f.withDefaults().Names
+	if n.Limit == n.Remaining || n.Remaining == n.Reset || n.Limit == n.Reset {
+		errs = append(errs, fmt.Errorf("middleware: RateLimit.Fields.Names: two are %s", n.Remaining))
+	}
+	return errors.Join(errs...)
+}
+
+// withDefaults is f with canonical names for all fields.
+func (f Fields) withDefaults() Fields {
+	var names []string
+	for _, n := range []struct {
+		name  *string
+		byDef string
+	}{{&f.Names.Limit, "X-RateLimit-Limit"}, {&f.Names.Remaining, "X-RateLimit-Remaining"}, {&f.Names.Reset, "X-RateLimit-Reset"}} {
+		if *n.name == "" {
+			*n.name = n.byDef
+		}
+		names = append(names, *n.name)
+		*n.name = http.CanonicalHeaderKey(*n.name)
+	}
+	names = append(names, "Retry-After")
+	if f.IETF {
+		names = append(names, "RateLimit-Policy", "RateLimit")
+	}
+	f.exposed = strings.Join(names, ", ")
+	return f
+}
+
+// Header fields besides those that have Names, in canonical form.
 const (
-	fieldLimit     = "X-Ratelimit-Limit"
-	fieldRemaining = "X-Ratelimit-Remaining"
-	fieldReset     = "X-Ratelimit-Reset"
 	fieldPolicy    = "Ratelimit-Policy"
 	fieldRateLimit = "Ratelimit"
 	fieldExpose    = "Access-Control-Expose-Headers"
-
-	exposed     = "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After"
-	exposedIETF = exposed + ", RateLimit-Policy, RateLimit"
 )
 
 // singles makes slices of one string each, for header fields, out of one allocation
@@ -41,36 +99,32 @@ func (v *singles) of(s string) []string {
 // that take longest to come back. The figures of the others are in the header
 // already, so that is where they are compared; a value in the request's context
 // would copy the request once for each limiter.
-func (l *RateLimit) describe(h http.Header, res ratelimit.Result, values *singles) {
+func (f *Fields) describe(h http.Header, res ratelimit.Result, values *singles) {
+	if setRetryAfter(h, res, values); f.None {
+		return
+	}
 	reset := epochSeconds(res)
-	others := h[fieldRemaining]
-	if !res.Allowed || len(others) == 0 || tighter(res.Remaining, reset, others[0], h) {
+	others := h[f.Names.Remaining]
+	if !res.Allowed || len(others) == 0 || f.tighter(res.Remaining, reset, others[0], h) {
 		var buf [64]byte // three numbers, and one allocation for their digits
 		b := strconv.AppendInt(buf[:0], int64(res.Limit.Requests), 10)
 		limit := len(b)
 		b = strconv.AppendInt(b, int64(res.Remaining), 10)
 		remaining := len(b)
 		digits := string(strconv.AppendInt(b, reset, 10))
-		h[fieldLimit] = values.of(digits[:limit])
-		h[fieldRemaining] = values.of(digits[limit:remaining])
-		h[fieldReset] = values.of(digits[remaining:])
-		if l.IETFDraft11 {
-			l.describeIETF(h, res)
+		h[f.Names.Limit] = values.of(digits[:limit])
+		h[f.Names.Remaining] = values.of(digits[limit:remaining])
+		h[f.Names.Reset] = values.of(digits[remaining:])
+		if f.IETF {
+			describeIETF(h, res)
 		} else if len(others) > 0 {
 			// Those of a looser limit would contradict.
 			delete(h, fieldPolicy)
 			delete(h, fieldRateLimit)
 		}
 	}
-	setRetryAfter(h, res, values)
-	if l.ExposeHeaders {
-		names := exposed
-		if l.IETFDraft11 {
-			names = exposedIETF
-		}
-		if !slices.Contains(h[fieldExpose], names) {
-			h.Add(fieldExpose, names)
-		}
+	if f.Expose && !slices.Contains(h[fieldExpose], f.exposed) {
+		h.Add(fieldExpose, f.exposed)
 	}
 }
 
@@ -85,7 +139,7 @@ func setRetryAfter(h http.Header, res ratelimit.Result, values *singles) {
 // speak of whole seconds only: a window is rounded up, so that a client that
 // keeps to it is never refused. The figures are those of one policy; the draft
 // has lists, but nothing that says which member a Retry-After belongs to.
-func (l *RateLimit) describeIETF(h http.Header, res ratelimit.Result) {
+func describeIETF(h http.Header, res ratelimit.Result) {
 	within := ceilSeconds(res.ResetAfter)
 	if !res.Allowed && res.RetryAfter != ratelimit.Never {
 		within = retrySeconds(res) // section 6: Retry-After is not before the end of the effective window
@@ -113,12 +167,12 @@ const maxInteger = 999_999_999_999_999
 
 // tighter reports whether the figures of a request that passed are tighter than
 // those in h, where figure is what remains.
-func tighter(remaining int, reset int64, figure string, h http.Header) bool {
+func (f *Fields) tighter(remaining int, reset int64, figure string, h http.Header) bool {
 	before, err := strconv.Atoi(figure)
 	if err != nil || remaining != before {
 		return err != nil || remaining < before
 	}
-	resetBefore, err := strconv.ParseInt(h.Get(fieldReset), 10, 64)
+	resetBefore, err := strconv.ParseInt(h.Get(f.Names.Reset), 10, 64)
 	return err != nil || reset > resetBefore
 }
 

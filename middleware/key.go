@@ -1,12 +1,15 @@
 package middleware
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
+	"strings"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 	"github.com/gatehouse-go/gatehouse/session"
@@ -28,26 +31,116 @@ var ErrNoKey = errors.New("middleware: the request does not tell who sent it")
 // ByIP counts by client address, as strategy finds it: an IPv4 address alone,
 // IPv6 addresses by their /64, which is what one customer gets, with 2⁶⁴ addresses
 // to choose from.
-func ByIP(strategy IPStrategy) KeyFunc {
+func ByIP(strategy IPStrategy) KeyFunc { return ByIPPrefix(strategy, 64) }
+
+// ByIPPrefix is ByIP with another length of the prefix that IPv6 addresses are counted by, 1 to
+// 128 bits: 56 or 48 where providers give their customers as much. It panics on any other.
+func ByIPPrefix(strategy IPStrategy, bits int) KeyFunc {
+	checkBits(bits)
 	return func(r *http.Request) (string, error) {
 		ip, err := strategy(r)
 		if err != nil {
 			return "", err
 		}
-		return IPKey(ip), nil
+		return IPPrefixKey(ip, bits), nil
 	}
 }
 
 // IPKey is the key of [ByIP] for a client address, such as ip:192.0.2.1 or
 // ip:2001:db8::/64, to look at its limit or reset it.
-func IPKey(ip netip.Addr) string {
+func IPKey(ip netip.Addr) string { return IPPrefixKey(ip, 64) }
+
+// IPPrefixKey is the key of [ByIPPrefix] for a client address.
+func IPPrefixKey(ip netip.Addr, bits int) string {
+	checkBits(bits)
 	ip = ip.Unmap().WithZone("")
 	b := append(make([]byte, 0, len("ip:0000:0000:0000:0000::/64")), "ip:"...)
 	if ip.Is6() {
-		subnet, _ := ip.Prefix(64) // an IPv6 address has one
+		subnet, _ := ip.Prefix(bits) // an IPv6 address has one
 		return string(subnet.AppendTo(b))
 	}
 	return string(ip.AppendTo(b))
+}
+
+func checkBits(bits int) {
+	if bits < 1 || bits > 128 {
+		panic(fmt.Sprintf("middleware: an IPv6 prefix of %d bits", bits))
+	}
+}
+
+// By counts by what f says of a request, under a word that tells such keys from others: By("tenant",
+// f). Of "" there is no key ([ErrNoKey]). It panics if word is empty or contains a colon. Where
+// f reads what a client makes up, each new value has a new limit.
+func By(word string, f func(*http.Request) string) KeyFunc {
+	KeyOf(word, "")
+	return func(r *http.Request) (string, error) {
+		if value := f(r); value != "" {
+			return KeyOf(word, value), nil
+		}
+		return "", fmt.Errorf("%w: it has no %s", ErrNoKey, word)
+	}
+}
+
+// KeyOf is the key of [By] for a value, such as tenant:acme, to look at its limit or reset it.
+func KeyOf(word, value string) string {
+	if word == "" || strings.Contains(word, ":") {
+		panic(fmt.Sprintf("middleware: a key cannot begin with the word %q", word))
+	}
+	return word + ":" + value
+}
+
+// ByForm counts by a field of a form, as [http.Request.FormValue] of the handler will have it,
+// in the form that canonical gives it; nil: as it is. For a login that is what the account is
+// known by: in small letters, say, or each spelling has a limit of its own. Where the field is
+// missing or empty there is no key ([ErrNoKey]), and nor is there if the body is longer than 64 KB.
+// The handler finds the body as if nobody had read it.
+func ByForm(name string, canonical func(string) string) KeyFunc {
+	return func(r *http.Request) (string, error) {
+		value, err := formValue(r, name)
+		if err != nil {
+			return "", fmt.Errorf("%w: %w", ErrNoKey, err)
+		}
+		if canonical != nil {
+			value = canonical(value)
+		}
+		if value == "" {
+			return "", fmt.Errorf("%w: its form has no %s", ErrNoKey, name)
+		}
+		return FormKey(name, value), nil
+	}
+}
+
+// FormKey is the key of [ByForm] for a value in its canonical form, to look at its limit or
+// reset it.
+func FormKey(name, value string) string { return "form:" + ratelimit.JoinKey(name, value) }
+
+// maxForm is the longest body that ByForm reads, in bytes.
+const maxForm = 64 << 10
+
+// formValue is r.FormValue(name) that leaves the body of r to be read again.
+func formValue(r *http.Request, name string) (string, error) {
+	if r.Form != nil { // somebody has parsed it already
+		return r.FormValue(name), nil
+	}
+	read := r.Clone(r.Context())
+	if r.Body != nil && r.Body != http.NoBody {
+		body, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
+		r.Body = unread{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
+		switch {
+		case err != nil:
+			return "", fmt.Errorf("its body cannot be read: %w", err)
+		case len(body) > maxForm:
+			return "", fmt.Errorf("its form has more than %d bytes", maxForm)
+		}
+		read.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	return read.FormValue(name), nil
+}
+
+// unread is a body of which a part has been read, and is to be read again.
+type unread struct {
+	io.Reader
+	io.Closer
 }
 
 // ByUser counts by the user who is logged in with manager. For visitors there

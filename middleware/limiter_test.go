@@ -37,7 +37,7 @@ func TestRateLimitOnRedis(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				mux := http.NewServeMux()
 				byRoute := middleware.Join(middleware.ByRoute, middleware.ByIP(middleware.PeerIP))
-				mux.Handle("GET /users/{id}", middleware.RateLimit{Limiter: limiter, Key: byRoute, IETFDraft11: true}.Handler(hello))
+				mux.Handle("GET /users/{id}", middleware.RateLimit{Limiter: limiter, Key: byRoute, Fields: middleware.Fields{IETF: true}}.Handler(hello))
 				mux.Handle("GET /other", middleware.RateLimit{Limiter: limiter, Key: byRoute}.Handler(hello))
 				s := serve(t, mux)
 
@@ -168,64 +168,16 @@ func TestRateLimitTooMuch(t *testing.T) {
 	}
 }
 
-// A login form that counts what fails.
-func TestRateLimitCountIf(t *testing.T) {
-	mini := miniredis.RunT(t)
-	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
-	defer client.Close()
-	limiter := must(ratelimit.NewSlidingWindow(client, "login", ratelimit.PerHour(2), patient))
-	mux := http.NewServeMux()
-	mux.HandleFunc("/good", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
-	mux.HandleFunc("/silent", func(w http.ResponseWriter, r *http.Request) {})
-	mux.HandleFunc("/flushed", func(w http.ResponseWriter, r *http.Request) { w.(http.Flusher).Flush() })
-	mux.HandleFunc("/bad", func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no", http.StatusUnauthorized) })
-	mux.HandleFunc("/panic", func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) })
-	s := serve(t, middleware.RateLimit{
-		Limiter: limiter, Key: everybody,
-		CountIf: func(status int) bool { return status >= 400 },
-	}.Handler(mux))
-	left := func() int {
-		res, err := limiter.Take(t.Context(), "everybody", 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return res.Remaining
-	}
-	for range 5 {
-		for _, path := range []string{"/good", "/silent", "/flushed"} {
-			if res := s.get(path); res.StatusCode >= 400 || left() != 2 {
-				t.Fatalf("%s: %s, %d left", path, res.Status, left())
-			}
-		}
-	}
-	s.get("/bad")
-	if left() != 1 {
-		t.Errorf("%d left after a failure", left())
-	}
-	if res, err := s.client.Get(s.URL + "/panic"); err == nil {
-		res.Body.Close()
-	}
-	if left() != 0 {
-		t.Errorf("%d left after a panic", left())
-	}
-	if res := s.get("/good"); res.StatusCode != 429 {
-		t.Errorf("got %s", res.Status)
-	}
-}
-
 func TestRateLimitSettle(t *testing.T) {
 	mini := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	defer client.Close()
 	limiter := must(ratelimit.NewSlidingWindow(client, "bytes", ratelimit.PerHour(100), patient))
 	h := middleware.RateLimit{
-		Limiter: limiter, Key: everybody, PassDecision: true,
+		Limiter: limiter, Key: everybody,
 		Cost: func(*http.Request) int { return 10 },
 	}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		d, ok := middleware.DecisionOf(r)
-		if !ok {
-			t.Fatal("no decision")
-		}
+		d := middleware.DecisionsOf(r)[0]
 		n, _ := io.WriteString(w, "123456789012345678901234567890")
 		if err := d.Settle(r.Context(), n); err != nil {
 			t.Error(err)

@@ -1,44 +1,42 @@
 package middleware
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"reflect"
-	"strconv"
 	"sync/atomic"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
 
-// Policy is what becomes of a request that its limiter could not decide on,
+// FailureMode is what becomes of a request that its limiter could not decide on,
 // because Redis failed.
-type Policy uint8
+type FailureMode uint8
 
 const (
-	// DecideLocally counts in process, if the limiter can (see
-	// [ratelimit.LocalTaker]); if it cannot, this is Refuse.
-	DecideLocally Policy = iota
-	// LetThrough passes the request on, uncounted.
-	LetThrough
-	// Refuse answers 503.
-	Refuse
+	// FailLocal counts in process, if the limiter can (see
+	// [ratelimit.LocalTaker]); if it cannot, this is FailClosed.
+	FailLocal FailureMode = iota
+	// FailOpen passes the request on, uncounted.
+	FailOpen
+	// FailClosed answers 503.
+	FailClosed
 )
 
-// String returns the name of the policy, for logs.
-func (p Policy) String() string {
-	switch p {
-	case DecideLocally:
-		return "decide locally"
-	case LetThrough:
-		return "let through"
-	case Refuse:
-		return "refuse"
+// String returns "local", "open" or "closed".
+func (m FailureMode) String() string {
+	switch m {
+	case FailLocal:
+		return "local"
+	case FailOpen:
+		return "open"
+	case FailClosed:
+		return "closed"
 	}
-	return fmt.Sprintf("Policy(%d)", uint8(p))
+	return fmt.Sprintf("FailureMode(%d)", uint8(m))
 }
 
 // RateLimit asks a limiter about every request and refuses with 429 what it
@@ -50,10 +48,16 @@ func (p Policy) String() string {
 // never help. Several RateLimits may stand on one request: each counts it once,
 // and the tightest one's figures are sent.
 //
-// It starts no goroutines and, but for CountIf, does not wrap the ResponseWriter.
+// It starts no goroutines and does not wrap the ResponseWriter.
 type RateLimit struct {
 	Limiter ratelimit.Limiter // what decides; required
 	Key     KeyFunc           // whom it counts; required
+
+	// OnError is what becomes of a request when Redis fails. It does not cover
+	// a request without a key: letting that through would let clients choose
+	// not to be counted. Such a request is refused, with 400 if the error of
+	// Key wraps ErrNoKey and with 503 otherwise.
+	OnError FailureMode
 
 	// LimiterFor chooses the limiter of a request, such as by the plan of the user:
 	// limiters made by With share what has been spent, and [ratelimit.Unlimited] allows
@@ -68,80 +72,39 @@ type RateLimit struct {
 	// if unknown.
 	Cost func(*http.Request) int
 
-	// CountIf decides by the status of the response whether the request counts: a
-	// login form counts what fails. If it does not, its permits are given back
-	// before the header is sent, in one more round trip; the fields describe the
-	// limit as it was before. A handler that panics has its request counted.
-	// Limiter must be a [ratelimit.Settler]. nil: every request counts, and the
-	// ResponseWriter is not wrapped.
-	CountIf func(status int) bool
+	// FailuresOnly counts every request but those whose handler calls [Succeeded], such as
+	// that of a login once the password was right. What nobody has called a success is a
+	// failure, also where the handler panics, or another handler answers: no status is read.
+	//
+	// A request in flight counts until then, so that of 1,000 guesses at once no more are
+	// checked than the limit allows. One that finds no permit left waits for up to two
+	// seconds for others to succeed; it is refused once nothing has come back for that long.
+	// Limiter must be a [ratelimit.Settler].
+	FailuresOnly bool
 
-	// PassDecision makes DecisionOf work in next, which can then settle the
-	// cost, at the price of a copy of the request.
-	PassDecision bool
+	// Skip says which requests pass without being counted, such as health checks and
+	// preflights of CORS. No limiter and no key is asked for then. nil: none.
+	Skip func(*http.Request) bool
 
-	// OnError is what becomes of a request when Redis fails. It does not cover
-	// a request without a key: letting that through would let clients choose
-	// not to be counted. Such a request is refused, with 400 if the error of
-	// Key wraps ErrNoKey and with 503 otherwise.
-	OnError Policy
-
-	// Denied answers in place of the 429 problem that is sent by default. The
-	// header fields are set before it is called; [DecisionOf] tells it more.
-	Denied http.Handler
-
-	// IETFDraft11 adds the fields RateLimit-Policy and RateLimit in the form of
-	// draft-ietf-httpapi-ratelimit-headers-11, and its problem type to the 429.
-	// Since revision 08 the form has not changed. Policies whose names are not
-	// printable ASCII cannot be named in them: these fields are left out then.
-	IETFDraft11 bool
-
-	// ExposeHeaders adds the header fields to Access-Control-Expose-Headers, so
-	// that scripts of other origins can read them. Which origins may read the
-	// response at all is not decided here.
-	ExposeHeaders bool
+	// Refused answers in place of the problems that are sent by default, with d.Status: 429,
+	// 400 where there is no key, 503 where there is no decision. The header fields, such as
+	// Retry-After and Cache-Control: no-store, are set before it is called.
+	Refused func(w http.ResponseWriter, r *http.Request, d Decision)
 
 	// Shadow decides, counts and reports as ever but refuses nothing and sends
 	// no fields, so that clients behave as if there were no limit.
 	Shadow bool
-	// ShadowHeader names a response header field that, in Shadow mode, holds
-	// the status that a request would have been refused with. Empty: none.
-	ShadowHeader string
+
+	// Fields are the header fields that tell clients about the limit.
+	Fields Fields
 
 	// OnDecision is called with each decision, before the request goes on. It
 	// must not block.
 	OnDecision func(Decision)
 
 	// Logger gets limiters that fail and requests without a key, at most one
-	// line a second for each mounted RateLimit. nil: silent.
+	// line a second for each mounted RateLimit. nil: slog.Default().
 	Logger *slog.Logger
-}
-
-// Decision is what a RateLimit found about one request.
-type Decision struct {
-	Request *http.Request
-	Key     string           // whom it counts for; empty if there is none
-	Cost    int              // permits asked for
-	Result  ratelimit.Result // of the limiter, or of the fallback in process; zero if neither decided
-	Err     error            // why the limiter did not decide; nil if it did
-	Status  int              // what the request is refused with: 429, 400, 503; 0 if it is not
-	Passed  bool             // the request goes on: Status is 0, or the limit is in Shadow mode
-
-	limiter ratelimit.Limiter
-}
-
-// Settle changes what the request has spent to cost, once that is known: see
-// [ratelimit.Settler]. Of ctx it uses only the values, so that a client who hangs up is
-// charged all the same. It does nothing if no limiter counted the request.
-func (d Decision) Settle(ctx context.Context, cost int) error {
-	if !d.decided() {
-		return nil
-	}
-	settler, ok := d.limiter.(ratelimit.Settler)
-	if !ok {
-		return fmt.Errorf("middleware: %T does not settle", d.limiter)
-	}
-	return settler.Settle(ctx, d.Key, d.Result, cost)
 }
 
 // Validate returns all that is wrong with l, or nil.
@@ -153,25 +116,36 @@ func (l RateLimit) Validate() error {
 	if l.Key == nil {
 		errs = append(errs, errors.New("middleware: RateLimit.Key is nil"))
 	}
-	if _, ok := l.Limiter.(ratelimit.Settler); l.CountIf != nil && l.Limiter != nil && !ok {
-		errs = append(errs, fmt.Errorf("middleware: RateLimit.CountIf needs a Limiter that is a ratelimit.Settler, which %T is not", l.Limiter))
+	if _, ok := l.Limiter.(ratelimit.Settler); l.FailuresOnly && l.Limiter != nil && !ok {
+		errs = append(errs, fmt.Errorf("middleware: RateLimit.FailuresOnly needs a Limiter that is a ratelimit.Settler, which %T is not", l.Limiter))
 	}
-	if l.OnError > Refuse {
+	if l.OnError > FailClosed {
 		errs = append(errs, fmt.Errorf("middleware: RateLimit.OnError is %v", l.OnError))
 	}
-	if l.ShadowHeader != "" && !isToken(l.ShadowHeader) {
-		errs = append(errs, fmt.Errorf("middleware: RateLimit.ShadowHeader %q is no header name", l.ShadowHeader))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, l.Fields.validate())...)
 }
 
-// Check decides on r and spends its permits. It knows nothing of responses.
+// free reports whether l is the zero value, which in Routes limits nothing.
+func (l RateLimit) free() bool { return reflect.ValueOf(l).IsZero() }
+
+// Check decides on r and spends its permits. It knows nothing of responses, waits for nobody
+// else's success, and [DecisionsOf] does not find what it returns.
 func (l RateLimit) Check(r *http.Request) Decision {
-	d := l.decide(r)
+	if l.skips(r) {
+		return Decision{Request: r, Passed: true}
+	}
+	return l.passed(l.decide(r))
+}
+
+func (l *RateLimit) skips(r *http.Request) bool { return l.Skip != nil && l.Skip(r) }
+
+// passed is d with whether the request goes on.
+func (l *RateLimit) passed(d Decision) Decision {
 	d.Passed = d.Status == 0 || l.Shadow
 	return d
 }
 
+// decide is the decision on r, but for whether it is passed on.
 func (l *RateLimit) decide(r *http.Request) Decision {
 	d := Decision{Request: r, Cost: 1}
 	if d.limiter, d.Err = l.limiterOf(r); d.Err != nil {
@@ -184,7 +158,12 @@ func (l *RateLimit) decide(r *http.Request) Decision {
 	if d = d.identified(l.Key); d.Status != 0 {
 		return d
 	}
-	ctx := r.Context()
+	return l.take(d)
+}
+
+// take is d, of which limiter, key and cost are known, with the limiter's verdict.
+func (l *RateLimit) take(d Decision) Decision {
+	ctx := d.Request.Context()
 	d.Result, d.Err = d.limiter.Take(ctx, d.Key, d.Cost)
 	decided := d.Err == nil
 	switch {
@@ -192,9 +171,9 @@ func (l *RateLimit) decide(r *http.Request) Decision {
 	case ctx.Err() != nil, errors.Is(d.Err, ratelimit.ErrCost):
 		// Nobody counted: a client must not get past a limit by hanging up, nor
 		// by a cost of its choice.
-	case l.OnError == LetThrough:
+	case l.OnError == FailOpen:
 		return d
-	case l.OnError == DecideLocally:
+	case l.OnError == FailLocal:
 		if local, ok := d.limiter.(ratelimit.LocalTaker); ok {
 			if res, err := local.TakeLocally(d.Key, d.Cost); err == nil {
 				d.Result, decided = res, true
@@ -202,32 +181,6 @@ func (l *RateLimit) decide(r *http.Request) Decision {
 		}
 	}
 	return d.concluded(decided)
-}
-
-// identified is d with its key, or with the status of a request without one.
-func (d Decision) identified(key KeyFunc) Decision {
-	d.Key, d.Err = key(d.Request)
-	if d.Key == "" && d.Err == nil {
-		d.Err = fmt.Errorf("%w: its key is empty", ErrNoKey)
-	}
-	switch {
-	case errors.Is(d.Err, ErrNoKey):
-		d.Status = http.StatusBadRequest
-	case d.Err != nil:
-		d.Status = http.StatusServiceUnavailable
-	}
-	return d
-}
-
-// concluded is d with the status for what was decided, if it was.
-func (d Decision) concluded(decided bool) Decision {
-	switch {
-	case !decided:
-		d.Status = http.StatusServiceUnavailable
-	case !d.Result.Allowed:
-		d.Status = http.StatusTooManyRequests
-	}
-	return d
 }
 
 // limiterOf returns what decides on r.
@@ -245,69 +198,69 @@ func (l *RateLimit) limiterOf(r *http.Request) (ratelimit.Limiter, error) {
 	if v := reflect.ValueOf(chosen); v.Kind() == reflect.Pointer && v.IsNil() {
 		return nil, fmt.Errorf("middleware: LimiterFor returned a nil %T", chosen)
 	}
+	if _, ok := chosen.(ratelimit.Settler); l.FailuresOnly && !ok {
+		return nil, fmt.Errorf("middleware: FailuresOnly: LimiterFor returned a %T, which is no ratelimit.Settler", chosen)
+	}
 	return chosen, nil
 }
-
-// decided reports whether there is a Result.
-func (d Decision) decided() bool { return d.Result != ratelimit.Result{} }
 
 // Handler returns a handler that passes to next what the limit allows. It
 // panics with the error of Validate.
 func (l RateLimit) Handler(next http.Handler) http.Handler {
+	m := l.mount()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(w, r, next) })
+}
+
+// mounted is a RateLimit in use.
+type mounted struct {
+	RateLimit
+	log     occasional
+	waiting waiting // of FailuresOnly
+}
+
+func (l RateLimit) mount() *mounted {
 	if err := l.Validate(); err != nil {
 		panic(err)
 	}
-	var log occasional
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		d := l.Check(r)
-		if d.Err != nil && l.Logger != nil {
-			l.undecided(&log, d)
-		}
-		if l.OnDecision != nil {
-			l.OnDecision(d)
-		}
-		fields := 3 // of a response that is passed on
-		if !d.Passed {
-			fields = 7
-		}
-		values := make(singles, 0, fields)
-		switch {
-		case !l.Shadow && d.decided() && d.Result.Limit.Requests > 0:
-			l.describe(w.Header(), d.Result, &values)
-		case l.Shadow && l.ShadowHeader != "" && d.Status != 0:
-			w.Header().Set(l.ShadowHeader, strconv.Itoa(d.Status))
-		}
-		if !d.Passed {
-			l.refuse(w, d, &values)
-			return
-		}
-		if l.PassDecision {
-			r = d.in(r)
-		}
-		if l.CountIf != nil {
-			l.watch(w, r, next, &log, d)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
+	l.Fields = l.Fields.withDefaults()
+	return &mounted{RateLimit: l}
 }
 
-// watch calls next and gives back the permits of a request that does not count
-// by its status.
-func (l *RateLimit) watch(w http.ResponseWriter, r *http.Request, next http.Handler, log *occasional, d Decision) {
-	hw := &headerWriter{ResponseWriter: w, before: func(status int) error {
-		if l.CountIf(status) {
-			return nil
-		}
-		// Whether the client still listens does not matter to what it spent.
-		err := d.Settle(context.WithoutCancel(r.Context()), 0)
-		if err != nil && l.Logger != nil {
-			l.warn(log, r, "rate limit: permits of a request that does not count were not given back", err)
-		}
-		return nil // either way the response goes out
-	}}
-	next.ServeHTTP(hw.wrap(), r)
-	hw.begin(http.StatusOK) // of a handler that has written nothing
+func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if m.skips(r) {
+		next.ServeHTTP(w, r)
+		return
+	}
+	d := m.decide(r)
+	if m.FailuresOnly && d.Status == http.StatusTooManyRequests && !m.Shadow {
+		d = m.waiting.wait(&m.RateLimit, d)
+	}
+	d = m.passed(d)
+	if d.Err != nil {
+		m.undecided(&m.log, d)
+	}
+	if m.OnDecision != nil {
+		m.OnDecision(d)
+	}
+	fields := 3 // of a response that is passed on
+	if !d.Passed {
+		fields = 7
+	}
+	values := make(singles, 0, fields)
+	if !m.Shadow && d.decided() && d.Result.Limit.Requests > 0 {
+		m.Fields.describe(w.Header(), d.Result, &values)
+	}
+	if !d.Passed {
+		m.refuse(w, d, &values)
+		return
+	}
+	var by *mounted // to be told of a success
+	if m.FailuresOnly && d.Key != "" {
+		by = m
+		m.waiting.begin(d.Key)
+		defer m.waiting.end(d.Key)
+	}
+	next.ServeHTTP(w, remember(r, d, by))
 }
 
 var (
@@ -331,23 +284,32 @@ var (
 
 // refuse answers a request that is not passed on.
 func (l *RateLimit) refuse(w http.ResponseWriter, d Decision, values *singles) {
+	if d.Status == http.StatusServiceUnavailable {
+		w.Header()["Retry-After"] = values.of(unavailableRetry)
+	}
+	if l.Refused != nil {
+		w.Header()["Cache-Control"] = values.of(noStore)
+		l.Refused(w, remember(d.Request, d, nil), d)
+		return
+	}
+	p := l.problem(d)
+	p.serve(w, d.Request, values)
+}
+
+// problem is what answers a request that is not passed on.
+func (l *RateLimit) problem(d Decision) *problem {
 	switch {
 	case d.Status == http.StatusServiceUnavailable:
-		w.Header().Set("Retry-After", unavailableRetry)
-		uncounted.serve(w, d.Request, values)
+		return uncounted
 	case d.Status == http.StatusBadRequest:
-		nobody.serve(w, d.Request, values)
-	case l.Denied != nil:
-		w.Header().Set("Cache-Control", noStore)
-		l.Denied.ServeHTTP(w, d.in(d.Request))
-	case l.IETFDraft11:
+		return nobody
+	case l.Fields.IETF:
 		p := *exceeded(d.Result)
 		p.Type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 		p.ViolatedPolicies = []string{d.Result.Policy}
-		p.ready().serve(w, d.Request, values)
-	default:
-		exceeded(d.Result).serve(w, d.Request, values)
+		return p.ready()
 	}
+	return exceeded(d.Result)
 }
 
 // exceeded returns the problem of a denial.
@@ -361,20 +323,6 @@ func exceeded(res ratelimit.Result) *problem {
 // unavailableRetry is the Retry-After of a 503, in seconds: long enough for a
 // failover of Redis to have begun, and short enough for a person to wait.
 const unavailableRetry = "5"
-
-type decisionKey struct{}
-
-// in returns a copy of r that DecisionOf finds d in.
-func (d Decision) in(r *http.Request) *http.Request {
-	return r.WithContext(context.WithValue(r.Context(), decisionKey{}, d))
-}
-
-// DecisionOf returns the decision on r: in a Denied handler, and, behind a
-// RateLimit with PassDecision, in the handler. Of several, it is the innermost.
-func DecisionOf(r *http.Request) (Decision, bool) {
-	d, ok := r.Context().Value(decisionKey{}).(Decision)
-	return d, ok
-}
 
 // undecided logs a request that the limiter did not decide on, and what became
 // of it. A client that has hung up is no failure.
@@ -394,12 +342,20 @@ func (l *RateLimit) undecided(o *occasional, d Decision) {
 
 func (l *RateLimit) warn(o *occasional, r *http.Request, message string, err error) {
 	if skipped, now := o.now(); now {
-		l.Logger.LogAttrs(r.Context(), slog.LevelWarn, message,
+		loggerOr(l.Logger).LogAttrs(r.Context(), slog.LevelWarn, message,
 			slog.Any("error", err),
 			slog.String("method", r.Method),
 			slog.String("route", route(r)),
 			slog.Int64("lines_left_out", skipped))
 	}
+}
+
+// loggerOr is a configured Logger, or the default one of the time of the line.
+func loggerOr(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.Default()
+	}
+	return l
 }
 
 // route names a request in logs: by the pattern that matched, or by its path.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -122,7 +123,7 @@ func TestRateLimitRefuses(t *testing.T) {
 		t.Run(tc.retry.String(), func(t *testing.T) {
 			calls := 0
 			h := middleware.RateLimit{
-				Limiter: &script{result: denied("login", tc.retry)}, Key: everybody, IETFDraft11: true,
+				Limiter: &script{result: denied("login", tc.retry)}, Key: everybody, Fields: middleware.Fields{IETF: true},
 			}.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ }))
 			res := answer(h, request(""))
 			if res.StatusCode != 429 || calls != 0 {
@@ -157,7 +158,7 @@ func TestRateLimitBody(t *testing.T) {
 		{"program", middleware.RateLimit{}, "*/*", "application/problem+json", map[string]any{
 			"type": "about:blank", "title": "Too Many Requests", "status": 429.0,
 		}},
-		{"IETF", middleware.RateLimit{IETFDraft11: true}, "application/json", "application/problem+json", map[string]any{
+		{"IETF", middleware.RateLimit{Fields: middleware.Fields{IETF: true}}, "application/json", "application/problem+json", map[string]any{
 			"type": "https://iana.org/assignments/http-problem-types#quota-exceeded", "status": 429.0,
 			"violated-policies": []any{"login"},
 		}},
@@ -235,7 +236,7 @@ func TestRateLimitIETFFields(t *testing.T) {
 				tc.result.ResetAfter = 7 * time.Second
 				tc.t = 7
 			}
-			h := middleware.RateLimit{Limiter: &script{result: tc.result}, Key: everybody, IETFDraft11: true}.Handler(hello)
+			h := middleware.RateLimit{Limiter: &script{result: tc.result}, Key: everybody, Fields: middleware.Fields{IETF: true}}.Handler(hello)
 			res := answer(h, request(""))
 			for _, p := range []struct {
 				field, key string
@@ -248,7 +249,7 @@ func TestRateLimitIETFFields(t *testing.T) {
 		})
 	}
 	t.Run("form", func(t *testing.T) {
-		h := middleware.RateLimit{Limiter: &script{result: allowed("login", 5, 0, 42*time.Second)}, Key: everybody, IETFDraft11: true}.Handler(hello)
+		h := middleware.RateLimit{Limiter: &script{result: allowed("login", 5, 0, 42*time.Second)}, Key: everybody, Fields: middleware.Fields{IETF: true}}.Handler(hello)
 		res := answer(h, request(""))
 		if got := res.Header.Get("RateLimit-Policy"); got != `"login";q=5;w=60` {
 			t.Error(got)
@@ -258,7 +259,7 @@ func TestRateLimitIETFFields(t *testing.T) {
 		}
 	})
 	t.Run("a name that is not ASCII", func(t *testing.T) {
-		h := middleware.RateLimit{Limiter: &script{result: allowed("прачечная", 5, 0, 0)}, Key: everybody, IETFDraft11: true}.Handler(hello)
+		h := middleware.RateLimit{Limiter: &script{result: allowed("прачечная", 5, 0, 0)}, Key: everybody, Fields: middleware.Fields{IETF: true}}.Handler(hello)
 		res := answer(h, request(""))
 		if res.Header["Ratelimit"] != nil || res.Header["Ratelimit-Policy"] != nil || res.Header.Get("X-RateLimit-Limit") != "5" {
 			t.Errorf("%v", res.Header)
@@ -283,8 +284,8 @@ func TestRateLimitStacked(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			outer, inner := &script{result: tc.outer}, &script{result: tc.inner}
-			h := middleware.RateLimit{Limiter: inner, Key: everybody, IETFDraft11: true, ExposeHeaders: true}.Handler(hello)
-			h = middleware.RateLimit{Limiter: outer, Key: everybody, IETFDraft11: true, ExposeHeaders: true}.Handler(h)
+			h := middleware.RateLimit{Limiter: inner, Key: everybody, Fields: middleware.Fields{IETF: true, Expose: true}}.Handler(hello)
+			h = middleware.RateLimit{Limiter: outer, Key: everybody, Fields: middleware.Fields{IETF: true, Expose: true}}.Handler(h)
 			res := answer(h, request(""))
 			if res.StatusCode != tc.status {
 				t.Errorf("%s, want %d", res.Status, tc.status)
@@ -315,7 +316,7 @@ func TestRateLimitStacked(t *testing.T) {
 	}
 	t.Run("only the looser one has IETF fields", func(t *testing.T) {
 		h := middleware.RateLimit{Limiter: &script{result: allowed("b", 10, 1, 0)}, Key: everybody}.Handler(hello)
-		h = middleware.RateLimit{Limiter: &script{result: allowed("a", 10, 9, 0)}, Key: everybody, IETFDraft11: true}.Handler(h)
+		h = middleware.RateLimit{Limiter: &script{result: allowed("a", 10, 9, 0)}, Key: everybody, Fields: middleware.Fields{IETF: true}}.Handler(h)
 		if res := answer(h, request("")); res.Header["Ratelimit"] != nil || res.Header.Get("X-RateLimit-Remaining") != "1" {
 			t.Errorf("%v", res.Header)
 		}
@@ -336,13 +337,13 @@ func TestRateLimitUndecided(t *testing.T) {
 		{"local denies", middleware.RateLimit{Limiter: &scriptWithFallback{script{err: broken, local: denied("l", time.Second)}}}, 429, "0", "decided in process"},
 		{"local fails", middleware.RateLimit{Limiter: &scriptWithFallback{script{err: broken}}}, 503, "", "refused"},
 		{"no local", middleware.RateLimit{Limiter: &script{err: broken}}, 503, "", "refused"},
-		{"let through", middleware.RateLimit{Limiter: &scriptWithFallback{script{err: broken}}, OnError: middleware.LetThrough}, 200, "", "let through"},
-		{"refuse", middleware.RateLimit{Limiter: &scriptWithFallback{script{err: broken, local: allowed("l", 5, 4, 0)}}, OnError: middleware.Refuse}, 503, "", "refused"},
-		{"negative cost", middleware.RateLimit{Limiter: &scriptWithFallback{script{local: allowed("l", 5, 4, 0)}}, OnError: middleware.LetThrough, Cost: func(*http.Request) int { return -1 }}, 503, "", "refused"},
-		{"no key", middleware.RateLimit{Limiter: &script{result: allowed("l", 5, 4, 0)}, OnError: middleware.LetThrough, Key: middleware.ByHeader("X-API-Key")}, 400, "", "refused"},
+		{"let through", middleware.RateLimit{Limiter: &scriptWithFallback{script{err: broken}}, OnError: middleware.FailOpen}, 200, "", "let through"},
+		{"refuse", middleware.RateLimit{Limiter: &scriptWithFallback{script{err: broken, local: allowed("l", 5, 4, 0)}}, OnError: middleware.FailClosed}, 503, "", "refused"},
+		{"negative cost", middleware.RateLimit{Limiter: &scriptWithFallback{script{local: allowed("l", 5, 4, 0)}}, OnError: middleware.FailOpen, Cost: func(*http.Request) int { return -1 }}, 503, "", "refused"},
+		{"no key", middleware.RateLimit{Limiter: &script{result: allowed("l", 5, 4, 0)}, OnError: middleware.FailOpen, Key: middleware.ByHeader("X-API-Key")}, 400, "", "refused"},
 		{"empty key", middleware.RateLimit{Limiter: &script{result: allowed("l", 5, 4, 0)}, Key: func(*http.Request) (string, error) { return "", nil }}, 400, "", "refused"},
-		{"key fails", middleware.RateLimit{Limiter: &script{result: allowed("l", 5, 4, 0)}, OnError: middleware.LetThrough, Key: badKey}, 503, "", "refused"},
-		{"shadow lets through", middleware.RateLimit{Limiter: &script{err: broken}, OnError: middleware.Refuse, Shadow: true}, 200, "", "let through"},
+		{"key fails", middleware.RateLimit{Limiter: &script{result: allowed("l", 5, 4, 0)}, OnError: middleware.FailOpen, Key: badKey}, 503, "", "refused"},
+		{"shadow lets through", middleware.RateLimit{Limiter: &script{err: broken}, OnError: middleware.FailClosed, Shadow: true}, 200, "", "let through"},
 		{"shadow without a key", middleware.RateLimit{Limiter: &script{}, Shadow: true, Key: badKey}, 200, "", "let through"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -378,7 +379,7 @@ func TestRateLimitUndecided(t *testing.T) {
 // A client that hangs up is not counted, so it does not get in either; and it
 // is nobody's failure.
 func TestRateLimitCancelled(t *testing.T) {
-	for _, policy := range []middleware.Policy{middleware.DecideLocally, middleware.LetThrough, middleware.Refuse} {
+	for _, policy := range []middleware.FailureMode{middleware.FailLocal, middleware.FailOpen, middleware.FailClosed} {
 		t.Run(policy.String(), func(t *testing.T) {
 			var log journal
 			calls := 0
@@ -400,23 +401,20 @@ func TestRateLimitShadow(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		result ratelimit.Result
-		header string
-		want   string
 		status int
 	}{
-		{"allowed", allowed("l", 5, 3, 0), "Would-Be", "", 0},
-		{"denied", denied("l", time.Second), "Would-Be", "429", 429},
-		{"denied in silence", denied("l", time.Second), "", "", 429},
+		{"allowed", allowed("l", 5, 3, 0), 0},
+		{"denied", denied("l", time.Second), 429},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var seen []middleware.Decision
 			h := middleware.RateLimit{
-				Limiter: &script{result: tc.result}, Key: everybody, Shadow: true, ShadowHeader: tc.header, ExposeHeaders: true,
+				Limiter: &script{result: tc.result}, Key: everybody, Shadow: true, Fields: middleware.Fields{Expose: true},
 				OnDecision: func(d middleware.Decision) { seen = append(seen, d) },
 			}.Handler(hello)
 			res := answer(h, request(""))
-			if res.StatusCode != 200 || res.Header.Get("Would-Be") != tc.want {
-				t.Errorf("%s, header %q", res.Status, res.Header.Get("Would-Be"))
+			if res.StatusCode != 200 {
+				t.Errorf("got %s", res.Status)
 			}
 			for _, name := range []string{"X-RateLimit-Limit", "Retry-After", "Access-Control-Expose-Headers"} {
 				if res.Header.Get(name) != "" {
@@ -430,30 +428,95 @@ func TestRateLimitShadow(t *testing.T) {
 	}
 }
 
-func TestRateLimitDenied(t *testing.T) {
-	h := middleware.RateLimit{
-		Limiter: &script{result: denied("login", 3*time.Second)}, Key: everybody,
-		Cost: func(*http.Request) int { return 2 },
-		Denied: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			d, ok := middleware.DecisionOf(r)
-			if !ok || d.Result.Policy != "login" || d.Cost != 2 {
-				t.Errorf("decision %+v, %v", d, ok)
+// One answer of one's own for 429, 400 and 503, with its fields and its decision.
+func TestRefusedAnswersEachRefusal(t *testing.T) {
+	noKey := func(*http.Request) (string, error) { return "", middleware.ErrNoKey }
+	for _, tc := range []struct {
+		status int
+		retry  string
+		limit  middleware.RateLimit
+	}{
+		{429, "3", middleware.RateLimit{Limiter: &script{result: denied("login", 3*time.Second)}, Key: everybody}},
+		{400, "", middleware.RateLimit{Limiter: &script{}, Key: noKey}},
+		{503, "5", middleware.RateLimit{Limiter: &script{err: ratelimit.ErrUnavailable}, Key: everybody, OnError: middleware.FailClosed}},
+	} {
+		tc.limit.Cost = func(*http.Request) int { return 2 }
+		tc.limit.Logger = slog.New(slog.DiscardHandler)
+		tc.limit.Refused = func(w http.ResponseWriter, r *http.Request, d middleware.Decision) {
+			if all := middleware.DecisionsOf(r); d.Status != tc.status || d.Cost != 2 || len(all) != 1 || all[0].Status != d.Status {
+				t.Errorf("%d: decision %+v, of the request %+v", tc.status, d, all)
 			}
-			http.Error(w, "slow down", http.StatusTooManyRequests)
-		}),
-	}.Handler(hello)
-	res := answer(h, request(""))
-	body, _ := io.ReadAll(res.Body)
-	if res.StatusCode != 429 || string(body) != "slow down\n" || res.Header.Get("Retry-After") != "3" || res.Header.Get("Cache-Control") != "no-store" {
-		t.Errorf("%s %v %q", res.Status, res.Header, body)
+			http.Error(w, "slow down", d.Status)
+		}
+		res := answer(tc.limit.Handler(hello), request(""))
+		body, _ := io.ReadAll(res.Body)
+		if res.StatusCode != tc.status || string(body) != "slow down\n" || res.Header.Get("Retry-After") != tc.retry || res.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s %v %q", res.Status, res.Header, body)
+		}
 	}
-	if _, ok := middleware.DecisionOf(request("")); ok {
-		t.Error("a request that nobody refused has a decision")
+	if all := middleware.DecisionsOf(request("")); all != nil {
+		t.Errorf("a request that nobody decided on has %v", all)
+	}
+}
+
+// What is skipped asks for no key and no permit, and says nothing of a limit.
+func TestSkip(t *testing.T) {
+	l := &script{result: denied("l", time.Second)}
+	limit := middleware.RateLimit{
+		Limiter: l, Key: func(*http.Request) (string, error) { return "", errors.New("nobody asks") },
+		Skip:       func(r *http.Request) bool { return r.URL.Path == "/healthz" },
+		OnDecision: func(d middleware.Decision) { t.Errorf("decided %+v", d) },
+	}
+	res := answer(limit.Handler(hello), httptest.NewRequest("GET", "/healthz", nil))
+	if res.StatusCode != 200 || len(l.takes) != 0 || len(res.Header["X-Ratelimit-Limit"]) != 0 {
+		t.Errorf("%s %v, takes %v", res.Status, res.Header, l.takes)
+	}
+	if d := limit.Check(httptest.NewRequest("GET", "/healthz", nil)); !d.Passed || len(l.takes) != 0 {
+		t.Errorf("%+v, takes %v", d, l.takes)
+	}
+}
+
+// Fields have the names one likes, or there are none; of several limits the tightest one's stand.
+func TestFieldNames(t *testing.T) {
+	of := func(policy string, remaining int, f middleware.Fields) middleware.RateLimit {
+		return middleware.RateLimit{Limiter: &script{result: allowed(policy, 5, remaining, 0)}, Key: everybody, Fields: f}
+	}
+	named := middleware.Fields{Expose: true, Names: middleware.FieldNames{Limit: "RateLimit-Limit", Remaining: "RateLimit-Remaining", Reset: "RateLimit-Reset"}}
+	h := of("loose", 4, named).Handler(of("tight", 1, named).Handler(of("silent", 0, middleware.Fields{None: true}).Handler(hello)))
+	res := answer(h, request(""))
+	if got := res.Header["Ratelimit-Remaining"]; len(got) != 1 || got[0] != "1" {
+		t.Errorf("remaining %q", got)
+	}
+	if res.Header.Get("X-RateLimit-Limit") != "" || res.Header.Get("RateLimit-Limit") != "5" || res.Header.Get("RateLimit-Reset") == "" {
+		t.Errorf("%v", res.Header)
+	}
+	if got := res.Header.Get("Access-Control-Expose-Headers"); got != "RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After" {
+		t.Errorf("exposes %s", got)
+	}
+	res = answer(middleware.RateLimit{Limiter: &script{result: denied("l", time.Second)}, Key: everybody, Fields: middleware.Fields{None: true}}.Handler(hello), request(""))
+	if res.StatusCode != 429 || res.Header.Get("Retry-After") != "1" || res.Header.Get("X-RateLimit-Limit") != "" {
+		t.Errorf("without fields: %s %v", res.Status, res.Header)
+	}
+}
+
+// With no Logger set, a limiter that fails leaves one line a second in slog's default logger.
+func TestSilenceIsLogged(t *testing.T) {
+	var log strings.Builder
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+	defer slog.SetDefault(before)
+	l := &scriptWithFallback{script{err: ratelimit.ErrUnavailable, local: allowed("l", 5, 4, 0)}}
+	h := middleware.RateLimit{Limiter: l, Key: everybody}.Handler(hello)
+	for range 3 {
+		answer(h, request(""))
+	}
+	if got := log.String(); strings.Count(got, "decided in process") < 1 || strings.Count(got, "\n") > 2 {
+		t.Errorf("logged:\n%s", got)
 	}
 }
 
 func TestRateLimitExposeHeaders(t *testing.T) {
-	h := middleware.RateLimit{Limiter: &script{result: allowed("l", 5, 3, 0)}, Key: everybody, ExposeHeaders: true}.Handler(hello)
+	h := middleware.RateLimit{Limiter: &script{result: allowed("l", 5, 3, 0)}, Key: everybody, Fields: middleware.Fields{Expose: true}}.Handler(hello)
 	w := httptest.NewRecorder()
 	w.Header().Set("Access-Control-Expose-Headers", "ETag")
 	h.ServeHTTP(w, request(""))
@@ -470,8 +533,10 @@ func TestRateLimitValidate(t *testing.T) {
 		want  []string
 	}{
 		{"valid", middleware.RateLimit{Limiter: &script{}, Key: everybody}, nil},
-		{"no Settler", middleware.RateLimit{Limiter: &script{}, Key: everybody, CountIf: func(int) bool { return true }}, []string{"CountIf"}},
-		{"everything", middleware.RateLimit{OnError: 9, ShadowHeader: "no header"}, []string{"Limiter", "Key", "Policy(9)", `"no header"`}},
+		{"no Settler", middleware.RateLimit{Limiter: &script{}, Key: everybody, FailuresOnly: true}, []string{"FailuresOnly"}},
+		{"everything", middleware.RateLimit{OnError: 9, Fields: middleware.Fields{Names: middleware.FieldNames{Limit: "no header"}}}, []string{"Limiter", "Key", "FailureMode(9)", `"no header"`}},
+		{"none and more", middleware.RateLimit{Limiter: &script{}, Key: everybody, Fields: middleware.Fields{None: true, IETF: true}}, []string{"None"}},
+		{"one name twice", middleware.RateLimit{Limiter: &script{}, Key: everybody, Fields: middleware.Fields{Names: middleware.FieldNames{Limit: "left", Remaining: "Left"}}}, []string{"two are Left"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			expectErrors(t, tc.limit.Validate(), tc.want)
@@ -511,7 +576,7 @@ func expectPanic(t *testing.T, want error) {
 
 // Header slices belong to one response each.
 func TestFieldsAreNotShared(t *testing.T) {
-	h := middleware.RateLimit{Limiter: &script{result: denied("l", time.Second)}, Key: everybody, ExposeHeaders: true, IETFDraft11: true}.Handler(hello)
+	h := middleware.RateLimit{Limiter: &script{result: denied("l", time.Second)}, Key: everybody, Fields: middleware.Fields{IETF: true, Expose: true}}.Handler(hello)
 	first := httptest.NewRecorder()
 	h.ServeHTTP(first, request(""))
 	for name, values := range first.Header() {
@@ -538,7 +603,7 @@ func TestRateLimitAllocations(t *testing.T) {
 		result ratelimit.Result
 		most   float64
 	}{
-		{"passed", allowed("l", 500, 300, time.Minute), 2}, // the fields' values, X-RateLimit-Reset
+		{"passed", allowed("l", 500, 300, time.Minute), 4}, // the fields' values, X-RateLimit-Reset; the request, and what DecisionsOf finds on it
 		{"refused", denied("l", time.Minute), 2},           // all in one, X-RateLimit-Reset
 	} {
 		l := &steady{tc.result}

@@ -3,19 +3,25 @@ package middleware
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/http"
+	"net/url"
+	"path"
 	"slices"
+	"strings"
 )
 
 // Routes is a table of limits by [http.ServeMux] pattern. It works in front of
 // any router: it matches the request itself and leaves routing to next. The
-// most specific pattern wins, as in a ServeMux; what no pattern matches passes.
+// most specific pattern wins, as in a ServeMux; what no pattern matches passes, and so does
+// what a more specific pattern with the zero RateLimit matches: it is free.
 //
-// A path that a ServeMux would first redirect, such as //login, is counted
-// under the pattern it leads to. What the router behind accepts beyond that (a
-// slash at the end, another case) needs a pattern of its own. The empty value
-// limits nothing.
+// Routers differ in what they take a path for. A request is counted by each pattern that one
+// of the usual readings leads to: as it is, with its escapes undone, without empty and dot
+// segments, without a slash at its end; its host in small letters and without a final dot.
+// Another case of a path needs a pattern of its own, where the router behind takes it. The
+// empty table limits nothing.
 type Routes map[string]RateLimit
 
 // Validate returns all that is wrong with the table, or nil: what is wrong with
@@ -34,22 +40,85 @@ func (t Routes) Handler(next http.Handler) http.Handler {
 	if err != nil {
 		panic(err)
 	}
-	limited := make(map[string]http.Handler, len(t))
+	limited := make(map[string]*mounted, len(t))
 	for pattern, limit := range t {
-		limited[pattern] = limit.Handler(next)
+		if !limit.free() {
+			limited[pattern] = limit.mount()
+		}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// The mux's own handler is not called: it may be a redirect.
-		_, pattern := mux.Handler(r)
-		h, ok := limited[pattern]
-		if !ok {
-			next.ServeHTTP(w, r)
-			return
+		h := next
+		for pattern := range matches(mux, r) {
+			if m := limited[pattern]; m != nil {
+				h = under(m, pattern, h)
+			}
 		}
-		r = r.WithContext(r.Context()) // a copy, to set the pattern of
-		r.Pattern = pattern
 		h.ServeHTTP(w, r)
 	})
+}
+
+// under is next behind a limit that was found by a pattern, which the limit's functions see.
+func under(m *mounted, pattern string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r = r.WithContext(r.Context()) // a copy, to set the pattern of
+		r.Pattern = pattern
+		m.serve(w, r, next)
+	})
+}
+
+// matches yields the patterns that the readings of a request lead to, each once.
+func matches(mux *http.ServeMux, r *http.Request) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		// The handler that the mux returns is not called: it may be a redirect.
+		_, first := mux.Handler(r)
+		if !yield(first) || isPlainRequest(r) {
+			return
+		}
+		seen := []string{first}
+		for _, path := range readings(r.URL.Path) {
+			read := &http.Request{Method: r.Method, Host: plainHost(r.Host), URL: &url.URL{Path: path}}
+			if _, pattern := mux.Handler(read); !slices.Contains(seen, pattern) {
+				if seen = append(seen, pattern); !yield(pattern) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// isPlainRequest reports whether the readings of a request are all the same.
+func isPlainRequest(r *http.Request) bool {
+	path := r.URL.Path
+	return r.URL.RawPath == "" && r.Host == plainHost(r.Host) && strings.HasPrefix(path, "/") &&
+		!strings.Contains(path, "%") && !strings.Contains(path, "//") && !strings.Contains(path, "/.") &&
+		(path == "/" || !strings.HasSuffix(path, "/"))
+}
+
+// readings are the paths that routers may take a path for, which has been unescaped once.
+func readings(p string) []string {
+	var all []string
+	for range 4 { // an escape of an escape of an escape
+		clean := path.Clean("/" + p)
+		all = append(all, p, clean)
+		if strings.HasSuffix(p, "/") && clean != "/" {
+			all = append(all, clean+"/")
+		}
+		unescaped, err := url.PathUnescape(p)
+		if err != nil || unescaped == p {
+			break
+		}
+		p = unescaped
+	}
+	return all
+}
+
+// plainHost is a host in small letters, without a final dot.
+func plainHost(host string) string {
+	name, port := host, ""
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
+		name, port = host[:i], host[i:]
+	}
+	return strings.ToLower(strings.TrimSuffix(name, ".")) + port
 }
 
 // mux returns a mux with the patterns of the table.
@@ -57,7 +126,9 @@ func (t Routes) mux() (*http.ServeMux, error) {
 	var errs []error
 	mux := http.NewServeMux()
 	for _, pattern := range slices.Sorted(maps.Keys(t)) {
-		if err := t[pattern].Validate(); err != nil {
+		if limit := t[pattern]; limit.free() {
+			// nothing to check
+		} else if err := limit.Validate(); err != nil {
 			errs = append(errs, fmt.Errorf("middleware: route %q: %w", pattern, err))
 		}
 		if err := register(mux, pattern); err != nil {

@@ -1,9 +1,11 @@
 package middleware_test
 
 import (
+	"maps"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gatehouse-go/gatehouse/middleware"
 )
@@ -52,6 +54,84 @@ func TestRoutes(t *testing.T) {
 				l.takes = nil
 			}
 		})
+	}
+}
+
+// However a path, a host or a method is spelled, what a router takes for a route is counted by
+// its pattern.
+func TestNoSpellingGetsAroundRoutes(t *testing.T) {
+	for _, tc := range []struct {
+		method, host, target string
+		want                 string // "" where no router takes it for the route
+	}{
+		{"POST", "", "/api/login", "POST /api/login"},
+		{"POST", "", "/api%2Flogin", "POST /api/login"},
+		{"POST", "", "/api%2flogin", "POST /api/login"},
+		{"POST", "", "/api%252Flogin", "POST /api/login"},
+		{"POST", "", "/api%25252Flogin", "POST /api/login"},
+		{"POST", "", "/%61pi/login", "POST /api/login"},
+		{"POST", "", "//api/login", "POST /api/login"},
+		{"POST", "", "/api//login", "POST /api/login"},
+		{"POST", "", "/api/./login", "POST /api/login"},
+		{"POST", "", "/x/../api/login", "POST /api/login"},
+		{"POST", "", "/x/%2e%2e/api/login", "POST /api/login"},
+		{"POST", "", "/x%2F..%2Fapi%2Flogin", "POST /api/login"},
+		{"POST", "", "/api/login/", "POST /api/login"},
+		{"POST", "", "/api/login//", "POST /api/login"},
+		{"POST", "", "/api%2Flogin%2F", "POST /api/login"},
+		{"POST", "", "http://example.com/api/login", "POST /api/login"},
+		{"POST", "", "http://example.com//api%2flogin/", "POST /api/login"},
+		{"HEAD", "", "/files/1", "GET /files/{id}"},
+		{"HEAD", "", "/files%2f1/", "GET /files/{id}"},
+		{"GET", "ADMIN.example.com", "/x", "admin.example.com/"},
+		{"GET", "admin.example.com.", "/x", "admin.example.com/"},
+		{"GET", "Admin.Example.Com.:8080", "/x", "admin.example.com/"},
+		{"GET", "", "/api/login", ""},
+		{"POST", "", "/api/login2", ""},
+		{"POST", "", "/health%2f", "/health"},
+	} {
+		t.Run(tc.method+" "+tc.host+tc.target, func(t *testing.T) {
+			counted := map[string]int{}
+			table := middleware.Routes{"/health": {}}
+			for _, pattern := range []string{"POST /api/login", "GET /files/{id}", "admin.example.com/"} {
+				table[pattern] = middleware.RateLimit{
+					Limiter: &script{result: allowed(pattern, 5, 3, 0)}, Key: middleware.ByRoute,
+					OnDecision: func(d middleware.Decision) { counted[strings.TrimPrefix(d.Key, "route:")]++ },
+				}
+			}
+			r := httptest.NewRequest(tc.method, tc.target, nil)
+			if tc.host != "" {
+				r.Host = tc.host
+			}
+			if res := answer(table.Handler(hello), r); res.StatusCode != 200 {
+				t.Errorf("got %s", res.Status)
+			}
+			want := map[string]int{tc.want: 1}
+			if tc.want == "" || tc.want == "/health" { // not counted, or free
+				want = map[string]int{}
+			}
+			if !maps.Equal(counted, want) {
+				t.Errorf("counted by %v, want %v", counted, want)
+			}
+		})
+	}
+}
+
+// Where readings lead to several patterns, each counts.
+func TestEachReadingOfARouteCounts(t *testing.T) {
+	file, dir := &script{result: allowed("file", 5, 3, 0)}, &script{result: denied("dir", time.Second)}
+	h := middleware.Routes{
+		"/files/{name}":       {Limiter: file, Key: everybody},
+		"/files/{dir}/{name}": {Limiter: dir, Key: everybody},
+	}.Handler(hello)
+	res := answer(h, httptest.NewRequest("GET", "/files/a%2Fb", nil))
+	if res.StatusCode != 429 || len(dir.takes) != 1 {
+		t.Errorf("%s, %v, %v", res.Status, file.takes, dir.takes)
+	}
+	dir.result = allowed("dir", 5, 3, 0)
+	res = answer(h, httptest.NewRequest("GET", "/files/a%2Fb", nil))
+	if res.StatusCode != 200 || len(file.takes) == 0 || len(dir.takes) != 2 {
+		t.Errorf("%s, %v, %v", res.Status, file.takes, dir.takes)
 	}
 }
 

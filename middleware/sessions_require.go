@@ -14,7 +14,9 @@ import (
 // nobody. The zero value is not usable: Manager is required.
 type RequireUser struct {
 	Manager *session.Manager // required
-	Denied  http.Handler     // answers instead of the 401, such as by a redirect to a login page; nil: a problem
+
+	// Refused answers instead of the 401, such as by a redirect to a login page; nil: a problem.
+	Refused func(http.ResponseWriter, *http.Request)
 }
 
 // Validate returns what is wrong with q, or nil.
@@ -33,7 +35,7 @@ func (q RequireUser) Handler(next http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if q.Manager.UserID(r.Context()) == "" {
-			deny(w, r, q.Denied, loginRequired)
+			refuse(w, r, q.Refused, loginRequired)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -49,7 +51,9 @@ func (q RequireUser) Handler(next http.Handler) http.Handler {
 type RequireFresh struct {
 	Manager *session.Manager // required
 	MaxAge  time.Duration    // how long a login counts as fresh; required
-	Denied  http.Handler     // answers instead of the 401 or 403, such as by asking for the password; nil: a problem
+
+	// Refused answers instead of the 401 or 403, such as by asking for the password; nil: a problem.
+	Refused func(http.ResponseWriter, *http.Request)
 }
 
 // Validate returns all that is wrong with q, or nil.
@@ -73,9 +77,9 @@ func (q RequireFresh) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case q.Manager.UserID(r.Context()) == "":
-			deny(w, r, q.Denied, loginRequired)
+			refuse(w, r, q.Refused, loginRequired)
 		case !q.Manager.AuthenticatedWithin(r.Context(), q.MaxAge):
-			deny(w, r, q.Denied, freshLoginRequired)
+			refuse(w, r, q.Refused, freshLoginRequired)
 		default:
 			next.ServeHTTP(w, r)
 		}
@@ -97,10 +101,10 @@ var (
 	}.ready()
 )
 
-func deny(w http.ResponseWriter, r *http.Request, instead http.Handler, p *problem) {
+func refuse(w http.ResponseWriter, r *http.Request, instead func(http.ResponseWriter, *http.Request), p *problem) {
 	if instead != nil {
 		w.Header().Set("Cache-Control", noStore)
-		instead.ServeHTTP(w, r)
+		instead(w, r)
 		return
 	}
 	if p.Status == http.StatusUnauthorized {

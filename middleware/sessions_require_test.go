@@ -17,7 +17,7 @@ func TestRequireUser(t *testing.T) {
 	mux.HandleFunc("/login", func(w http.ResponseWriter, r *http.Request) { m.Login(r.Context(), "ann") })
 	mux.HandleFunc("/logout", func(w http.ResponseWriter, r *http.Request) { m.Logout(r.Context()) })
 	mux.Handle("/account", middleware.RequireUser{Manager: m}.Handler(hello))
-	mux.Handle("/page", middleware.RequireUser{Manager: m, Denied: http.RedirectHandler("/login", http.StatusSeeOther)}.Handler(hello))
+	mux.Handle("/page", middleware.RequireUser{Manager: m, Refused: http.RedirectHandler("/login", http.StatusSeeOther).ServeHTTP}.Handler(hello))
 	s := serve(t, middleware.Sessions{Manager: m}.Handler(mux))
 
 	visitor := func() {

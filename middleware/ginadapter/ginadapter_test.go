@@ -3,6 +3,7 @@ package ginadapter_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -308,8 +309,7 @@ func TestGroup(t *testing.T) {
 			Limiter: local(t, "users", 3), Key: middleware.Join(middleware.ByRoute, middleware.ByUser(m)),
 		}),
 		ginadapter.Wrap(middleware.RateLimit{
-			Limiter: local(t, "failures", 2), Key: middleware.ByUser(m),
-			CountIf: func(status int) bool { return status >= 400 },
+			Limiter: local(t, "failures", 2), Key: middleware.ByUser(m), FailuresOnly: true,
 		}),
 	)
 	g.GET("/:id", func(c *gin.Context) {
@@ -319,6 +319,7 @@ func TestGroup(t *testing.T) {
 			c.Status(http.StatusNotFound) // without a body
 			return
 		}
+		middleware.Succeeded(c.Request)
 		c.String(200, "user %s, call %d", c.Param("id"), m.GetInt(c.Request.Context(), "n"))
 	})
 	g.GET("/:id/posts", func(c *gin.Context) { c.String(200, "posts") })
@@ -343,16 +344,16 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// CountIf sees a status that gin has only noted.
-func TestCountIf(t *testing.T) {
+// What gin's handlers call no success is counted, however it was answered.
+func TestFailuresOnly(t *testing.T) {
 	r := gin.New()
 	r.Use(ginadapter.Wrap(middleware.RateLimit{
-		Limiter: local(t, "failures", 2),
-		Key:     middleware.ByIP(middleware.PeerIP),
-		CountIf: func(status int) bool { return status >= 400 },
+		Limiter:      local(t, "failures", 2),
+		Key:          middleware.ByIP(middleware.PeerIP),
+		FailuresOnly: true,
 	}))
-	r.GET("/good", func(c *gin.Context) {})
-	r.GET("/bad", func(c *gin.Context) { c.Status(401) })
+	r.GET("/good", func(c *gin.Context) { middleware.Succeeded(c.Request) })
+	r.GET("/bad", func(c *gin.Context) { c.Error(errors.New("wrong")); c.Status(401) })
 	s := serve(t, r, false)
 	for range 5 {
 		if res, _ := s.do("GET", "/good"); res.StatusCode != 200 {

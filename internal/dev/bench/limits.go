@@ -173,7 +173,7 @@ func gatehouseLimit(limiter newLimiter) func(*env, policy) (wrapper, error) {
 		if err != nil {
 			return nil, err
 		}
-		return middleware.RateLimit{Limiter: l, Key: p.key.ours, OnError: middleware.Refuse}.Handler, nil
+		return middleware.RateLimit{Limiter: l, Key: p.key.ours, OnError: middleware.FailClosed}.Handler, nil
 	}
 }
 

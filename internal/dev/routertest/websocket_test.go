@@ -40,10 +40,8 @@ func stack(t *testing.T, http2 bool, routes func(*http.ServeMux, *session.Manage
 	mux.HandleFunc("/get", func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, m.GetString(r.Context(), "k"))
 	})
-	// CountIf wraps the writer once more.
 	limit := middleware.RateLimit{
 		Limiter: limiter, Key: middleware.ByIP(middleware.PeerIP),
-		CountIf: func(int) bool { return true },
 	}
 	srv := httptest.NewUnstartedServer(middleware.Sessions{Manager: m}.Handler(limit.Handler(mux)))
 	srv.EnableHTTP2 = http2

@@ -1,0 +1,156 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+)
+
+// Decision is what a RateLimit found about one request.
+type Decision struct {
+	Request *http.Request
+	Key     string           // whom it counts for; empty if there is none
+	Cost    int              // permits asked for
+	Result  ratelimit.Result // of the limiter, or of the fallback in process; zero if neither decided
+	Err     error            // why the limiter did not decide; nil if it did
+	Status  int              // what the request is refused with: 429, 400, 503; 0 if it is not
+	Passed  bool             // the request goes on: Status is 0, or the limit is in Shadow mode
+
+	limiter ratelimit.Limiter
+}
+
+// Settle changes what the request has spent to cost, once that is known: see
+// [ratelimit.Settler]. Of ctx it uses only the values, so that a client who hangs up is
+// charged all the same. It does nothing if no limiter counted the request.
+func (d Decision) Settle(ctx context.Context, cost int) error {
+	if !d.decided() {
+		return nil
+	}
+	settler, ok := d.limiter.(ratelimit.Settler)
+	if !ok {
+		return fmt.Errorf("middleware: %T does not settle", d.limiter)
+	}
+	return settler.Settle(ctx, d.Key, d.Result, cost)
+}
+
+// decided reports whether there is a Result.
+func (d Decision) decided() bool { return d.Result != ratelimit.Result{} }
+
+// identified is d with its key, or with the status of a request without one.
+func (d Decision) identified(key KeyFunc) Decision {
+	d.Key, d.Err = key(d.Request)
+	if d.Key == "" && d.Err == nil {
+		d.Err = fmt.Errorf("%w: its key is empty", ErrNoKey)
+	}
+	switch {
+	case errors.Is(d.Err, ErrNoKey):
+		d.Status = http.StatusBadRequest
+	case d.Err != nil:
+		d.Status = http.StatusServiceUnavailable
+	}
+	return d
+}
+
+// concluded is d with the status for what was decided, if it was.
+func (d Decision) concluded(decided bool) Decision {
+	switch {
+	case !decided:
+		d.Status = http.StatusServiceUnavailable
+	case !d.Result.Allowed:
+		d.Status = http.StatusTooManyRequests
+	default:
+		d.Status = 0
+	}
+	return d
+}
+
+// DecisionsOf returns the decisions on r of each RateLimit that it has come through, outermost
+// first: in handlers, to settle a cost, and in Refused.
+func DecisionsOf(r *http.Request) []Decision {
+	t, ok := r.Context().Value(takenKey{}).(*taken)
+	if !ok {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]Decision, len(t.list))
+	for i := range t.list {
+		all[i] = t.list[i].Decision
+	}
+	return all
+}
+
+// Succeeded tells each RateLimit with FailuresOnly that r has come through that it does not
+// count: its permits are given back at once, in one round trip for each, also when the client
+// has hung up. Call it when the password was right, before the response is written, so that
+// those who wait for a permit get it. If they cannot be given back, the Logger of the RateLimit
+// gets a line. Further calls do nothing.
+func Succeeded(r *http.Request) {
+	t, ok := r.Context().Value(takenKey{}).(*taken)
+	if !ok {
+		return
+	}
+	for _, d := range t.successes() {
+		err := d.Settle(r.Context(), 0)
+		if err != nil {
+			d.by.warn(&d.by.log, r, "rate limit: permits of a success were not given back", err)
+		}
+		d.by.waiting.free(d.Key, d.Cost)
+	}
+}
+
+// taken is a context with what the limits of one request have decided so far.
+type taken struct {
+	context.Context
+	mu    sync.Mutex
+	list  []takenBy
+	first [1]takenBy // most requests come through one limit
+}
+
+type takenBy struct {
+	Decision
+	by *mounted // to be told of a success; nil: nobody
+}
+
+type takenKey struct{}
+
+func (t *taken) Value(key any) any {
+	if key == (takenKey{}) {
+		return t
+	}
+	return t.Context.Value(key)
+}
+
+// successes returns the decisions whose RateLimits are to be told of a success, once.
+func (t *taken) successes() []takenBy {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var all []takenBy
+	for i := range t.list {
+		if t.list[i].by != nil {
+			all = append(all, t.list[i])
+			t.list[i].by = nil
+		}
+	}
+	slices.Reverse(all) // the innermost limit is mostly the one that others wait for
+	return all
+}
+
+// remember returns r, or a copy of it, on which DecisionsOf finds d. by is told of a success.
+func remember(r *http.Request, d Decision, by *mounted) *http.Request {
+	t, ok := r.Context().Value(takenKey{}).(*taken)
+	if !ok {
+		t = &taken{Context: r.Context()}
+		t.list = t.first[:0]
+		r = r.WithContext(t)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.list = append(t.list, takenBy{d, by})
+	return r
+}

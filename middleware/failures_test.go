@@ -1,0 +1,222 @@
+package middleware_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/middleware"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+)
+
+// logins is a login page on several servers: any password but "right" is wrong.
+type logins struct {
+	servers []http.Handler
+	checked atomic.Int64
+}
+
+// newLogins mounts limit, whose Limiter is another one over the same keys on each server. A check
+// takes as long as it says.
+func newLogins(servers int, check time.Duration, limit func(server int) middleware.RateLimit) *logins {
+	l := new(logins)
+	for i := range servers {
+		l.servers = append(l.servers, limit(i).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			l.checked.Add(1)
+			time.Sleep(check)
+			if r.FormValue("password") == "right" {
+				middleware.Succeeded(r)
+			}
+			io.WriteString(w, "a page") // 200 in any case
+		})))
+	}
+	return l
+}
+
+func (l *logins) try(server int, password string) *http.Response {
+	return answer(l.servers[server%len(l.servers)], httptest.NewRequest("POST", "/login?password="+password, nil))
+}
+
+// failuresOver returns a limit of 5 a minute for each server.
+func failuresOver(t *testing.T, name string) func(int) middleware.RateLimit {
+	server := redistest.Start(t)
+	return func(int) middleware.RateLimit {
+		limiter := must(ratelimit.NewSlidingWindow(server.Client(), name, ratelimit.PerMinute(5), patient))
+		return middleware.RateLimit{Limiter: limiter, Key: everybody, FailuresOnly: true}
+	}
+}
+
+// Of 1,000 wrong guesses at once, on two servers, exactly as many are checked as the limit says.
+func TestNoMoreGuessesAreCheckedThanTheLimit(t *testing.T) {
+	l := newLogins(2, 20*time.Millisecond, failuresOver(t, "guesses"))
+	var wg sync.WaitGroup
+	var refused atomic.Int64
+	for i := range 1000 {
+		wg.Go(func() {
+			if l.try(i, "wrong").StatusCode == http.StatusTooManyRequests {
+				refused.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if l.checked.Load() != 5 || refused.Load() != 995 {
+		t.Errorf("%d checked, %d refused", l.checked.Load(), refused.Load())
+	}
+	// What is spent are failures: that is said at once, and until when.
+	began := time.Now()
+	res := l.try(0, "right")
+	if after := time.Since(began); res.StatusCode != 429 || after > time.Second {
+		t.Errorf("%s after %v", res.Status, after)
+	}
+	if s, _ := strconv.Atoi(res.Header.Get("Retry-After")); s < 40 {
+		t.Errorf("Retry-After %d", s)
+	}
+}
+
+// Of 20 right ones at once all get in, though five of them hold all permits meanwhile.
+func TestRightGuessesWaitForEachOther(t *testing.T) {
+	for servers := 1; servers <= 2; servers++ {
+		t.Run(fmt.Sprint(servers, " servers"), func(t *testing.T) {
+			l := newLogins(servers, 50*time.Millisecond, failuresOver(t, "right"))
+			began := time.Now()
+			var wg sync.WaitGroup
+			for i := range 20 {
+				wg.Go(func() {
+					if res := l.try(i, "right"); res.StatusCode != http.StatusOK {
+						t.Errorf("%s, Retry-After %s", res.Status, res.Header.Get("Retry-After"))
+					}
+				})
+			}
+			wg.Wait()
+			t.Logf("all in after %v", time.Since(began))
+			if res := l.try(0, "wrong"); res.Header.Get("X-RateLimit-Remaining") != "4" {
+				t.Errorf("the first failure leaves %s", res.Header.Get("X-RateLimit-Remaining"))
+			}
+		})
+	}
+}
+
+// Nobody is told to wait for a minute because of requests that are still in flight.
+func TestRequestsInFlightAreNoFailures(t *testing.T) {
+	checking, checked := make(chan bool), make(chan bool)
+	h := failuresOver(t, "slow")(0).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		checking <- true
+		<-checked
+		middleware.Succeeded(r)
+	}))
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() { answer(h, request("")) })
+		<-checking
+	}
+	res := answer(h, request(""))
+	if s, err := strconv.Atoi(res.Header.Get("Retry-After")); res.StatusCode != 429 || err != nil || s > 2 {
+		t.Errorf("%s, Retry-After %d, %v", res.Status, s, err)
+	}
+	close(checked)
+	wg.Wait()
+	go func() { <-checking }()
+	if res := answer(h, request("")); res.StatusCode != http.StatusOK {
+		t.Errorf("afterwards: %s", res.Status)
+	}
+}
+
+// What nobody has called a success is a failure, however it is answered.
+func TestFailuresOnlyFailsClosed(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"nothing written": func(http.ResponseWriter, *http.Request) {},
+		"panic":           func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"status":          func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusForbidden) },
+		"redirect":        func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusSeeOther) },
+		"flushed":         func(w http.ResponseWriter, r *http.Request) { http.NewResponseController(w).Flush() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			checked := 0
+			limit := failuresOver(t, "closed")(0)
+			site := limit.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { checked++; h(w, r) }))
+			for range 20 {
+				func() {
+					defer func() { _ = recover() }()
+					answer(site, request(""))
+				}()
+			}
+			if checked != 5 {
+				t.Errorf("%d of 20 were checked", checked)
+			}
+		})
+	}
+}
+
+// A client that hangs up while it waits is let go, and takes no permit.
+func TestWaitingEndsWithItsClient(t *testing.T) {
+	limit := failuresOver(t, "gone")(0)
+	l := newLogins(1, 0, func(int) middleware.RateLimit { return limit })
+	for range 5 {
+		l.try(0, "wrong")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	answer(l.servers[0], request("").WithContext(ctx))
+	if after := time.Since(began); after > time.Second || l.checked.Load() != 5 {
+		t.Errorf("after %v, %d checked", after, l.checked.Load())
+	}
+}
+
+// Succeeded is for limits of failures alone, reaches all of them, and does so once.
+func TestSucceeded(t *testing.T) {
+	server := redistest.Start(t)
+	limiter := func(name string) *ratelimit.SlidingWindow {
+		return must(ratelimit.NewSlidingWindow(server.Client(), name, ratelimit.PerMinute(5), patient))
+	}
+	left := func(l ratelimit.Limiter) int { return must(l.Take(t.Context(), "everybody", 0)).Remaining }
+	account, address, all := limiter("account"), limiter("address"), limiter("all")
+	h := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		middleware.Succeeded(r)
+		middleware.Succeeded(r.WithContext(context.WithoutCancel(r.Context())))
+		if n := len(middleware.DecisionsOf(r)); n != 3 {
+			t.Errorf("%d decisions", n)
+		}
+	}))
+	h = middleware.RateLimit{Limiter: account, Key: everybody, FailuresOnly: true}.Handler(h)
+	h = middleware.RateLimit{Limiter: address, Key: everybody, FailuresOnly: true}.Handler(h)
+	h = middleware.RateLimit{Limiter: all, Key: everybody}.Handler(h)
+	answer(h, request(""))
+	if a, b, c := left(account), left(address), left(all); a != 5 || b != 5 || c != 4 {
+		t.Errorf("%d, %d, %d left", a, b, c)
+	}
+	middleware.Succeeded(request("")) // of no limit: nothing happens
+}
+
+// Permits that cannot be given back are told of.
+func TestSuccessThatCannotBeSaved(t *testing.T) {
+	var log redistest.Journal
+	l := &unsettled{script{result: allowed("l", 5, 4, 0)}}
+	h := middleware.RateLimit{Limiter: l, Key: everybody, FailuresOnly: true, Logger: slog.New(slog.NewTextHandler(&log, nil))}.
+		Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { middleware.Succeeded(r) }))
+	answer(h, request(""))
+	if !strings.Contains(log.String(), "not given back") {
+		t.Errorf("logged %q", log.String())
+	}
+}
+
+// unsettled takes, and settles nothing.
+type unsettled struct{ script }
+
+func (*unsettled) Settle(context.Context, string, ratelimit.Result, int) error {
+	return errors.New("broken")
+}
+func (*unsettled) Refund(context.Context, string, ratelimit.Result) error {
+	return errors.New("broken")
+}
