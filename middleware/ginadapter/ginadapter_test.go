@@ -594,3 +594,35 @@ func Example() {
 	// 200 order 2 of ann
 	// 429 {"type":"about:blank","title":"Too Many Requests","status":429,"detail":"The limit on requests is used up. Retry-After tells when to try again."}
 }
+
+// Routes in front of gin: what gin takes for a route has been counted by its pattern.
+func TestNoSpellingGetsPastRoutes(t *testing.T) {
+	for name, set := range map[string]func(*gin.Engine){
+		"as it is":  func(*gin.Engine) {},
+		"raw paths": func(r *gin.Engine) { r.UseRawPath, r.UnescapePathValues = true, true },
+		"fixed":     func(r *gin.Engine) { r.RedirectFixedPath, r.RemoveExtraSlash = true, true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			calls, counted := 0, 0
+			r := gin.New()
+			set(r)
+			r.POST("/api/login", func(*gin.Context) { calls++ })
+			h := middleware.Routes{"POST /api/login": {
+				Limiter: local(t, "login", 1000), Key: middleware.ByRoute,
+				OnDecision: func(middleware.Decision) { counted++ },
+			}}.Handler(r)
+			for _, target := range []string{
+				"/api/login", "/api%2Flogin", "/api%252Flogin", "/%61pi/login", "//api/login", "/api//login", "/x/../api/login", "/api/login/", "/api%2Flogin%2F",
+			} {
+				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", target, nil))
+				if calls > counted {
+					t.Fatalf("%s: %d logins, %d counted", target, calls, counted)
+				}
+				counted = calls
+			}
+			if calls < 1 {
+				t.Errorf("%d logins", calls)
+			}
+		})
+	}
+}

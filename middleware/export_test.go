@@ -1,0 +1,4 @@
+package middleware
+
+// ForgetProxied has PeerIP write its line again.
+func ForgetProxied() { proxied.Store(false) }
