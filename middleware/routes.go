@@ -114,11 +114,16 @@ func readings(p string) []string {
 
 // plainHost is a host in small letters, without a final dot.
 func plainHost(host string) string {
-	name, port := host, ""
-	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
-		name, port = host[:i], host[i:]
-	}
+	name, port := splitPort(host)
 	return strings.ToLower(strings.TrimSuffix(name, ".")) + port
+}
+
+// splitPort returns the parts of a Host, the port with its colon.
+func splitPort(host string) (name, port string) {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
+		return host[:i], host[i:]
+	}
+	return host, ""
 }
 
 // mux returns a mux with the patterns of the table.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync"
 
 	"github.com/gatehouse-go/gatehouse/session"
 )
@@ -31,21 +32,17 @@ type Sessions struct {
 	Manager *session.Manager // required
 
 	// Cookie is a template. Where it is zero, the cookie is called
-	// __Host-session and has Path=/ and SameSite=Lax. It is always HttpOnly and,
-	// but for DangerouslyAllowHTTP, Secure. It lasts until the browser closes,
-	// or as long as the session after the Manager's Remember.
+	// __Host-session and has Path=/ and SameSite=Lax. It is always HttpOnly and
+	// Secure. It lasts until the browser closes, or as long as the session after the
+	// Manager's Remember. It is sent when the session has a new ID, and again when its life
+	// has changed, not with each response.
+	//
+	// Path is where browsers send the cookie, and no protection: a page of another path can
+	// have it sent.
+	//
+	// Over plain HTTP to localhost, where browsers refuse such cookies, it is not Secure and its
+	// name has no __Host- or __Secure- in front, but for that it is the same.
 	Cookie http.Cookie
-
-	// LegacyCookie names the cookie of the Manager's Legacy store. It is looked at if none
-	// of ours leads to a session, and only for what can be a token of that store. It stays
-	// until its session ends, so that old servers go on beside new ones. If both cookies
-	// have one name, ours replaces it, and old servers do not know it.
-	LegacyCookie string
-
-	// DangerouslyAllowHTTP sends the cookie over plain HTTP, where anyone on
-	// the way can take it and be the user. It is for development: the cookie
-	// is called "session", since browsers refuse the prefix __Host- there.
-	DangerouslyAllowHTTP bool
 
 	// OnError answers a request whose session could not be loaded or saved. The
 	// error is an [*session.EncodeError] if a value cannot be stored. The
@@ -53,25 +50,25 @@ type Sessions struct {
 	// EncodeError, and 503 with Retry-After otherwise.
 	OnError func(w http.ResponseWriter, r *http.Request, err error)
 
-	// OnLateChange is called when a handler has changed the session after its
-	// header was sent. Such a change is lost.
-	OnLateChange func(LateChange)
+	// LegacyCookie names the cookie of the Manager's Legacy store. It is looked at if none
+	// of ours leads to a session, and only for what can be a token of that store. It stays
+	// until its session ends, so that old servers go on beside new ones. If both cookies
+	// have one name, ours replaces it, and old servers do not know it.
+	LegacyCookie string
 
-	// Logger gets sessions that cannot be loaded or saved, and late changes.
-	// nil: slog.Default().
+	// Logger gets sessions that cannot be loaded or saved, and changes that came after the
+	// header was sent, which are lost. nil: slog.Default().
 	Logger *slog.Logger
-}
-
-// LateChange is a change to a session that came too late to be saved.
-type LateChange struct {
-	Request *http.Request // as the handler got it; Pattern is set if a router did
 }
 
 // Validate returns all that is wrong with s, or nil.
 func (s Sessions) Validate() error {
 	_, err := s.cookie()
-	if s.Manager == nil {
+	switch {
+	case s.Manager == nil:
 		err = errors.Join(errors.New("middleware: Sessions.Manager is nil"), err)
+	case s.LegacyCookie != "" && !s.Manager.HasLegacy():
+		err = errors.Join(err, errors.New("middleware: Sessions.LegacyCookie is set, but the Manager has no Legacy.Store"))
 	}
 	return err
 }
@@ -80,7 +77,9 @@ func (s Sessions) Validate() error {
 type loader struct {
 	Sessions
 	cookie http.Cookie // the template, with its defaults
+	local  http.Cookie // that over plain HTTP to localhost
 	outage occasional
+	plain  sync.Once // a cookie went out that is not Secure
 }
 
 // Handler returns a handler that calls next with the session. It panics with
@@ -94,6 +93,7 @@ func (s Sessions) Handler(next http.Handler) http.Handler {
 	}
 	l := &loader{Sessions: s}
 	l.cookie, _ = s.cookie() // checked by Validate
+	l.local = localCookie(l.cookie)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.serve(w, r, next) })
 }
 
@@ -118,14 +118,14 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 		h := w.Header()
 		if err != nil {
 			outer.restore(h)
-			l.apply(h, out)
+			l.apply(r, h, out)
 			l.fail(w, r, err)
 			return fmt.Errorf("middleware: response replaced, its session was not saved: %w", err)
 		}
 		if !slices.Contains(h["Vary"], "Cookie") {
 			h["Vary"] = append(h["Vary"], "Cookie")
 		}
-		l.apply(h, out)
+		l.apply(r, h, out)
 		return nil
 	}
 	returned := false
@@ -147,7 +147,7 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 // load finds the session that the request's cookies name.
 func (l *loader) load(r *http.Request) (context.Context, error) {
 	var buf [maxNamed]string
-	cookies := cookiesNamed(buf[:0], r, l.cookie.Name)
+	cookies := cookiesNamed(buf[:0], r, l.cookieOf(r).Name)
 	if l.LegacyCookie == "" {
 		return l.Manager.Load(r.Context(), cookies...)
 	}
@@ -196,16 +196,13 @@ var (
 	}.ready()
 	noSession = problem{
 		Status: http.StatusServiceUnavailable,
-		Detail: "Sessions are not available at the moment. Your cookie is still good.",
+		Detail: "Sessions are not available at the moment.",
 	}.ready()
 )
 
 func (l *loader) reportLate(r *http.Request) {
 	l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: changed after the header was sent, the change is lost",
 		slog.String("method", r.Method), slog.String("route", route(r)))
-	if l.OnLateChange != nil {
-		l.OnLateChange(LateChange{Request: r})
-	}
 }
 
 // fields are the header fields that middleware further out has set. They

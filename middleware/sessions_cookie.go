@@ -3,7 +3,9 @@ package middleware
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/textproto"
 	"strings"
 	"time"
@@ -19,12 +21,9 @@ func (s Sessions) cookie() (http.Cookie, error) {
 		errs = append(errs, fmt.Errorf("middleware: Sessions."+format, args...))
 	}
 	c := s.Cookie
-	c.HttpOnly, c.Secure = true, !s.DangerouslyAllowHTTP
+	c.HttpOnly, c.Secure = true, true
 	if c.Name == "" {
 		c.Name = "__Host-session"
-		if s.DangerouslyAllowHTTP {
-			c.Name = "session" // browsers refuse the prefix without Secure
-		}
 	}
 	if c.Path == "" {
 		c.Path = "/"
@@ -39,11 +38,6 @@ func (s Sessions) cookie() (http.Cookie, error) {
 	case hasPrefixFold(c.Name, "__Host-") && (c.Domain != "" || c.Path != "/"):
 		bad("Cookie.Name %q must have no Domain and the Path /", c.Name)
 	}
-	for _, prefix := range []string{"__Host-", "__Secure-", "__Http-"} {
-		if hasPrefixFold(c.Name, prefix) && !c.Secure {
-			bad("Cookie.Name %q cannot be used with DangerouslyAllowHTTP", c.Name)
-		}
-	}
 	if !strings.HasPrefix(c.Path, "/") || (&http.Cookie{Name: "n", Path: c.Path}).Valid() != nil {
 		bad("Cookie.Path %q is no path", c.Path)
 	}
@@ -51,16 +45,9 @@ func (s Sessions) cookie() (http.Cookie, error) {
 		bad("Cookie.Domain %q is no domain", c.Domain)
 	}
 	switch c.SameSite {
-	case http.SameSiteLaxMode, http.SameSiteStrictMode:
-	case http.SameSiteNoneMode:
-		if !c.Secure {
-			bad("Cookie.SameSite None cannot be used with DangerouslyAllowHTTP")
-		}
+	case http.SameSiteLaxMode, http.SameSiteStrictMode, http.SameSiteNoneMode:
 	default:
 		bad("Cookie.SameSite must be Lax, Strict or None")
-	}
-	if c.Partitioned && !c.Secure {
-		bad("Cookie.Partitioned cannot be used with DangerouslyAllowHTTP")
 	}
 	if c.Value != "" || !c.Expires.IsZero() || c.MaxAge != 0 {
 		bad("Cookie has a Value, Expires or MaxAge: those are the Manager's")
@@ -69,6 +56,42 @@ func (s Sessions) cookie() (http.Cookie, error) {
 		bad("LegacyCookie %q is no token", s.LegacyCookie)
 	}
 	return c, errors.Join(errs...)
+}
+
+// cookieOf is the template of the cookie that r can have.
+func (l *loader) cookieOf(r *http.Request) *http.Cookie {
+	if r.TLS == nil && isLocalhost(r.Host) && len(r.Header["X-Forwarded-For"]) == 0 && len(r.Header["Forwarded"]) == 0 {
+		return &l.local
+	}
+	return &l.cookie
+}
+
+// isLocalhost reports whether a Host names the machine of the browser.
+func isLocalhost(host string) bool {
+	name, _ := splitPort(host)
+	switch {
+	case name == "localhost", strings.HasSuffix(name, ".localhost"), name == "[::1]":
+		return true
+	case strings.HasPrefix(name, "127."):
+		ip, err := netip.ParseAddr(name)
+		return err == nil && ip.IsLoopback()
+	}
+	return false
+}
+
+// localCookie is c as browsers take it over plain HTTP to localhost.
+func localCookie(c http.Cookie) http.Cookie {
+	c.Secure, c.Partitioned = false, false
+	for _, prefix := range []string{"__Host-Http-", "__Host-", "__Secure-", "__Http-"} {
+		if hasPrefixFold(c.Name, prefix) && len(c.Name) > len(prefix) {
+			c.Name = c.Name[len(prefix):]
+			break
+		}
+	}
+	if c.SameSite == http.SameSiteNoneMode {
+		c.SameSite = http.SameSiteLaxMode
+	}
+	return c
 }
 
 // isToken reports whether s can be the name of a cookie or a header (RFC 9110,
@@ -121,11 +144,18 @@ func isPlain(s string) bool {
 
 // apply writes the outcome of a request into its response's header. A response that
 // carries a cookie may not be stored anywhere, whatever the handler said.
-func (l *loader) apply(h http.Header, out session.Outcome) {
+func (l *loader) apply(r *http.Request, h http.Header, out session.Outcome) {
 	if out.Action == session.CookieKeep {
 		return
 	}
-	c := l.cookie
+	c := *l.cookieOf(r)
+	if !c.Secure {
+		l.plain.Do(func() {
+			l.Logger.LogAttrs(r.Context(), slog.LevelWarn,
+				"session: a cookie that is not Secure was sent, as the request was for localhost over plain HTTP; a proxy must pass on the Host of its clients",
+				slog.String("host", r.Host))
+		})
+	}
 	switch {
 	case out.Action == session.CookieDelete:
 		c.MaxAge, c.Expires = -1, time.Unix(1, 0)

@@ -292,13 +292,13 @@ func (m *move) gone(res reply, name string) {
 
 func TestLegacyCookieBesideOurs(t *testing.T) {
 	for name, s := range map[string]middleware.Sessions{
-		"":                 {},
-		"development mode": {DangerouslyAllowHTTP: true},
+		"":                  {},
+		"a name of its own": {Cookie: http.Cookie{Name: "session"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			own := ours
-			if s.DangerouslyAllowHTTP {
-				own = "session"
+			if s.Cookie.Name != "" {
+				own = s.Cookie.Name
 			}
 			start := func() *move {
 				m := newMove(t, "old", s, func(*scs.SessionManager) {})
@@ -346,10 +346,9 @@ func TestLegacyCookieBesideOurs(t *testing.T) {
 	}
 }
 
-// In development mode our cookie is called "session", as that of scs is: ours takes its
-// place. New servers go on with the session, old ones do not know it any more.
+// Our cookie may be called "session", as that of scs is: ours takes its place. New servers go on with the session, old ones do not know it any more.
 func TestLegacyCookieOfOurName(t *testing.T) {
-	m := newMove(t, "session", middleware.Sessions{DangerouslyAllowHTTP: true}, func(*scs.SessionManager) {})
+	m := newMove(t, "session", middleware.Sessions{Cookie: http.Cookie{Name: "session"}}, func(*scs.SessionManager) {})
 	m.old.get("/login")
 	legacy := m.cookie("session")
 	res := m.sees(m.new, "ann cart=book k=")
@@ -386,7 +385,7 @@ func TestLegacyCookieOfOurName(t *testing.T) {
 	// The first request may be one that ends the legacy session: nothing deletes the cookie
 	// that it sets.
 	for path, want := range map[string]string{"/login?user=bob": "bob cart= k=", "/logout": " cart= k="} {
-		m := newMove(t, "session", middleware.Sessions{DangerouslyAllowHTTP: true}, func(*scs.SessionManager) {})
+		m := newMove(t, "session", middleware.Sessions{Cookie: http.Cookie{Name: "session"}}, func(*scs.SessionManager) {})
 		m.old.get("/login")
 		legacy := m.cookie("session")
 		if res := m.new.get(path); len(res.Header["Set-Cookie"]) != 1 {

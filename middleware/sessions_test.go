@@ -3,6 +3,7 @@ package middleware_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -548,7 +549,6 @@ func TestSessionsLateChange(t *testing.T) {
 	protocols(t, func(t *testing.T, serve func(http.Handler) *site) {
 		m, _ := newManager(t)
 		var log journal
-		var late []string
 		mux := http.NewServeMux()
 		mux.HandleFunc("GET /late/{id}", func(w http.ResponseWriter, r *http.Request) {
 			m.Put(r.Context(), "k", "early")
@@ -559,16 +559,12 @@ func TestSessionsLateChange(t *testing.T) {
 			io.WriteString(w, m.GetString(r.Context(), "k"))
 		})
 		s := serve(middleware.Sessions{
-			Manager:      m,
-			Logger:       log.logger(),
-			OnLateChange: func(c middleware.LateChange) { late = append(late, c.Request.Pattern) },
+			Manager: m,
+			Logger:  log.logger(),
 		}.Handler(mux))
 		s.get("/late/7")
 		if got := s.get("/get").body; got != "early" {
 			t.Errorf("the next request sees %q", got)
-		}
-		if !slices.Equal(late, []string{"GET /late/{id}"}) {
-			t.Errorf("late changes: %q", late)
 		}
 		if got := log.String(); strings.Count(got, "level=ERROR") != 1 || !strings.Contains(got, `route="GET /late/{id}"`) {
 			t.Errorf("log: %s", got)
@@ -743,12 +739,6 @@ func TestSessionsCookie(t *testing.T) {
 			t.Errorf("got %v", c)
 		}
 	})
-	t.Run("plain HTTP", func(t *testing.T) {
-		c := login(t, middleware.Sessions{DangerouslyAllowHTTP: true}, false)
-		if c.Name != "session" || c.Secure || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode {
-			t.Errorf("got %v", c)
-		}
-	})
 	t.Run("logout", func(t *testing.T) {
 		m, _ := newManager(t)
 		s := serve(t, middleware.Sessions{Manager: m}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -815,8 +805,84 @@ func TestSessionsLegacyCookie(t *testing.T) {
 	}
 }
 
-func TestSessionsValidate(t *testing.T) {
+// Over plain HTTP to localhost browsers get a cookie that they take, and it leads to the session;
+// nothing else goes without Secure, whatever a proxy or a client says. That it did is told, once.
+func TestCookiesOfLocalhost(t *testing.T) {
 	m, _ := newManager(t)
+	for _, tc := range []struct {
+		host, header string
+		tls          bool
+		local        bool
+	}{
+		{"localhost", "", false, true},
+		{"localhost:8080", "", false, true},
+		{"app.localhost:8080", "", false, true},
+		{"127.0.0.1:8080", "", false, true},
+		{"[::1]:8080", "", false, true},
+		{"[::1]", "", false, true},
+		{"localhost:8443", "", true, false},
+		{"localhost:8080", "X-Forwarded-For", false, false},
+		{"localhost:8080", "Forwarded", false, false},
+		{"example.com", "", false, false},
+		{"localhost.example.com", "", false, false},
+		{"127.0.0.1.example.com", "", false, false},
+		{"notlocalhost", "", false, false},
+		{"192.168.1.5:8080", "", false, false},
+		{"", "", false, false},
+	} {
+		for name, want := range map[string]string{"": "session", "__Secure-sid": "sid", "__Host-": "__Host-", "sid": "sid"} {
+			var log journal
+			h := middleware.Sessions{Manager: m, Logger: log.logger(), Cookie: http.Cookie{Name: name, SameSite: http.SameSiteNoneMode, Partitioned: true}}.Handler(
+				http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if m.UserID(r.Context()) == "" {
+						m.Login(r.Context(), "ann")
+					}
+				}))
+			ask := func(cookies ...*http.Cookie) []*http.Cookie {
+				r := httptest.NewRequest("GET", "/", nil)
+				r.Host = tc.host
+				if tc.tls {
+					r.TLS = &tls.ConnectionState{}
+				}
+				if tc.header != "" {
+					r.Header.Set(tc.header, "for=198.51.100.1")
+				}
+				for _, c := range cookies {
+					r.AddCookie(c)
+				}
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, r)
+				return w.Result().Cookies()
+			}
+			set := ask()
+			if len(set) != 1 {
+				t.Fatalf("%q: cookies %v", tc.host, set)
+			}
+			c := set[0]
+			if !tc.local {
+				if want = name; name == "" {
+					want = ours
+				}
+			}
+			if c.Name != want || c.Secure == tc.local || !c.HttpOnly || (c.SameSite == http.SameSiteNoneMode) == tc.local || c.Partitioned == tc.local {
+				t.Errorf("%q %s: got %v", tc.host, name, c)
+			}
+			if again := ask(c); len(again) != 0 {
+				t.Errorf("%q %s: the cookie leads nowhere", tc.host, name)
+			}
+			ask()
+			if got := strings.Count(log.String(), "not Secure"); (got == 1) != tc.local || got > 1 {
+				t.Errorf("%q: %d lines", tc.host, got)
+			}
+		}
+	}
+}
+
+func TestSessionsValidate(t *testing.T) {
+	m, mini := newManager(t)
+	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
+	defer client.Close()
+	withLegacy := must(session.New(client, session.Config{Legacy: session.Legacy{Store: memstore.NewWithCleanupInterval(0)}}))
 	for _, tc := range []struct {
 		name string
 		s    middleware.Sessions
@@ -827,22 +893,19 @@ func TestSessionsValidate(t *testing.T) {
 		{"__Host- with a domain", middleware.Sessions{Manager: m, Cookie: http.Cookie{Domain: "example.com"}}, []string{"no Domain"}},
 		{"__Host- with a path", middleware.Sessions{Manager: m, Cookie: http.Cookie{Path: "/app"}}, []string{"no Domain and the Path /"}},
 		{"__host- in lower case", middleware.Sessions{Manager: m, Cookie: http.Cookie{Name: "__host-x", Path: "/app"}}, []string{"no Domain and the Path /"}},
-		{"SameSite None without Secure", middleware.Sessions{Manager: m, DangerouslyAllowHTTP: true, Cookie: http.Cookie{SameSite: http.SameSiteNoneMode}}, []string{"SameSite None"}},
 		{"SameSite left to the browser", middleware.Sessions{Manager: m, Cookie: http.Cookie{SameSite: http.SameSiteDefaultMode}}, []string{"SameSite"}},
-		{"Partitioned without Secure", middleware.Sessions{Manager: m, DangerouslyAllowHTTP: true, Cookie: http.Cookie{Partitioned: true}}, []string{"Partitioned"}},
-		{"__Secure- without Secure", middleware.Sessions{Manager: m, DangerouslyAllowHTTP: true, Cookie: http.Cookie{Name: "__Secure-x"}}, []string{"__Secure-x"}},
-		{"__Host-Http- without Secure", middleware.Sessions{Manager: m, DangerouslyAllowHTTP: true, Cookie: http.Cookie{Name: "__Host-Http-x"}}, []string{"__Host-Http-x"}},
 		{"no token", middleware.Sessions{Manager: m, Cookie: http.Cookie{Name: "my session"}}, []string{"no token"}},
 		{"relative path", middleware.Sessions{Manager: m, Cookie: http.Cookie{Name: "s", Path: "app"}}, []string{"no path"}},
 		{"a value", middleware.Sessions{Manager: m, Cookie: http.Cookie{Value: "x"}}, []string{"Value, Expires or MaxAge"}},
 		{"a lifetime", middleware.Sessions{Manager: m, Cookie: http.Cookie{MaxAge: 60}}, []string{"Value, Expires or MaxAge"}},
-		{"legacy is ours", middleware.Sessions{Manager: m, LegacyCookie: ours}, nil},
+		{"legacy is ours", middleware.Sessions{Manager: withLegacy, LegacyCookie: ours}, nil},
+		{"legacy without a store", middleware.Sessions{Manager: m, LegacyCookie: "old"}, []string{"no Legacy.Store"}},
 		{"everything", middleware.Sessions{
-			DangerouslyAllowHTTP: true, LegacyCookie: "a b",
+			LegacyCookie: "a b",
 			Cookie: http.Cookie{
 				Name: "__Host-x", Path: "app;", Domain: "-", MaxAge: -1, SameSite: http.SameSiteNoneMode, Partitioned: true,
 			},
-		}, []string{"Manager is nil", "no Domain", "DangerouslyAllowHTTP", "no path", "no domain", "SameSite None", "Partitioned", "MaxAge", "LegacyCookie"}},
+		}, []string{"Manager is nil", "no Domain", "no path", "no domain", "MaxAge", "LegacyCookie"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			err := tc.s.Validate()

@@ -41,6 +41,9 @@ func newLegacy(c checked) *legacy {
 	return &legacy{c.Legacy, c.Timeout, make(chan struct{}, legacyCalls)}
 }
 
+// HasLegacy reports whether Config.Legacy has a Store.
+func (m *Manager) HasLegacy() bool { return m.legacy != nil }
+
 // isLegacyToken reports whether s may be a token of scs. Other values are not asked for:
 // a sibling host may set a cookie of the legacy name to a value of ours.
 func isLegacyToken(s string) bool {

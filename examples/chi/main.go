@@ -61,8 +61,7 @@ func newHandler(client redis.UniversalClient) (http.Handler, error) {
 	}
 
 	r := chi.NewRouter()
-	// DangerouslyAllowHTTP is for localhost: leave it out behind HTTPS.
-	r.Use(middleware.Sessions{Manager: sessions, DangerouslyAllowHTTP: true}.Handler)
+	r.Use(middleware.Sessions{Manager: sessions}.Handler)
 	r.With(middleware.RateLimit{Limiter: logins, Key: byIP}.Handler).Post("/login", login)
 	r.With(middleware.RateLimit{Limiter: search, Key: byIP}.Handler).Get("/search", hello)
 	r.Group(func(r chi.Router) {

@@ -77,9 +77,8 @@ func New(client redis.UniversalClient, cfg Config) (http.Handler, error) {
 	all.Handle("GET /api/fixed", limit(fixed, passed))
 	all.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	all.Handle("/", middleware.Sessions{
-		Manager:              sessions,
-		DangerouslyAllowHTTP: true, // for localhost
-		Logger:               cfg.Logger,
+		Manager: sessions,
+		Logger:  cfg.Logger,
 	}.Handler(mux))
 	return http.NewCrossOriginProtection().Handler(all), nil
 }

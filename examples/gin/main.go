@@ -61,8 +61,7 @@ func newHandler(client redis.UniversalClient) (http.Handler, error) {
 	}
 
 	r := gin.New()
-	// DangerouslyAllowHTTP is for localhost: leave it out behind HTTPS.
-	r.Use(ginadapter.Wrap(middleware.Sessions{Manager: sessions, DangerouslyAllowHTTP: true}))
+	r.Use(ginadapter.Wrap(middleware.Sessions{Manager: sessions}))
 	r.POST("/login", ginadapter.Wrap(middleware.RateLimit{Limiter: logins, Key: byIP}), login)
 	r.GET("/search", ginadapter.Wrap(middleware.RateLimit{Limiter: search, Key: byIP}), hello)
 	users := r.Group("/", ginadapter.Wrap(middleware.RequireUser{Manager: sessions}))

@@ -65,6 +65,5 @@ func newHandler(client redis.UniversalClient) (http.Handler, error) {
 	mux.Handle("POST /orders", middleware.RequireUser{Manager: sessions}.Handler(
 		middleware.RateLimit{Limiter: orders, Key: byUser}.Handler(http.HandlerFunc(hello))))
 
-	// DangerouslyAllowHTTP is for localhost: leave it out behind HTTPS.
-	return middleware.Sessions{Manager: sessions, DangerouslyAllowHTTP: true}.Handler(mux), nil
+	return middleware.Sessions{Manager: sessions}.Handler(mux), nil
 }

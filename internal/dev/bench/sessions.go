@@ -193,7 +193,7 @@ func newGatehouse(client *redis.Client, idle time.Duration, secrets [][]byte) (s
 }
 
 func wrapManager(m *session.Manager) wrapper {
-	return middleware.Sessions{Manager: m, DangerouslyAllowHTTP: true}.Handler
+	return middleware.Sessions{Manager: m}.Handler
 }
 
 // newGorilla uses redistore as its README does, except that connections are not checked with a
