@@ -55,7 +55,7 @@ func NewConcurrency(client redis.UniversalClient, name string, n int, cfg Config
 	if n < 1 || n > 1_000_000 {
 		errs = append(errs, fmt.Errorf("invalid limit %d: 1 to 1000000", n))
 	}
-	errs = append(errs, validateName(name), cfg.validate())
+	errs = append(errs, validateName(name), cfg.validate(), cfg.ignores("MaxKeys", "Penalty", "OnDecision"))
 	if err := invalid("concurrency", errs...); err != nil {
 		return nil, err
 	}

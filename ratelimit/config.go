@@ -4,12 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"strings"
 	"time"
 )
 
 // Config holds what is optional about a limiter. The zero value is a good
-// default, field by field.
+// default, field by field. A field that a constructor has no use for is an error.
 type Config struct {
 	// Prefix begins every Redis key: <Prefix>rl:<kind>:<name>:{<subject>}, where subject is
 	// the key given to Take. Default "gatehouse:".
@@ -42,7 +43,8 @@ type Config struct {
 	Lease time.Duration
 
 	// Logger gets a line when Redis stops answering and when it answers again, none for
-	// requests: of what stands on one client, the first Logger that is not nil.
+	// requests: of what stands on one client, the first Logger that is not nil. nil:
+	// slog.Default().
 	Logger *slog.Logger
 
 	// OnDecision is called at the end of every Take, on its goroutine. nil: nothing.
@@ -98,6 +100,17 @@ func (c Config) validate() error {
 		errs = append(errs, fmt.Errorf("invalid Lease %v: 100ms to %v", c.Lease, MaxWindow))
 	}
 	return errors.Join(append(errs, c.Penalty.validate())...)
+}
+
+// ignores returns an error for each of the fields of those names that is set.
+func (c Config) ignores(names ...string) error {
+	var errs []error
+	for _, name := range names {
+		if v := reflect.ValueOf(c).FieldByName(name); !v.IsZero() {
+			errs = append(errs, fmt.Errorf("Config.%s does nothing here", name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func validateName(name string) error {

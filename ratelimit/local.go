@@ -40,7 +40,8 @@ var (
 
 // NewLocal returns a Local. name is the Policy of its results.
 func NewLocal(name string, limit Limit, cfg Config) (*Local, error) {
-	if err := invalid("local", validateName(name), limit.validate(slidingWindow{}.bounds(), 1), cfg.validate()); err != nil {
+	if err := invalid("local", validateName(name), limit.validate(slidingWindow{}.bounds(), 1), cfg.validate(),
+		cfg.ignores("Prefix", "Timeout", "Servers", "Penalty", "Lease", "Logger")); err != nil {
 		return nil, err
 	}
 	return newLocal(slidingWindow{}, name, limit, cfg), nil

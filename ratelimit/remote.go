@@ -49,7 +49,7 @@ func newRemote(a algorithm, client redis.UniversalClient, name string, limit Lim
 	if client == nil {
 		noClient = errors.New("nil client")
 	}
-	err := invalid(a.String(), noClient, validateName(name), limit.validate(a.bounds(), 1), cfg.validate())
+	err := invalid(a.String(), noClient, validateName(name), limit.validate(a.bounds(), 1), cfg.validate(), cfg.ignores("Lease"))
 	if err != nil {
 		return remote{}, err
 	}

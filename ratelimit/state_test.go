@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -427,6 +430,57 @@ func TestBucketDoesNotDrift(t *testing.T) {
 			continue
 		}
 		now += v.retry
+	}
+}
+
+// A field that a limiter would not look at is an error that names it.
+func TestConstructorsIgnoreNothing(t *testing.T) {
+	client := redis.NewClient(&redis.Options{})
+	defer client.Close()
+	set := map[string]Config{
+		"Prefix": {Prefix: "p:"}, "KeySecret": {KeySecret: make([]byte, 32)}, "Timeout": {Timeout: time.Second}, "Servers": {Servers: 2},
+		"MaxKeys": {MaxKeys: 10}, "Penalty": {Penalty: Penalty{Strikes: 1}}, "Lease": {Lease: time.Second},
+		"Logger": {Logger: slog.Default()}, "OnDecision": {OnDecision: func(Decision) {}},
+	}
+	if n := reflect.TypeFor[Config]().NumField(); n != len(set) {
+		t.Errorf("Config has %d fields, this test knows %d", n, len(set))
+	}
+	for kind, of := range map[string]struct {
+		make func(Config) error
+		uses string
+	}{
+		"sliding":     {func(c Config) error { _, err := NewSlidingWindow(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Logger OnDecision"},
+		"fixed":       {func(c Config) error { _, err := NewFixedWindow(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Logger OnDecision"},
+		"bucket":      {func(c Config) error { _, err := NewTokenBucket(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Logger OnDecision"},
+		"quota":       {func(c Config) error { _, err := NewQuota(client, "n", 1, Day, time.UTC, c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Logger OnDecision"},
+		"local":       {func(c Config) error { _, err := NewLocal("n", PerHour(1), c); return err }, "KeySecret MaxKeys OnDecision"},
+		"concurrency": {func(c Config) error { _, err := NewConcurrency(client, "n", 1, c); return err }, "Prefix KeySecret Timeout Servers Lease Logger"},
+	} {
+		for field, cfg := range set {
+			err := of.make(cfg)
+			if uses := slices.Contains(strings.Fields(of.uses), field); uses != (err == nil) || err != nil && !strings.Contains(err.Error(), "Config."+field) {
+				t.Errorf("%s with %s: %v", kind, field, err)
+			}
+		}
+	}
+}
+
+// With no Logger set, a Redis that falls silent leaves a line in slog's default logger.
+func TestSilenceIsTold(t *testing.T) {
+	var log redistest.Journal
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+	defer slog.SetDefault(before)
+	server := redistest.Start(t)
+	l := must(NewFixedWindow(server.Client(), "silent", PerHour(5), Config{Timeout: 50 * time.Millisecond}))
+	must(l.Take(ctx, "k", 1))
+	server.Pause()
+	defer server.Resume()
+	for range 5 {
+		_, _ = l.Take(ctx, "k", 1)
+	}
+	if got := log.String(); strings.Count(got, "no answer") != 1 {
+		t.Errorf("logged %q", got)
 	}
 }
 

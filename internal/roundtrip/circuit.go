@@ -3,6 +3,7 @@ package roundtrip
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -169,7 +170,7 @@ func (n *node) testConnections() {
 func (n *node) log(silent bool) {
 	logger := n.logger.Load()
 	if logger == nil {
-		return
+		logger = slog.Default()
 	}
 	var attrs []any
 	if n.addr != "" {

@@ -41,8 +41,8 @@ type shared struct {
 }
 
 // New returns a Sender whose calls take at most timeout each. All Senders over one client
-// share what they send by, and tell the first logger that is not nil when a server stops
-// answering and when it answers again.
+// share what they send by, and tell the first logger that is not nil, or slog.Default(), when a
+// server stops answering and when it answers again.
 func New(client redis.UniversalClient, timeout time.Duration, logger *slog.Logger) *Sender {
 	s := sharedBy(client)
 	if logger != nil {
