@@ -14,6 +14,7 @@ const maxRemembered = time.Second
 type denials struct {
 	keys  *bounded[*denial]
 	start time.Time
+	time  func() time.Time
 	clock func() int64 // tests only: µs
 }
 
@@ -30,8 +31,8 @@ type denial struct {
 
 func (d *denial) forgettableAt() int64 { return int64(d.expires) }
 
-func newDenials(maxKeys int) *denials {
-	return &denials{keys: newBounded[*denial](maxKeys), start: time.Now()}
+func newDenials(maxKeys int, now func() time.Time) *denials {
+	return &denials{keys: newBounded[*denial](maxKeys), start: now(), time: now}
 }
 
 // now is the time since start.
@@ -39,7 +40,7 @@ func (d *denials) now() time.Duration {
 	if d.clock != nil {
 		return time.Duration(d.clock()) * time.Microsecond
 	}
-	return time.Since(d.start)
+	return d.time().Sub(d.start)
 }
 
 // at is what now was at a time.

@@ -54,13 +54,14 @@ func newRemote(a algorithm, client redis.UniversalClient, name string, limit Lim
 		return remote{}, err
 	}
 	cfg = cfg.withDefaults()
+	sender := roundtrip.New(client, cfg.Timeout, cfg.Logger)
 	e := &engine{
 		name: name, algorithm: a, config: cfg,
 		take:     scripts.Get("limit/" + a.word() + ".lua"),
 		many:     scripts.Get("limit/" + a.word() + "_many.lua"),
 		settle:   scripts.Get("limit/" + a.word() + "_settle.lua"),
-		sender:   roundtrip.New(client, cfg.Timeout, cfg.Logger),
-		denials:  newDenials(cfg.MaxKeys),
+		sender:   sender,
+		denials:  newDenials(cfg.MaxKeys, sender.Now),
 		local:    newLocal(a, name, limit, Config{MaxKeys: cfg.MaxKeys, KeySecret: cfg.KeySecret}),
 		servers:  cfg.Servers,
 		subjects: newSubjects(cfg.KeySecret), onDecision: cfg.OnDecision,

@@ -50,10 +50,10 @@ const (
 	clockDrift = 100e-6      // of two clocks against each other
 )
 
-// now returns the estimate of the server's clock.
-func (s *sample) now() int64 {
+// now returns the estimate of the server's clock at a time of this process.
+func (s *sample) now(at time.Time) int64 {
 	// In the middle, the error is half of the round trip at most.
-	return s.redis + (s.within / 2).Microseconds() + time.Since(s.received).Microseconds()
+	return s.redis + (s.within / 2).Microseconds() + at.Sub(s.received).Microseconds()
 }
 
 // err is how far now may be off.
@@ -67,7 +67,7 @@ func (c *clock) learn(redis int64, sent, received time.Time) {
 	next := &sample{redis, received, received.Sub(sent)}
 	if old := c.sample.Load(); old != nil {
 		age := received.Sub(old.received)
-		off := time.Duration(old.now()-next.now()) * time.Microsecond
+		off := time.Duration(old.now(received)-next.now(received)) * time.Microsecond
 		if age < clockAge/2 && old.err(age) <= next.err(0) && off.Abs() <= old.err(age)+next.err(0) {
 			return
 		}
@@ -76,17 +76,20 @@ func (c *clock) learn(redis int64, sent, received time.Time) {
 }
 
 // known returns the estimate as it is, 0 if there is none.
-func (c *clock) known() int64 {
+func (c *clock) known(at time.Time) int64 {
 	if s := c.sample.Load(); s != nil {
-		return s.now()
+		return s.now(at)
 	}
 	return 0
 }
 
+// known is now by the estimate as it is, 0 if there is none.
+func (s *records) known(at id) int64 { return s.clocks.at(at).known(s.redis.Now()) }
+
 // loadedNow is now for a session that this process has read or written: the estimate is at
 // hand, however old, and no command is sent.
 func (s *records) loadedNow(ctx context.Context, at id) (int64, error) {
-	if known := s.clocks.at(at).known(); known != 0 {
+	if known := s.known(at); known != 0 {
 		return known, nil
 	}
 	return s.now(ctx, at)
@@ -96,8 +99,8 @@ func (s *records) loadedNow(ctx context.Context, at id) (int64, error) {
 func (s *records) now(ctx context.Context, at id) (int64, error) {
 	c := s.clocks.at(at)
 	known := c.sample.Load()
-	if known != nil && (time.Since(known.received) < clockAge || !c.asking.CompareAndSwap(false, true)) {
-		return known.now(), nil
+	if known != nil && (s.redis.Now().Sub(known.received) < clockAge || !c.asking.CompareAndSwap(false, true)) {
+		return known.now(s.redis.Now()), nil
 	}
 	defer c.asking.Store(false)
 	r, err := s.run(ctx, timeScript, at)
@@ -106,7 +109,7 @@ func (s *records) now(ctx context.Context, at id) (int64, error) {
 	case err == nil:
 		return r.now, nil
 	case known != nil && errors.As(err, &refused): // an old estimate is better than none
-		return known.now(), nil
+		return known.now(s.redis.Now()), nil
 	}
 	return 0, err // no further command for who has waited for this one
 }

@@ -54,7 +54,7 @@ func (m *Manager) outcome(st *state, failed error) (Outcome, error) {
 	}
 	out := Outcome{Action: CookieSet, Value: value, Legacy: st.held.legacy != "" && !r.head.copied}
 	if r.head.persistent {
-		left := m.records.lives[r.head.kind].deadline(r) - m.records.clocks.at(r.id).known()
+		left := m.records.lives[r.head.kind].deadline(r) - m.records.known(r.id)
 		out.MaxAge = max(time.Second, time.Duration(left)*time.Microsecond)
 	}
 	legacy := st.held.legacy

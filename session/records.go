@@ -78,7 +78,7 @@ func (s *records) run(ctx context.Context, script *scripts.Script, at id, args .
 }
 
 func (s *records) runBy(ctx context.Context, by *roundtrip.Sender, script *scripts.Script, at id, args ...any) (reply, error) {
-	sent := time.Now()
+	sent := s.redis.Now()
 	raw, err := by.Run(ctx, script, []string{at.key}, args...)
 	if wrongType(err) && script != createScript { // no session is there, and none can be
 		s.reportUnreadable(ctx, "its key is no hash")
@@ -94,7 +94,7 @@ func (s *records) runBy(ctx context.Context, by *roundtrip.Sender, script *scrip
 	if !ok {
 		return reply{}, unavailable(ctx, fmt.Errorf("unexpected reply of type %T", raw))
 	}
-	s.clocks.at(at).learn(r.now, sent, time.Now())
+	s.clocks.at(at).learn(r.now, sent, s.redis.Now())
 	if r.outcome == sweepDue {
 		s.sweep(ctx, at)
 	}

@@ -99,7 +99,7 @@ func (n *node) answer(b *batch) {
 		n.joins.find(n.server)
 	}
 	ctx, timeout := b.context(), b.calls[0].timeout // a call is another's once it is finished
-	when := time.Now()
+	when := n.Now()
 	// What has not been decided is asked again: by the text of its script, each key by itself.
 	for left := 3; len(b.sent) > 0; left-- {
 		panicked := n.exec(ctx, timeout, b)

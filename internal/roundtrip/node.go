@@ -118,7 +118,7 @@ func (s *Sender) alone(n *node, c *call) error {
 	if c.cmd != nil {
 		return s.process(n, c, c.cmd)
 	}
-	sent := time.Now()
+	sent := s.Now()
 	cmd := decide([]ask{{c, c, 1}})
 	err := s.process(n, c, cmd)
 	if isNoScript(err) {

@@ -32,6 +32,7 @@ type shared struct {
 
 	logger atomic.Pointer[slog.Logger] // the first one given
 	joins  joining
+	ahead  atomic.Int64 // how far Advance has moved the time
 
 	mu      sync.RWMutex
 	senders map[time.Duration]*Sender
@@ -106,6 +107,13 @@ func readTimeout(client redis.UniversalClient) time.Duration {
 	}
 	return 0
 }
+
+// Advance moves the time of those over client by d, for tests that move its server's: what was
+// learned from a reply is older then.
+func Advance(client redis.UniversalClient, d time.Duration) { sharedBy(client).ahead.Add(int64(d)) }
+
+// Now is the time by which the age of a reply is reckoned.
+func (s *shared) Now() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }
 
 // Client returns the client that the Sender was made with.
 func (s *shared) Client() redis.UniversalClient { return s.client }

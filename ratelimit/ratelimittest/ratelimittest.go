@@ -602,3 +602,23 @@ func testSettle(t *testing.T, s Subject) {
 	settle(k, allowed(t, l, k, 1, 4898), 1<<40)
 	denied(t, l, k, 1, 0)
 }
+
+// Fill spends what is left of key, so that the next Take is denied. Reset of a
+// [ratelimit.Resetter] empties it again. It fails t if the limiter cannot decide, or has no limit.
+func Fill(t testing.TB, l ratelimit.Limiter, key string) {
+	t.Helper()
+	const most = 10_000 // that every limiter takes at once
+	for range 10_000 {
+		look, err := l.Take(t.Context(), key, 0)
+		if err == nil && !look.Allowed {
+			return
+		}
+		if err == nil {
+			_, err = l.Take(t.Context(), key, max(1, min(look.Remaining, most)))
+		}
+		if err != nil {
+			t.Fatalf("ratelimittest: %v", err)
+		}
+	}
+	t.Fatalf("ratelimittest: Fill: after 100,000,000 permits %q is not denied", key)
+}

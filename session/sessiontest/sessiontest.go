@@ -1,4 +1,5 @@
-// Package sessiontest is a conformance suite for session stores: what the
+// Package sessiontest is for tests of handlers that use sessions ([NewServer], [LoggedIn]), and a
+// conformance suite for session stores ([Run]): what the
 // comments of [scs.Store] and [scs.CtxStore] promise, wherever the sessions are
 // kept.
 package sessiontest
