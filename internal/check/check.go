@@ -1,0 +1,156 @@
+// Package check looks at a Redis before it is relied on: whether its user may run what is
+// needed, and whether it is set up so that nothing is lost.
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
+	"github.com/gatehouse-go/gatehouse/scripts"
+)
+
+// Needs is what a feature runs.
+type Needs struct {
+	Key      string // one that it would write
+	Scripts  []*scripts.Script
+	Commands []string // besides those of Scripts
+}
+
+// permitted returns which of the commands ARGV the user may not run on KEYS[1]. Redis's own
+// error does not name the command that a script was not permitted. Where the question cannot be
+// asked, nothing is known to be missing.
+var permitted = scripts.New(`local missing, ask = {}, rawget(redis, 'acl_check_cmd')
+if ask then
+  for _, name in ipairs(ARGV) do
+    local args = {KEYS[1], '1', '1'}
+    if name == 'time' then args = {} end
+    if name == 'del' or name == 'unlink' then args = {KEYS[1]} end -- all others have one key
+    local ok, may = pcall(ask, name, unpack(args))
+    if ok and not may then missing[#missing + 1] = name end
+  end
+end
+return missing`)
+
+var called = regexp.MustCompile(`call\('([A-Z]+)'`)
+
+// names are the commands of a feature, in small letters.
+func (n Needs) names() []string {
+	all := map[string]bool{}
+	for _, s := range n.Scripts {
+		for _, m := range called.FindAllStringSubmatch(s.Source(), -1) {
+			all[strings.ToLower(m[1])] = true
+		}
+	}
+	for _, c := range n.Commands {
+		all[c] = true
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// Permissions returns an error that names each command that the user of Redis may not run.
+func Permissions(ctx context.Context, by *roundtrip.Sender, n Needs) error {
+	names := n.names()
+	args := make([]any, len(names))
+	for i, name := range names {
+		args[i] = name
+	}
+	reply, err := by.Run(ctx, permitted, []string{n.Key}, args...)
+	if err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	var missing []string
+	values, _ := reply.([]any)
+	for _, v := range values {
+		missing = append(missing, fmt.Sprint(v))
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("check: the user of Redis may not run %s on keys like %q", strings.Join(missing, ", "), n.Key)
+	}
+	return nil
+}
+
+// Loss says what is lost where Redis loses keys, for warnings.
+type Loss struct {
+	Evicted   string // by maxmemory-policy
+	Forgotten string // in a crash, where there is no append-only file; "": not worth a word
+}
+
+// Servers looks at each server that client writes to.
+func Servers(ctx context.Context, client redis.UniversalClient, loss Loss) (warnings []string, err error) {
+	var mu sync.Mutex
+	var errs []error
+	look := func(ctx context.Context, c *redis.Client) error {
+		w, err := server(ctx, c, loss)
+		mu.Lock()
+		defer mu.Unlock()
+		warnings = append(warnings, w...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("check: %s: %w", c.Options().Addr, err))
+		}
+		return nil
+	}
+	switch c := client.(type) {
+	case *redis.Client:
+		err = look(ctx, c)
+	case *redis.ClusterClient:
+		if o := c.Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
+			warnings = append(warnings, "the client reads from replicas, which may be behind")
+		}
+		err = c.ForEachMaster(ctx, look)
+	case *redis.Ring:
+		err = c.ForEachShard(ctx, look)
+	}
+	if err != nil {
+		errs = append(errs, fmt.Errorf("check: %w", err))
+	}
+	slices.Sort(warnings)
+	return slices.Compact(warnings), errors.Join(errs...)
+}
+
+func server(ctx context.Context, c *redis.Client, loss Loss) (warnings []string, err error) {
+	began := time.Now()
+	if now, err := c.Time(ctx).Result(); err == nil {
+		if off := now.Sub(began.Add(time.Since(began) / 2)); off.Abs() > time.Second {
+			warnings = append(warnings, fmt.Sprintf("the clock of Redis is %v off this server's", off.Round(time.Second)))
+		}
+	}
+	text, err := c.Info(ctx).Result()
+	if redis.HasErrorPrefix(err, "NOPERM") {
+		return append(warnings, "INFO is not permitted, so that version, eviction and persistence were not looked at"), nil
+	}
+	if err != nil {
+		return warnings, err
+	}
+	info := map[string]string{}
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			info[name] = value
+		}
+	}
+	if major, _, ok := strings.Cut(info["redis_version"], "."); ok {
+		if n, err := strconv.Atoi(major); err == nil && n < 7 {
+			return warnings, fmt.Errorf("Redis %s: 7.0 or newer is needed", info["redis_version"])
+		}
+	}
+	if info["role"] == "slave" {
+		return warnings, errors.New("a replica, which takes no writes")
+	}
+	if policy := info["maxmemory_policy"]; info["maxmemory"] != "" && info["maxmemory"] != "0" && policy != "noeviction" {
+		warnings = append(warnings, fmt.Sprintf("maxmemory-policy is %s: %s", policy, loss.Evicted))
+	}
+	if info["aof_enabled"] == "0" && loss.Forgotten != "" {
+		warnings = append(warnings, "there is no append-only file: "+loss.Forgotten)
+	}
+	return warnings, nil
+}

@@ -1,0 +1,69 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/check"
+	"github.com/gatehouse-go/gatehouse/scripts"
+)
+
+// Check looks at the Redis of limiters, at start-up or by hand: whether its user may run each
+// command that they need, and whether it is old, a replica, evicts keys or has another time. An
+// error names what does not work, warnings what is likely to surprise. It writes nothing. What
+// has no Redis is passed over.
+func Check(ctx context.Context, limiters ...Limiter) (warnings []string, err error) {
+	var errs []error
+	clients := map[redis.UniversalClient]bool{}
+	for _, l := range limiters {
+		if all, ok := l.(*allOf); ok {
+			w, err := Check(ctx, all.limiters...)
+			warnings, errs = append(warnings, w...), append(errs, err)
+			continue
+		}
+		r := remoteOf(l)
+		if r == nil {
+			continue
+		}
+		if err := check.Permissions(ctx, r.sender, r.needs()); err != nil {
+			errs = append(errs, fmt.Errorf("ratelimit: %s: %w", r.name, err))
+		}
+		clients[r.sender.Client()] = true
+	}
+	for client := range clients {
+		w, err := checkServers(ctx, client)
+		warnings, errs = append(warnings, w...), append(errs, err)
+	}
+	return warnings, errors.Join(errs...)
+}
+
+func checkServers(ctx context.Context, client redis.UniversalClient) ([]string, error) {
+	return check.Servers(ctx, client, check.Loss{Evicted: "keys that it removes are limits that start afresh"})
+}
+
+// needs is what the limiter runs.
+func (l *remote) needs() check.Needs {
+	n := check.Needs{Key: l.redisKey("check"), Scripts: []*scripts.Script{l.take, l.many, l.settle, resetScript}}
+	if l.algorithm.word() == "bucket" {
+		n.Scripts = append(n.Scripts, bucketWait)
+	}
+	if l.config.Penalty.Strikes > 0 {
+		n.Scripts = append(n.Scripts, penaltyScript)
+	}
+	return n
+}
+
+// Check is [Check] for a Concurrency.
+func (c *Concurrency) Check(ctx context.Context) (warnings []string, err error) {
+	err = check.Permissions(ctx, c.sender, check.Needs{
+		Key: c.prefix + "check}", Scripts: []*scripts.Script{acquireScript, renewScript, releaseScript},
+	})
+	if err != nil {
+		err = fmt.Errorf("ratelimit: %s: %w", c.name, err)
+	}
+	warnings, also := checkServers(ctx, c.sender.Client())
+	return warnings, errors.Join(err, also)
+}

@@ -1,0 +1,139 @@
+package session
+
+import (
+	"context"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+)
+
+// aclRow returns the commands of the row of docs/acl.md that begins with feature.
+func aclRow(t *testing.T, feature string) (commands []string) {
+	t.Helper()
+	text, err := os.ReadFile("../docs/acl.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if cells := strings.Split(line, " | "); len(cells) == 3 && strings.HasPrefix(cells[0], "| "+feature) {
+			for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cells[1], -1) {
+				commands = append(commands, m[1])
+			}
+			return commands
+		}
+	}
+	t.Fatalf("docs/acl.md has no row of %s", feature)
+	return nil
+}
+
+func asUser(t *testing.T, server *redistest.Server, keys string, commands []string, set ...func(*redis.Options)) *redis.Client {
+	t.Helper()
+	args := []any{"ACL", "SETUSER", "service", "reset", "on", ">pw", "~" + keys, "+eval", "+evalsha"}
+	for _, c := range commands {
+		args = append(args, "+"+c)
+	}
+	if err := server.Client().Do(t.Context(), args...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	return server.Client(append(set, func(o *redis.Options) { o.Username, o.Password = "service", "pw" })...)
+}
+
+// Sessions do all they can as a user who may run what docs/acl.md says and no more; without one of
+// the commands Check names it.
+func TestSessionsUnderTheLeastACL(t *testing.T) {
+	server := redistest.Start(t)
+	commands := aclRow(t, "sessions")
+	client := asUser(t, server, "gatehouse:{*", append(slices.Clone(commands), "scan"))
+	m := managerOver(t, client, Config{Secrets: [][]byte{secret}, IdleTimeout: 20 * time.Millisecond * touchShare, Timeout: 10 * time.Second})
+	b := &browser{t, m, ""}
+	large := strings.Repeat("x", 2*apartAbove)
+	for round := range 4 {
+		b.request(func(ctx context.Context) { m.Put(ctx, "k", large[:1+round%2*len(large)/2]) })
+		b.request(func(ctx context.Context) {
+			if err := m.Login(ctx, "ann"); err != nil {
+				t.Fatal(err)
+			}
+			m.Put(ctx, "k", large)
+		})
+		b.request(func(ctx context.Context) {
+			if err := m.Rotate(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+		for range 20 { // rotations that are swept
+			b.request(func(ctx context.Context) { _ = m.Rotate(ctx) })
+		}
+		time.Sleep(40 * time.Millisecond) // a touch is due
+		b.request(func(ctx context.Context) {
+			if m.UserID(ctx) != "ann" {
+				t.Fatal("logged out")
+			}
+		})
+		b.request(func(ctx context.Context) {
+			if err := m.Logout(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	if _, err := m.SecretUse(t.Context()); err != nil {
+		t.Errorf("SecretUse: %v", err)
+	}
+	for i, missing := range commands {
+		m := managerOver(t, asUser(t, server, "gatehouse:{*", slices.Delete(slices.Clone(commands), i, i+1)), Config{})
+		if _, err := m.Check(t.Context()); err == nil || !strings.Contains(err.Error(), missing) {
+			t.Errorf("without %s: %v", missing, err)
+		}
+	}
+	if _, err := managerOver(t, asUser(t, server, "other:*", commands), Config{}).Check(t.Context()); err == nil {
+		t.Error("other keys: no error")
+	}
+}
+
+// What is likely to surprise is told: what evicts or forgets sessions, and a cache without a bound.
+func TestCheckTellsWhatLogsPeopleOut(t *testing.T) {
+	server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru")
+	check := func(set ...func(*redis.Options)) string {
+		t.Helper()
+		m := managerOver(t, server.Client(set...), Config{})
+		warnings, err := m.Check(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(warnings, "\n")
+	}
+	if got := check(); !strings.Contains(got, "volatile-lru") || !strings.Contains(got, "append-only") || strings.Contains(got, "MaxStaleness") {
+		t.Errorf("warnings:\n%s", got)
+	}
+	server.Client().ConfigSet(t.Context(), "maxmemory-policy", "noeviction")
+	server.Client().ConfigSet(t.Context(), "appendonly", "yes")
+	if got := check(); got != "" {
+		t.Errorf("warnings:\n%s", got)
+	}
+	for name, tc := range map[string]struct {
+		set  func(*redis.Options)
+		want bool
+	}{
+		"a cache by its config, without": {func(o *redis.Options) { o.ClientSideCacheConfig = &redis.ClientSideCacheConfig{} }, true},
+		"a cache by its config, with": {func(o *redis.Options) {
+			o.ClientSideCacheConfig = &redis.ClientSideCacheConfig{MaxStaleness: time.Second}
+		}, false},
+		"a cache given, without": {func(o *redis.Options) { o.ClientSideCache = redis.NewLocalCache(redis.CacheConfig{}) }, true},
+		"a cache given, with": {func(o *redis.Options) {
+			o.ClientSideCache = redis.NewLocalCache(redis.CacheConfig{MaxStaleness: time.Second})
+		}, false},
+	} {
+		if got := check(func(o *redis.Options) { o.Protocol = 3; tc.set(o) }); strings.Contains(got, "MaxStaleness") != tc.want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	if keys := server.Client().DBSize(t.Context()).Val(); keys != 0 {
+		t.Errorf("%d keys written", keys)
+	}
+}
