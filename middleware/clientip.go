@@ -66,8 +66,8 @@ func overUnixSocket(r *http.Request) bool {
 // client's own claim and is never looked at. A peer that is not trusted is
 // itself the client, so with nothing trusted this is [PeerIP].
 //
-// It cannot tell, and returns an error, if it meets an entry that is no
-// address, or if every address is trusted: a request that a trusted host makes
+// Entries and peers may have a port, which does not count, and IPv6 addresses brackets. It
+// cannot tell, and returns an error, if it meets an entry that is no address, or if every address is trusted: a request that a trusted host makes
 // for itself, such as a health check, has no client.
 //
 // Where the addresses of the proxies are not known, see [DangerouslyCountProxies].

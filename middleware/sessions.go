@@ -25,6 +25,14 @@ import (
 //
 // The zero value is not usable: Manager is required.
 //
+// A response that sets the cookie has Cache-Control: no-store in place of the handler's, and no
+// CDN-Cache-Control or Surrogate-Control; on others the handler's stand, and Vary: Cookie is added. The
+// ResponseWriter that the handler gets has Flush and Hijack if the server's has, and never Push, which
+// browsers have dropped.
+//
+// Mount [http.TimeoutHandler] inside of Sessions. Outside, it answers without the cookie of a login that
+// came in time: the browser is not logged in, and its visitor's session is gone.
+//
 // When a request carries several cookies of the name, the first that leads to a session
 // counts. Another host of the same domain can make a browser send such cookies; the
 // prefix __Host- of the default name prevents it.

@@ -114,3 +114,39 @@ func TestTimeoutHandlerInside(t *testing.T) {
 		}
 	}
 }
+
+// http.TimeoutHandler outside of Sessions: it answers for a handler that is not done, and the
+// cookie of a login that came in time reaches nobody: the browser is not logged in, and what the
+// visitor had has gone along. What the handler still changes is saved; it logs nobody in.
+func TestTimeoutHandlerOutside(t *testing.T) {
+	m, _ := newManager(t)
+	done := make(chan bool, 1)
+	slow := shop(t, m, func(w http.ResponseWriter, r *http.Request) {
+		defer func() { done <- true }()
+		if r.URL.Path == "/in-time" {
+			if err := m.Login(r.Context(), "ann"); err != nil {
+				t.Error(err)
+			}
+		}
+		<-r.Context().Done()
+		m.Put(r.Context(), "k", "late")
+		if err := m.Login(r.Context(), "bob"); err == nil {
+			t.Error("a login after the time")
+		}
+	})
+	s := serve(t, http.TimeoutHandler(slow, 50*time.Millisecond, "too slow"))
+	for path, want := range map[string]string{"/late": " cart=book k=late", "/in-time": " cart= k="} {
+		s.forget()
+		s.get("/cart")
+		res := s.get(path)
+		if res.StatusCode != 503 || res.body != "too slow" || len(res.Header["Set-Cookie"]) != 0 {
+			t.Errorf("%s: %s %q %v", path, res.Status, res.body, res.Header)
+		}
+		<-done
+		for started := time.Now(); s.get("/see").body != want; { // it is saved a moment later
+			if time.Sleep(5 * time.Millisecond); time.Since(started) > 5*time.Second {
+				t.Fatalf("%s: the browser sees %q, want %q", path, s.get("/see").body, want)
+			}
+		}
+	}
+}

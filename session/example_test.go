@@ -134,3 +134,32 @@ func ExampleConfig_legacy() {
 	// a new cookie: true
 	// still in the old store: true
 }
+
+// A flash message is shown once, by the page that a form leads to: Put before the redirect, Pop
+// on the page.
+func ExampleKey_Pop() {
+	server, err := miniredis.Run() // a Redis in process, for the example
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	client := goredis.NewClient(&goredis.Options{Addr: server.Addr()})
+	defer client.Close()
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, err := sessions.Load(context.Background()) // middleware does it
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	const flash session.Key[string] = "flash"
+	flash.Put(ctx, sessions, "saved")
+	for range 2 {
+		fmt.Printf("%q\n", flash.Pop(ctx, sessions))
+	}
+	// Output:
+	// "saved"
+	// ""
+}
