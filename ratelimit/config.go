@@ -107,7 +107,7 @@ func (c Config) ignores(names ...string) error {
 	var errs []error
 	for _, name := range names {
 		if v := reflect.ValueOf(c).FieldByName(name); !v.IsZero() {
-			errs = append(errs, fmt.Errorf("Config.%s does nothing here", name))
+			errs = append(errs, fmt.Errorf("what Config.%s says does nothing here", name))
 		}
 	}
 	return errors.Join(errs...)

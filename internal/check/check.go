@@ -140,7 +140,7 @@ func server(ctx context.Context, c *redis.Client, loss Loss) (warnings []string,
 	}
 	if major, _, ok := strings.Cut(info["redis_version"], "."); ok {
 		if n, err := strconv.Atoi(major); err == nil && n < 7 {
-			return warnings, fmt.Errorf("Redis %s: 7.0 or newer is needed", info["redis_version"])
+			return warnings, fmt.Errorf("version %s of Redis: 7.0 or newer is needed", info["redis_version"])
 		}
 	}
 	if info["role"] == "slave" {
