@@ -135,12 +135,19 @@ func cookiesNamed(values []string, r *http.Request, name string) []string {
 // isPlain reports whether s consists of what base64url and the joints of session cookies do.
 func isPlain(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.' || c == '=') {
+		if !plain[s[i]] {
 			return false
 		}
 	}
 	return s != ""
 }
+
+var plain = func() (is [256]bool) {
+	for _, c := range []byte("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.=") {
+		is[c] = true
+	}
+	return is
+}()
 
 // apply writes the outcome of a request into its response's header. A response that
 // carries a cookie may not be stored anywhere, whatever the handler said.
