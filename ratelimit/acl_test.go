@@ -29,7 +29,7 @@ func aclOf(t *testing.T, feature string) (commands []string, keys string) {
 			continue
 		}
 		for _, m := range quoted.FindAllStringSubmatch(cells[1], -1) {
-			commands = append(commands, m[1])
+			commands = append(commands, strings.ReplaceAll(m[1], `\`, ""))
 		}
 		if m := quoted.FindStringSubmatch(cells[2]); m != nil {
 			keys = strings.ReplaceAll(m[1], "<prefix>", "gatehouse:")
@@ -141,6 +141,24 @@ func limiterUse(newLimiter func(redis.UniversalClient) (Limiter, error)) (of str
 	}
 	of.check = func(c redis.UniversalClient) ([]string, error) { return Check(ctx, must(newLimiter(c))) }
 	return of
+}
+
+// ResetAll needs what the table says besides.
+func TestResetAllUnderTheLeastACL(t *testing.T) {
+	server := redistest.Start(t)
+	commands, keys := aclOf(t, "`NewFixedWindow`")
+	besides, _ := aclOf(t, "`ResetAll`")
+	l := must(NewFixedWindow(as(t, server, keys, append(besides, commands...)), "acl", PerMinute(5), Config{Timeout: 10 * time.Second}))
+	for _, key := range []string{"a", "b", "c"} {
+		must(l.Take(ctx, key, 1))
+	}
+	if n, err := ResetAll(ctx, l); err != nil || n != 3 {
+		t.Errorf("%d keys, %v", n, err)
+	}
+	l = must(NewFixedWindow(as(t, server, keys, commands), "acl", PerMinute(5), Config{Timeout: 10 * time.Second}))
+	if _, err := ResetAll(ctx, l); err == nil || !strings.Contains(err.Error(), "scan") {
+		t.Errorf("without scan: %v", err)
+	}
 }
 
 // A Penalty and All need what the table says besides.

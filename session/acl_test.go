@@ -24,7 +24,7 @@ func aclRow(t *testing.T, feature string) (commands []string) {
 	for line := range strings.Lines(string(text)) {
 		if cells := strings.Split(line, " | "); len(cells) == 3 && strings.HasPrefix(cells[0], "| "+feature) {
 			for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cells[1], -1) {
-				commands = append(commands, m[1])
+				commands = append(commands, strings.ReplaceAll(m[1], `\`, ""))
 			}
 			return commands
 		}
@@ -93,6 +93,76 @@ func TestSessionsUnderTheLeastACL(t *testing.T) {
 	}
 	if _, err := managerOver(t, asUser(t, server, "other:*", commands), Config{}).Check(t.Context()); err == nil {
 		t.Error("other keys: no error")
+	}
+}
+
+// Reads through a client-side cache need what the table says besides.
+func TestClientSideCacheUnderTheLeastACL(t *testing.T) {
+	server := redistest.Start(t)
+	cached := func(o *redis.Options) {
+		o.Protocol = 3
+		o.ClientSideCache = redis.NewLocalCache(redis.CacheConfig{MaxStaleness: time.Minute})
+	}
+	client := asUser(t, server, "gatehouse:{*", append(aclRow(t, "client-side cache"), aclRow(t, "sessions")...), cached)
+	m := managerOver(t, client, Config{Timeout: 10 * time.Second})
+	b := &browser{t, m, ""}
+	b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
+	b.request(func(ctx context.Context) {})
+	before := hgets(t, server)
+	for range 20 {
+		b.request(func(ctx context.Context) {
+			if m.UserID(ctx) != "ann" {
+				t.Error("logged out")
+			}
+		})
+	}
+	if n := hgets(t, server) - before; n > 5 {
+		t.Errorf("%d reads of 20 asked Redis", n)
+	}
+	// A logout elsewhere is heard of.
+	other := &browser{t, managerOver(t, server.Client(), Config{Timeout: 10 * time.Second}), b.cookie}
+	other.request(func(ctx context.Context) { _ = other.m.Logout(ctx) })
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		gone := false
+		b.request(func(ctx context.Context) { gone = m.UserID(ctx) == "" })
+		if gone {
+			break
+		}
+		if time.Since(began) > 5*time.Second {
+			t.Fatal("the logout is not heard of")
+		}
+	}
+}
+
+// Over a cluster, a client needs what the page says besides.
+func TestSessionsOverAClusterUnderTheLeastACL(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	args := []any{"ACL", "SETUSER", "service", "reset", "on", ">pw", "~gatehouse:{*", "+eval", "+evalsha", "+cluster|slots"}
+	for _, c := range aclRow(t, "sessions") {
+		args = append(args, "+"+c)
+	}
+	for _, node := range cluster.Nodes() {
+		if err := node.Client().Do(t.Context(), args...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := managerOver(t, cluster.Client(func(o *redis.ClusterOptions) { o.Username, o.Password = "service", "pw" }), Config{Timeout: 10 * time.Second})
+	for i := range 20 {
+		b := &browser{t, m, ""}
+		b.request(func(ctx context.Context) {
+			if err := m.Login(ctx, strings.Repeat("u", 1+i)); err != nil {
+				t.Fatal(err)
+			}
+		})
+		b.request(func(ctx context.Context) {
+			if m.UserID(ctx) == "" {
+				t.Error("logged out")
+			}
+			_ = m.Logout(ctx)
+		})
+	}
+	if warnings, err := m.Check(t.Context()); err != nil || len(warnings) != 1 {
+		t.Errorf("Check: %v, %v", warnings, err)
 	}
 }
 
