@@ -161,8 +161,47 @@ func TestSessionsOverAClusterUnderTheLeastACL(t *testing.T) {
 			_ = m.Logout(ctx)
 		})
 	}
-	if warnings, err := m.Check(t.Context()); err != nil || len(warnings) != 1 {
+	if warnings, err := m.Check(t.Context()); err != nil || len(warnings) != 2 { // of INFO, and of SCAN
 		t.Errorf("Check: %v, %v", warnings, err)
+	}
+}
+
+// Another service under the same Prefix is told of, if it has other secrets; and so is SCAN that
+// is not permitted.
+func TestCheckFindsAnotherService(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	other := []byte("the secret of another service, which is long")
+	check := func(cfg Config) string {
+		t.Helper()
+		warnings, err := managerOver(t, server.Client(), cfg).Check(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(warnings, "\n")
+	}
+	login := func(cfg Config) {
+		b := &browser{t, managerOver(t, server.Client(), cfg), ""}
+		b.request(func(ctx context.Context) { _ = b.m.Login(ctx, "ann") })
+	}
+	ours := Config{Secrets: [][]byte{secret}}
+	login(ours)
+	if got := check(ours); got != "" {
+		t.Errorf("alone: %s", got)
+	}
+	for name, cfg := range map[string]Config{"unsealed": {}, "of another secret": {Secrets: [][]byte{other}}} {
+		login(cfg)
+		if got := check(ours); !strings.Contains(got, "same Prefix") {
+			t.Errorf("%s: %q", name, got)
+		}
+		server.Flush()
+		login(ours)
+	}
+	if got := check(Config{Secrets: [][]byte{other, secret}}); got != "" {
+		t.Errorf("with the old secret: %s", got)
+	}
+	m := managerOver(t, asUser(t, server, "gatehouse:{*", aclRow(t, "sessions")), Config{})
+	if warnings, err := m.Check(t.Context()); err != nil || !strings.Contains(strings.Join(warnings, "\n"), "SCAN is not permitted") {
+		t.Errorf("%v, %v", warnings, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 
@@ -14,8 +15,9 @@ import (
 
 // Check looks at the Redis of the Manager, at start-up or by hand: whether its user may run each
 // command that sessions need, and whether it is old, a replica, evicts keys, forgets in a crash,
-// has another time, or is read through a cache without a limit to its age. An error names what
-// does not work, warnings what is likely to surprise. It writes nothing.
+// has another time, is read through a cache without a limit to its age, or holds sessions that the
+// Manager cannot read, for which it looks at some thousand keys. An error names what does not
+// work, warnings what is likely to surprise. It writes nothing.
 func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	s := m.records
 	client := s.redis.Client()
@@ -31,12 +33,21 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	if c, ok := client.(*redis.Client); ok && cachesForever(c.Options()) {
 		warnings = append(warnings, "the client-side cache has no MaxStaleness: where the word of a logout is lost, a session is seen until it is thrown out")
 	}
+	switch use, err := s.secretUse(ctx, checkedPages); {
+	case err != nil && strings.Contains(err.Error(), "NOPERM"):
+		warnings = append(warnings, "SCAN is not permitted, so that sessions which this Manager cannot read were not looked for")
+	case use.Unknown > 0, use.Unsealed > 0 && len(use.Secrets) > 0:
+		warnings = append(warnings, "there are sessions under the same Prefix that this Manager cannot read: of another service, or of a secret that was taken out")
+	}
 	more, also := check.Servers(ctx, client, check.Loss{
 		Evicted:   "sessions that it removes are users who are logged out",
 		Forgotten: "after a crash of Redis, who has logged out since the last snapshot is logged in again",
 	})
 	return append(warnings, more...), errors.Join(err, also)
 }
+
+// checkedPages is how many pages of keys of each server Check looks at.
+const checkedPages = 4
 
 // cachesForever reports whether reads are cached for as long as nothing is heard of a change.
 func cachesForever(o *redis.Options) bool {

@@ -46,17 +46,20 @@ const scanPage = 500
 // head of each record, in pages: it is for an operator who wants to drop an old secret,
 // not for requests. A record that is there all the while is counted at least once, and
 // now and then twice; one that comes or goes may be counted or not.
-func (m *Manager) SecretUse(ctx context.Context) (SecretUse, error) { return m.records.secretUse(ctx) }
+func (m *Manager) SecretUse(ctx context.Context) (SecretUse, error) {
+	return m.records.secretUse(ctx, 0)
+}
 
 // SecretUse counts as that of Manager does.
-func (s *Store) SecretUse(ctx context.Context) (SecretUse, error) { return s.records.secretUse(ctx) }
+func (s *Store) SecretUse(ctx context.Context) (SecretUse, error) { return s.records.secretUse(ctx, 0) }
 
-func (s *records) secretUse(ctx context.Context) (SecretUse, error) {
+// secretUse counts what is in so many pages of each server; 0: in all.
+func (s *records) secretUse(ctx context.Context, pages int) (SecretUse, error) {
 	use := SecretUse{Secrets: make([]int, s.sealer.ring.Len())}
 	var mu sync.Mutex
 	scan := func(ctx context.Context, node *redis.Client) error {
 		var cursor uint64
-		for {
+		for page := 1; ; page++ {
 			keys, next, err := node.ScanType(ctx, cursor, globQuote(s.keys.prefix)+"{???}:*", scanPage, "hash").Result()
 			if err != nil {
 				return err
@@ -70,7 +73,7 @@ func (s *records) secretUse(ctx context.Context) (SecretUse, error) {
 				s.countSecret(&use, head)
 			}
 			mu.Unlock()
-			if cursor = next; cursor == 0 {
+			if cursor = next; cursor == 0 || page == pages {
 				return nil
 			}
 		}
