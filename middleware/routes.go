@@ -99,8 +99,10 @@ func readings(p string) []string {
 	var all []string
 	for range 4 { // an escape of an escape of an escape
 		clean := path.Clean("/" + p)
-		all = append(all, p, clean)
-		if strings.HasSuffix(p, "/") && clean != "/" {
+		if all = append(all, p); clean != p {
+			all = append(all, clean)
+		}
+		if strings.HasSuffix(p, "/") && clean+"/" != p && clean != "/" {
 			all = append(all, clean+"/")
 		}
 		unescaped, err := url.PathUnescape(p)
