@@ -44,7 +44,7 @@ func panics(t *testing.T, name string, f func()) {
 
 func canonical(s string) string { return strings.ToLower(strings.TrimSpace(s)) }
 
-// ByForm has the value that the handler's FormValue has, and the handler reads the body as if
+// ByForm has the value that the handler has, whichever way it reads the form, and the handler reads the body as if
 // nobody had.
 func TestByForm(t *testing.T) {
 	multi := func(name, value string) (string, string) {
@@ -63,8 +63,12 @@ func TestByForm(t *testing.T) {
 	}{
 		{"a form", "POST", "/", form, "email=Ann%40example.com&password=x", "ann@example.com"},
 		{"in any spelling", "POST", "/", form, "email=+ANN%40Example.com", "ann@example.com"},
-		{"twice: what FormValue has", "POST", "/", form, "email=ann&email=bob", "ann"},
-		{"beside a query", "POST", "/?email=bob", form, "email=ann", "ann"},
+		{"twice", "POST", "/", form, "email=ann&email=bob", ""},
+		{"twice the same", "POST", "/", form, "email=ann&email=ANN+", "ann"},
+		{"beside a query", "POST", "/?email=bob", form, "email=ann", ""},
+		{"multipart beside a query", "POST", "/?email=bob", multiType, multiBody, ""},
+		{"multipart beside an equal query", "POST", "/?email=ann@example.com", multiType, multiBody, "ann@example.com"},
+		{"a query that does not parse", "POST", "/?a=%zz&email=bob", form, "email=ann", ""},
 		{"in the query alone", "POST", "/?email=bob", form, "", "bob"},
 		{"GET", "GET", "/?email=bob", "", "", "bob"},
 		{"multipart", "POST", "/", multiType, multiBody, "ann@example.com"},

@@ -89,24 +89,31 @@ func KeyOf(word, value string) string {
 	return word + ":" + value
 }
 
-// ByForm counts by a field of a form, as [http.Request.FormValue] of the handler will have it,
-// in the form that canonical gives it; nil: as it is. For a login that is what the account is
-// known by: in small letters, say, or each spelling has a limit of its own. Where the field is
-// missing or empty there is no key ([ErrNoKey]), and nor is there if the body is longer than 64 KB.
-// The handler finds the body as if nobody had read it.
+// ByForm counts by a field of a form, in the form that canonical gives it; nil: as it is. For a
+// login that is what the account is known by: in small letters, say, or each spelling has a limit
+// of its own. There is no key ([ErrNoKey]) where the field is missing or empty, where body and query
+// have different values, as the handler may read another one, and where the body is longer than
+// 64 KB. The handler finds the body as if nobody had read it.
 func ByForm(name string, canonical func(string) string) KeyFunc {
 	return func(r *http.Request) (string, error) {
-		value, err := formValue(r, name)
+		values, err := formValues(r, name)
 		if err != nil {
 			return "", fmt.Errorf("%w: %w", ErrNoKey, err)
 		}
-		if canonical != nil {
-			value = canonical(value)
+		found := ""
+		for i, value := range values {
+			if canonical != nil {
+				value = canonical(value)
+			}
+			if i > 0 && value != found {
+				return "", fmt.Errorf("%w: its form has several %s", ErrNoKey, name)
+			}
+			found = value
 		}
-		if value == "" {
+		if found == "" {
 			return "", fmt.Errorf("%w: its form has no %s", ErrNoKey, name)
 		}
-		return FormKey(name, value), nil
+		return FormKey(name, found), nil
 	}
 }
 
@@ -117,10 +124,12 @@ func FormKey(name, value string) string { return "form:" + ratelimit.JoinKey(nam
 // maxForm is the longest body that ByForm reads, in bytes.
 const maxForm = 64 << 10
 
-// formValue is r.FormValue(name) that leaves the body of r to be read again.
-func formValue(r *http.Request, name string) (string, error) {
+// formValues are the values that r.FormValue(name) chooses from. They leave the body of r to be
+// read again.
+func formValues(r *http.Request, name string) ([]string, error) {
 	if r.Form != nil { // somebody has parsed it already
-		return r.FormValue(name), nil
+		r.FormValue(name) // the parts of a multipart body, too
+		return r.Form[name], nil
 	}
 	read := r.Clone(r.Context())
 	if r.Body != nil && r.Body != http.NoBody {
@@ -128,13 +137,14 @@ func formValue(r *http.Request, name string) (string, error) {
 		r.Body = unread{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
 		switch {
 		case err != nil:
-			return "", fmt.Errorf("its body cannot be read: %w", err)
+			return nil, fmt.Errorf("its body cannot be read: %w", err)
 		case len(body) > maxForm:
-			return "", fmt.Errorf("its form has more than %d bytes", maxForm)
+			return nil, fmt.Errorf("its form has more than %d bytes", maxForm)
 		}
 		read.Body = io.NopCloser(bytes.NewReader(body))
 	}
-	return read.FormValue(name), nil
+	read.FormValue(name)
+	return read.Form[name], nil
 }
 
 // unread is a body of which a part has been read, and is to be read again.
