@@ -278,3 +278,47 @@ func ExampleJoin() {
 	// GET /users/1 200 ["route:GET /users/{id}" "ip:192.0.2.7"]
 	// GET /users/2 200 ["route:GET /users/{id}" "ip:192.0.2.7"]
 }
+
+// A handler of somebody else calls no Succeeded: here its status tells. What it answers with 200
+// whatever happened cannot be told apart so.
+func ExampleSucceeded() {
+	limiter, err := ratelimit.NewLocal("login", ratelimit.PerHour(2), ratelimit.Config{})
+	if err != nil {
+		panic(err)
+	}
+	theirs := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("password") != "secret" {
+			http.Error(w, "wrong password", http.StatusUnauthorized)
+		}
+	})
+	told := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := &statusWriter{w, http.StatusOK}
+		theirs.ServeHTTP(s, r)
+		if s.status < 400 {
+			middleware.Succeeded(r)
+		}
+	})
+	browser := &visitor{site: middleware.RateLimit{
+		Limiter: limiter, Key: middleware.ByIP(middleware.PeerIP), FailuresOnly: true,
+	}.Handler(told)}
+	for _, password := range []string{"secret", "secret", "secret", "guess"} {
+		browser.send("POST", "/?password="+password)
+	}
+	// Output:
+	// POST /?password=secret 200
+	// POST /?password=secret 200
+	// POST /?password=secret 200
+	// POST /?password=guess 401 wrong password
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (s *statusWriter) WriteHeader(status int) {
+	s.status = status
+	s.ResponseWriter.WriteHeader(status)
+}
+
+func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
