@@ -63,7 +63,7 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 			}()
 		}
 		if d.Err != nil {
-			as.undecided(&log, d)
+			as.undecided(&log, &d)
 		}
 		if l.OnDecision != nil {
 			l.OnDecision(d)
@@ -74,15 +74,15 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 		}
 		values := make(singles, 0, 7)
 		if d.Status == http.StatusTooManyRequests {
-			setRetryAfter(w.Header(), d.Result, &values)
+			setRetryAfter(w.Header(), &d.Result, &values)
 		}
-		as.refuse(w, d, &values)
+		as.refuse(w, &d, &values)
 	})
 }
 
 func (l ConcurrencyLimit) acquire(r *http.Request) (lease *ratelimit.Lease, d Decision) {
 	d = Decision{Request: r, Cost: 1}
-	if d = d.identified(l.Key); d.Status != 0 {
+	if d.identify(l.Key); d.Status != 0 {
 		return nil, d
 	}
 	ctx := r.Context()
@@ -100,7 +100,7 @@ func (l ConcurrencyLimit) acquire(r *http.Request) (lease *ratelimit.Lease, d De
 			}
 		}
 	}
-	d = d.concluded(d.decided())
+	d.conclude(d.decided())
 	d.Passed = d.Status == 0
 	return lease, d
 }

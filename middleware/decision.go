@@ -39,10 +39,10 @@ func (d Decision) Settle(ctx context.Context, cost int) error {
 }
 
 // decided reports whether there is a Result.
-func (d Decision) decided() bool { return d.Result != ratelimit.Result{} }
+func (d *Decision) decided() bool { return d.Result != ratelimit.Result{} }
 
-// identified is d with its key, or with the status of a request without one.
-func (d Decision) identified(key KeyFunc) Decision {
+// identify gives d its key, or the status of a request without one.
+func (d *Decision) identify(key KeyFunc) {
 	d.Key, d.Err = key(d.Request)
 	if d.Key == "" && d.Err == nil {
 		d.Err = fmt.Errorf("%w: its key is empty", ErrNoKey)
@@ -53,11 +53,10 @@ func (d Decision) identified(key KeyFunc) Decision {
 	case d.Err != nil:
 		d.Status = http.StatusServiceUnavailable
 	}
-	return d
 }
 
-// concluded is d with the status for what was decided, if it was.
-func (d Decision) concluded(decided bool) Decision {
+// conclude gives d the status for what was decided, if it was.
+func (d *Decision) conclude(decided bool) {
 	switch {
 	case !decided:
 		d.Status = http.StatusServiceUnavailable
@@ -66,7 +65,6 @@ func (d Decision) concluded(decided bool) Decision {
 	default:
 		d.Status = 0
 	}
-	return d
 }
 
 // DecisionsOf returns the decisions on r of each RateLimit that it has come through, outermost
@@ -142,7 +140,7 @@ func (t *taken) successes() []takenBy {
 }
 
 // remember returns r, or a copy of it, on which DecisionsOf finds d. by is told of a success.
-func remember(r *http.Request, d Decision, by *mounted) *http.Request {
+func remember(r *http.Request, d *Decision, by *mounted) *http.Request {
 	t, ok := r.Context().Value(takenKey{}).(*taken)
 	if !ok {
 		t = &taken{Context: r.Context()}
@@ -151,6 +149,6 @@ func remember(r *http.Request, d Decision, by *mounted) *http.Request {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.list = append(t.list, takenBy{d, by})
+	t.list = append(t.list, takenBy{*d, by})
 	return r
 }

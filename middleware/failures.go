@@ -36,18 +36,18 @@ const (
 	maxWaiting = 1024 // keys; then those that are final are forgotten, and somebody waits again
 )
 
-// wait is what becomes of the denial d, in the end.
-func (w *waiting) wait(l *RateLimit, d Decision) Decision {
+// wait has the denial d become what it is in the end.
+func (w *waiting) wait(l *RateLimit, d *Decision) {
 	if d.Result.RetryAfter < 0 { // no permit will do
-		return d
+		return
 	}
 	q, full := w.enter(d.Key)
 	switch {
 	case full:
 		d.Result.RetryAfter = min(d.Result.RetryAfter, maxWait)
-		return d
+		return
 	case q == nil:
-		return d
+		return
 	}
 	ctx := d.Request.Context()
 	until := time.Now().Add(maxWait)
@@ -58,7 +58,7 @@ func (w *waiting) wait(l *RateLimit, d Decision) Decision {
 		select {
 		case <-ctx.Done():
 			d.Err = ctx.Err()
-			d = d.concluded(false)
+			d.conclude(false)
 			continue
 		case <-q.freed:
 		case <-ask.C:
@@ -69,9 +69,9 @@ func (w *waiting) wait(l *RateLimit, d Decision) Decision {
 				continue
 			}
 		}
-		d = l.take(d)
+		l.take(d)
 	}
-	return w.leave(q, d)
+	w.leave(q, d)
 }
 
 // of returns the queue of key. It is called with mu held.
@@ -138,7 +138,7 @@ func (w *waiting) enter(key string) (q *queue, full bool) {
 }
 
 // leave ends a wait, whose outcome is d. It is told when to come back: soon, if permits do.
-func (w *waiting) leave(q *queue, d Decision) Decision {
+func (w *waiting) leave(q *queue, d *Decision) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	q.n--
@@ -153,7 +153,6 @@ func (w *waiting) leave(q *queue, d Decision) Decision {
 		q.final = now.Add(d.Result.RetryAfter)
 	}
 	w.forget(d.Key, q)
-	return d
 }
 
 // free says that permits of key came back.

@@ -220,3 +220,31 @@ func (*unsettled) Settle(context.Context, string, ratelimit.Result, int) error {
 func (*unsettled) Refund(context.Context, string, ratelimit.Result) error {
 	return errors.New("broken")
 }
+
+// Where Redis fails while a request waits, OnError says what becomes of it.
+func TestRedisFailsWhileARequestWaits(t *testing.T) {
+	for mode, want := range map[middleware.FailureMode]int{middleware.FailOpen: 200, middleware.FailClosed: 503, middleware.FailLocal: 200} {
+		l := &failing{scriptWithFallback: scriptWithFallback{script{result: denied("l", time.Minute), local: allowed("l", 5, 4, 0)}}}
+		h := middleware.RateLimit{Limiter: l, Key: everybody, FailuresOnly: true, OnError: mode, Logger: slog.New(slog.DiscardHandler)}.Handler(hello)
+		if res := answer(h, request("")); res.StatusCode != want {
+			t.Errorf("%v: %s", mode, res.Status)
+		}
+	}
+}
+
+// failing denies once, and fails from then on.
+type failing struct {
+	scriptWithFallback
+	asked bool
+}
+
+func (f *failing) Take(ctx context.Context, key string, cost int) (ratelimit.Result, error) {
+	if f.asked {
+		return ratelimit.Result{}, ratelimit.ErrUnavailable
+	}
+	f.asked = true
+	return f.script.Take(ctx, key, cost)
+}
+
+func (*failing) Settle(context.Context, string, ratelimit.Result, int) error { return nil }
+func (*failing) Refund(context.Context, string, ratelimit.Result) error      { return nil }

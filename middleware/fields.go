@@ -99,7 +99,7 @@ func (v *singles) of(s string) []string {
 // that take longest to come back. The figures of the others are in the header
 // already, so that is where they are compared; a value in the request's context
 // would copy the request once for each limiter.
-func (f *Fields) describe(h http.Header, res ratelimit.Result, values *singles) {
+func (f *Fields) describe(h http.Header, res *ratelimit.Result, values *singles) {
 	if setRetryAfter(h, res, values); f.None {
 		return
 	}
@@ -129,7 +129,7 @@ func (f *Fields) describe(h http.Header, res ratelimit.Result, values *singles) 
 }
 
 // setRetryAfter says when a request that was denied can be allowed, if ever.
-func setRetryAfter(h http.Header, res ratelimit.Result, values *singles) {
+func setRetryAfter(h http.Header, res *ratelimit.Result, values *singles) {
 	if !res.Allowed && res.RetryAfter != ratelimit.Never {
 		h["Retry-After"] = values.of(strconv.FormatInt(retrySeconds(res), 10))
 	}
@@ -139,7 +139,7 @@ func setRetryAfter(h http.Header, res ratelimit.Result, values *singles) {
 // speak of whole seconds only: a window is rounded up, so that a client that
 // keeps to it is never refused. The figures are those of one policy; the draft
 // has lists, but nothing that says which member a Retry-After belongs to.
-func describeIETF(h http.Header, res ratelimit.Result) {
+func describeIETF(h http.Header, res *ratelimit.Result) {
 	within := ceilSeconds(res.ResetAfter)
 	if !res.Allowed && res.RetryAfter != ratelimit.Never {
 		within = retrySeconds(res) // section 6: Retry-After is not before the end of the effective window
@@ -178,7 +178,7 @@ func (f *Fields) tighter(remaining int, reset int64, figure string, h http.Heade
 
 // epochSeconds is when the full quota is back, rounded up to a second of Unix
 // time. ResetAt is on the clock that decided: ours would make it wobble.
-func epochSeconds(res ratelimit.Result) int64 {
+func epochSeconds(res *ratelimit.Result) int64 {
 	at := res.ResetAt()
 	s := at.Unix()
 	if at.Nanosecond() > 0 {
@@ -189,7 +189,7 @@ func epochSeconds(res ratelimit.Result) int64 {
 
 // retrySeconds is the Retry-After of a denial: whole seconds, never earlier than
 // a permit is free, and at least 1, because 0 invites the same request at once.
-func retrySeconds(res ratelimit.Result) int64 { return max(1, ceilSeconds(res.RetryAfter)) }
+func retrySeconds(res *ratelimit.Result) int64 { return max(1, ceilSeconds(res.RetryAfter)) }
 
 func ceilSeconds(d time.Duration) int64 {
 	if d <= 0 {

@@ -131,38 +131,35 @@ func (l RateLimit) free() bool { return reflect.ValueOf(l).IsZero() }
 // Check decides on r and spends its permits. It knows nothing of responses, waits for nobody
 // else's success, and [DecisionsOf] does not find what it returns.
 func (l RateLimit) Check(r *http.Request) Decision {
-	if l.skips(r) {
-		return Decision{Request: r, Passed: true}
+	d := Decision{Request: r, Cost: 1, Passed: true}
+	if !l.skips(r) {
+		l.decide(&d)
+		l.pass(&d)
 	}
-	return l.passed(l.decide(r))
+	return d
 }
 
 func (l *RateLimit) skips(r *http.Request) bool { return l.Skip != nil && l.Skip(r) }
 
-// passed is d with whether the request goes on.
-func (l *RateLimit) passed(d Decision) Decision {
-	d.Passed = d.Status == 0 || l.Shadow
-	return d
-}
+// pass says whether a request that was decided on goes on.
+func (l *RateLimit) pass(d *Decision) { d.Passed = d.Status == 0 || l.Shadow }
 
-// decide is the decision on r, but for whether it is passed on.
-func (l *RateLimit) decide(r *http.Request) Decision {
-	d := Decision{Request: r, Cost: 1}
-	if d.limiter, d.Err = l.limiterOf(r); d.Err != nil {
+// decide fills in d for its request, but for whether that goes on.
+func (l *RateLimit) decide(d *Decision) {
+	if d.limiter, d.Err = l.limiterOf(d.Request); d.Err != nil {
 		d.Status = http.StatusServiceUnavailable
-		return d
+		return
 	}
 	if l.Cost != nil {
-		d.Cost = l.Cost(r)
+		d.Cost = l.Cost(d.Request)
 	}
-	if d = d.identified(l.Key); d.Status != 0 {
-		return d
+	if d.identify(l.Key); d.Status == 0 {
+		l.take(d)
 	}
-	return l.take(d)
 }
 
-// take is d, of which limiter, key and cost are known, with the limiter's verdict.
-func (l *RateLimit) take(d Decision) Decision {
+// take asks the limiter about d, of which limiter, key and cost are known.
+func (l *RateLimit) take(d *Decision) {
 	ctx := d.Request.Context()
 	d.Result, d.Err = d.limiter.Take(ctx, d.Key, d.Cost)
 	decided := d.Err == nil
@@ -172,7 +169,8 @@ func (l *RateLimit) take(d Decision) Decision {
 		// Nobody counted: a client must not get past a limit by hanging up, nor
 		// by a cost of its choice.
 	case l.OnError == FailOpen:
-		return d
+		d.Status = 0
+		return
 	case l.OnError == FailLocal:
 		if local, ok := d.limiter.(ratelimit.LocalTaker); ok {
 			if res, err := local.TakeLocally(d.Key, d.Cost); err == nil {
@@ -180,7 +178,7 @@ func (l *RateLimit) take(d Decision) Decision {
 			}
 		}
 	}
-	return d.concluded(decided)
+	d.conclude(decided)
 }
 
 // limiterOf returns what decides on r.
@@ -231,13 +229,13 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		next.ServeHTTP(w, r)
 		return
 	}
-	d := m.decide(r)
+	d := Decision{Request: r, Cost: 1}
+	m.decide(&d)
 	if m.FailuresOnly && d.Status == http.StatusTooManyRequests && !m.Shadow {
-		d = m.waiting.wait(&m.RateLimit, d)
+		m.waiting.wait(&m.RateLimit, &d)
 	}
-	d = m.passed(d)
-	if d.Err != nil {
-		m.undecided(&m.log, d)
+	if m.pass(&d); d.Err != nil {
+		m.undecided(&m.log, &d)
 	}
 	if m.OnDecision != nil {
 		m.OnDecision(d)
@@ -248,10 +246,10 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 	}
 	values := make(singles, 0, fields)
 	if !m.Shadow && d.decided() && d.Result.Limit.Requests > 0 {
-		m.Fields.describe(w.Header(), d.Result, &values)
+		m.Fields.describe(w.Header(), &d.Result, &values)
 	}
 	if !d.Passed {
-		m.refuse(w, d, &values)
+		m.refuse(w, &d, &values)
 		return
 	}
 	var by *mounted // to be told of a success
@@ -260,7 +258,7 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		m.waiting.begin(d.Key)
 		defer m.waiting.end(d.Key)
 	}
-	next.ServeHTTP(w, remember(r, d, by))
+	next.ServeHTTP(w, remember(r, &d, by))
 }
 
 var (
@@ -283,13 +281,13 @@ var (
 )
 
 // refuse answers a request that is not passed on.
-func (l *RateLimit) refuse(w http.ResponseWriter, d Decision, values *singles) {
+func (l *RateLimit) refuse(w http.ResponseWriter, d *Decision, values *singles) {
 	if d.Status == http.StatusServiceUnavailable {
 		w.Header()["Retry-After"] = values.of(unavailableRetry)
 	}
 	if l.Refused != nil {
 		w.Header()["Cache-Control"] = values.of(noStore)
-		l.Refused(w, remember(d.Request, d, nil), d)
+		l.Refused(w, remember(d.Request, d, nil), *d)
 		return
 	}
 	p := l.problem(d)
@@ -297,23 +295,23 @@ func (l *RateLimit) refuse(w http.ResponseWriter, d Decision, values *singles) {
 }
 
 // problem is what answers a request that is not passed on.
-func (l *RateLimit) problem(d Decision) *problem {
+func (l *RateLimit) problem(d *Decision) *problem {
 	switch {
 	case d.Status == http.StatusServiceUnavailable:
 		return uncounted
 	case d.Status == http.StatusBadRequest:
 		return nobody
 	case l.Fields.IETF:
-		p := *exceeded(d.Result)
+		p := *exceeded(&d.Result)
 		p.Type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 		p.ViolatedPolicies = []string{d.Result.Policy}
 		return p.ready()
 	}
-	return exceeded(d.Result)
+	return exceeded(&d.Result)
 }
 
 // exceeded returns the problem of a denial.
-func exceeded(res ratelimit.Result) *problem {
+func exceeded(res *ratelimit.Result) *problem {
 	if res.RetryAfter == ratelimit.Never {
 		return tooMuch
 	}
@@ -326,7 +324,7 @@ const unavailableRetry = "5"
 
 // undecided logs a request that the limiter did not decide on, and what became
 // of it. A client that has hung up is no failure.
-func (l *RateLimit) undecided(o *occasional, d Decision) {
+func (l *RateLimit) undecided(o *occasional, d *Decision) {
 	if d.Request.Context().Err() != nil {
 		return
 	}
