@@ -59,7 +59,7 @@ func (e *env) serve(h http.Handler, headers []http.Header) ([]caller, error) {
 		srv.Close()
 		<-done
 	})
-	requests := wire(l.Addr().String(), headers)
+	requests := wire(headers)
 	callers := make([]caller, e.inFlight)
 	for n := range callers {
 		c, err := dialHTTP(l.Addr().String(), requests)
