@@ -158,7 +158,7 @@ func (l *loader) apply(r *http.Request, h http.Header, out session.Outcome) {
 	c := *l.cookieOf(r)
 	if !c.Secure {
 		l.plain.Do(func() {
-			l.Logger.LogAttrs(r.Context(), slog.LevelWarn,
+			l.Logger.LogAttrs(r.Context(), slog.LevelInfo,
 				"session: a cookie that is not Secure was sent, as the request was for localhost over plain HTTP; a proxy must pass on the Host of its clients",
 				slog.String("host", r.Host))
 		})
