@@ -60,6 +60,9 @@ func (fixedWindow) bounds() bounds {
 }
 
 func (fixedWindow) verdict(r rule, d demand, f found) verdict {
+	// Redis goes by the time at which the script began: the window was not over then, even if
+	// it is by TIME, which is later.
+	d.now = min(d.now, f.b*1000+999)
 	return (&fixedState{used: f.a, last: f.b}).decide(r, d)
 }
 

@@ -55,7 +55,7 @@ type sent struct {
 	asks   []ask
 }
 
-func (s sent) cmd() redis.Cmder {
+func (s sent) cmd() command {
 	if s.call != nil {
 		return s.call.cmd
 	}

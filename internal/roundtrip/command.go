@@ -9,8 +9,7 @@ import (
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
-// command is a command of ours. Before a caller waits for it itself, it is
-// bound to a client that gives up in time.
+// command is a command of ours. It is bound to a client that gives up in time, if there is one.
 type command interface {
 	redis.Cmder
 	bind(*redis.Client)
@@ -59,7 +58,7 @@ type hget struct {
 func (c *hget) bind(by *redis.Client)               { c.by = by }
 func (c *hget) bound() (*redis.Client, redis.Cmder) { return c.by, &c.StringCmd }
 
-// divert is a hook that has a bound command processed by the client that it is
+// divert is a hook that has bound commands processed by the client that they are
 // bound to. That one, made by WithTimeout, has none of the hooks of its origin:
 // going through the origin, the command meets those that were there before this
 // one, such as those that trace. Each client has one, which keeps shared for as long as it.
@@ -68,7 +67,19 @@ type divert struct{ *shared }
 func (divert) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 func (divert) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if len(cmds) > 0 {
+			if c, ok := cmds[0].(command); ok {
+				if by, _ := c.bound(); by != nil {
+					pipe := by.Pipeline()
+					_ = pipe.BatchProcess(ctx, cmds...)
+					_, err := pipe.Exec(ctx)
+					return err
+				}
+			}
+		}
+		return next(ctx, cmds)
+	}
 }
 
 func (divert) ProcessHook(next redis.ProcessHook) redis.ProcessHook {

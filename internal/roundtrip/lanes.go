@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // maxLanes is how many pipelines are under way at once, and into how many parts the calls under
@@ -21,19 +23,19 @@ const maxBatch = 256
 
 // lane is a goroutine that sends pipelines, one after the other.
 type lane struct {
-	stuck bool // one of its calls has timed out; guarded by node.mu
+	stuck bool // a pipeline of it has not been answered for a whole timeout; guarded by node.mu
 }
 
-// giveUpOn takes the lane that c was sent by for stuck: Redis has not answered for a whole
-// timeout, and what is queued goes by another connection rather than wait behind this one.
-func (n *node) giveUpOn(c *call) {
+// stick takes l for stuck: what is queued goes by another connection rather than wait behind this
+// one, whether or not somebody still waits for it.
+func (n *node) stick(l *lane) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if c.lane != nil && !c.lane.stuck {
-		c.lane.stuck = true
+	if !l.stuck {
+		l.stuck = true
 		n.lanes--
+		n.start()
 	}
-	n.start()
 }
 
 // start has a goroutine send what is queued, if anything is. It is called with mu
@@ -57,7 +59,7 @@ func (n *node) send(l *lane) {
 		n.mu.Lock()
 		b.calls = b.calls[:0]
 		if !l.stuck && (first || n.lanes <= maxLanes) {
-			b.calls = n.take(b.calls, l)
+			b.calls = n.take(b.calls)
 		}
 		if len(b.calls) == 0 {
 			if !l.stuck {
@@ -67,13 +69,19 @@ func (n *node) send(l *lane) {
 			return
 		}
 		n.mu.Unlock()
+		timeout, before := b.calls[0].timeout, n.circuit.answers.Load()
+		watch := time.AfterFunc(timeout, func() {
+			n.stick(l)
+			n.learn(&TimeoutError{After: timeout}, before)
+		})
 		n.answer(b)
+		watch.Stop()
 	}
 }
 
-// take moves a part of what is queued into calls, which l will send: those of the same timeout as
+// take moves a part of what is queued into calls: those of the same timeout as
 // the first, since a pipeline has one. It is called with mu held.
-func (n *node) take(calls []*call, l *lane) []*call {
+func (n *node) take(calls []*call) []*call {
 	part := max(1, min(maxBatch, (int(n.under.Load())+maxLanes-1)/maxLanes)) // calls given up are not under way
 	rest := n.queue[:0]
 	for _, c := range n.queue { // in their order
@@ -82,7 +90,6 @@ func (n *node) take(calls []*call, l *lane) []*call {
 			continue
 		}
 		if c.ctx.Err() == nil && c.state.CompareAndSwap(callQueued, callSent) {
-			c.lane = l
 			calls = append(calls, c)
 		}
 	}
@@ -98,11 +105,11 @@ func (n *node) answer(b *batch) {
 	if b.pack(joins) && !joins {
 		n.joins.find(n.server)
 	}
-	ctx, timeout := b.context(), b.calls[0].timeout // a call is another's once it is finished
+	ctx, timeout, by := b.context(), b.calls[0].timeout, b.calls[0].by // a call is another's once it is finished
 	when := n.Now()
 	// What has not been decided is asked again: by the text of its script, each key by itself.
 	for left := 3; len(b.sent) > 0; left-- {
-		panicked := n.exec(ctx, timeout, b)
+		panicked := n.exec(ctx, timeout, by, b)
 		done := b.sent
 		b.sent, b.spare = b.spare[:0], done
 		for _, s := range done {
@@ -124,9 +131,9 @@ func (n *node) answer(b *batch) {
 	}
 }
 
-// exec sends the commands of b at once. A hook of the client that panics is an error of
+// exec sends the commands of b at once, by a client that gives up in time, if there is one. A hook of the client that panics is an error of
 // its calls: on this goroutine nobody would recover.
-func (n *node) exec(ctx context.Context, timeout time.Duration, b *batch) (panicked error) {
+func (n *node) exec(ctx context.Context, timeout time.Duration, by *redis.Client, b *batch) (panicked error) {
 	defer func() {
 		if p := recover(); p != nil {
 			panicked = fmt.Errorf("redis: a hook panicked: %v", p)
@@ -137,6 +144,9 @@ func (n *node) exec(ctx context.Context, timeout time.Duration, b *batch) (panic
 	before := n.circuit.answers.Load()
 	if n.held.Load() && !n.poolIsHeld() {
 		n.held.Store(false)
+	}
+	for _, s := range b.sent {
+		s.cmd().bind(by)
 	}
 	if len(b.sent) == 1 && !n.held.Load() { // pipelines have connections of their own
 		_ = n.client.Process(ctx, b.sent[0].cmd())

@@ -49,10 +49,10 @@ type call struct {
 	answer   Answer // of question
 	err      error
 	timeout  time.Duration
+	by       *redis.Client // Sender.bounded
 	wait     time.Duration // Sender.wait
 	before   uint64        // answers of the server, when the call came
 	state    atomic.Uint32
-	lane     *lane         // that has sent it; guarded by node.mu
 	next     *call         // asks the same; of a batch
 	done     chan struct{} // buffered: one token when it is callDone
 	timer    *time.Timer
@@ -73,7 +73,7 @@ func newCall(s *shared) *call {
 
 func (s *Sender) newCall(ctx context.Context) *call {
 	c := s.calls.Get().(*call)
-	c.ctx, c.timeout, c.wait = ctx, s.timeout, s.wait
+	c.ctx, c.timeout, c.wait, c.by = ctx, s.timeout, s.wait, s.bounded
 	return c
 }
 
@@ -81,7 +81,7 @@ func (c *call) release() {
 	if c.state.Load() == callAbandoned {
 		return
 	}
-	c.ctx, c.cmd, c.question, c.answer, c.err, c.lane, c.next = nil, nil, Question{}, Answer{}, nil, nil, nil
+	c.ctx, c.cmd, c.question, c.answer, c.err, c.next = nil, nil, Question{}, Answer{}, nil, nil
 	c.state.Store(callQueued)
 	c.of.calls.Put(c)
 }
@@ -115,25 +115,28 @@ func (s *Sender) patient(ctx context.Context) bool {
 
 // alone sends c on the goroutine of its caller.
 func (s *Sender) alone(n *node, c *call) error {
+	// A context that ends with the caller's request would cost go-redis a connection.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), c.timeout)
+	defer cancel()
 	if c.cmd != nil {
-		return s.process(n, c, c.cmd)
+		return s.process(ctx, n, c, c.cmd)
 	}
 	sent := s.Now()
 	cmd := decide([]ask{{c, c, 1}})
-	err := s.process(n, c, cmd)
+	err := s.process(ctx, n, c, cmd)
 	if isNoScript(err) {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		cmd = cmd.withSource(c.ctx, c.question.One)
-		err = s.process(n, c, cmd)
+		err = s.process(ctx, n, c, cmd)
 	}
 	c.answer = Answer{Reply: cmd.Val(), N: 1, Sent: sent}
 	return err
 }
 
 // process sends cmd, which is that of c, and returns its error.
-func (s *Sender) process(n *node, c *call, cmd command) error {
-	// A context that ends with the caller's request would cost go-redis a connection.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), s.timeout)
-	defer cancel()
+func (s *Sender) process(ctx context.Context, n *node, c *call, cmd command) error {
 	cmd.bind(s.bounded)
 	_ = s.client.Process(ctx, cmd)
 	err := cmd.Err()
@@ -178,7 +181,6 @@ func (n *node) await(c *call) error {
 		}
 	case <-c.timer.C:
 		if unsent, abandoned := c.abandon(); abandoned {
-			n.giveUpOn(c)
 			err := &TimeoutError{After: c.timeout, Unsent: unsent}
 			n.learn(err, c.before)
 			return err

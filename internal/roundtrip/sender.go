@@ -67,12 +67,14 @@ func (s *Sender) Run(ctx context.Context, script *scripts.Script, keys []string,
 	defer c.release()
 	cmd := evalsha(ctx, script, keys, args)
 	c.cmd = cmd
+	began := time.Now()
 	err := s.do(c, keys[0])
 	if isNoScript(err) {
 		// The one answer after which a script may be sent again: it did not run. The command
 		// may not be reused.
 		again := s.newCall(ctx)
 		defer again.release()
+		again.timeout = max(0, s.timeout-time.Since(began)) // of both together
 		cmd = cmd.withSource(ctx, script)
 		again.cmd = cmd
 		err = s.do(again, keys[0])
