@@ -87,7 +87,8 @@ func DecisionsOf(r *http.Request) []Decision {
 // count: its permits are given back at once, in one round trip for each, also when the client
 // has hung up. Call it when the password was right, before the response is written, so that
 // those who wait for a permit get it. If they cannot be given back, the Logger of the RateLimit
-// gets a line. Further calls do nothing.
+// gets a line. Further calls do nothing. The response's fields were written before: they show the
+// permit as spent.
 func Succeeded(r *http.Request) {
 	t, ok := r.Context().Value(takenKey{}).(*taken)
 	if !ok {

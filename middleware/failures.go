@@ -66,6 +66,9 @@ func (w *waiting) wait(l *RateLimit, d *Decision) {
 			ask.Reset(min(pause/2+rand.N(pause), time.Until(until)))
 			// To ask costs nothing, and is not held against the client.
 			if res, err := d.limiter.Take(ctx, d.Key, 0); err == nil && !res.Allowed {
+				if d.Cost == 1 {
+					d.Result = res // of now
+				}
 				continue
 			}
 		}

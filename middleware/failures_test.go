@@ -248,3 +248,44 @@ func (f *failing) Take(ctx context.Context, key string, cost int) (ratelimit.Res
 
 func (*failing) Settle(context.Context, string, ratelimit.Result, int) error { return nil }
 func (*failing) Refund(context.Context, string, ratelimit.Result) error      { return nil }
+
+// A login that is limited by account and by address in one decision: what one of them refuses
+// costs the other nothing, and a success gives both back.
+func TestALoginByAccountAndAddress(t *testing.T) {
+	client := redistest.Start(t).Client()
+	account := must(ratelimit.NewSlidingWindow(client, "account", ratelimit.PerHour(5), patient))
+	address := must(ratelimit.NewSlidingWindow(client, "address", ratelimit.PerHour(8), patient))
+	part := func(i int) func(string) string { return func(key string) string { return ratelimit.SplitKey(key)[i] } }
+	site := middleware.RateLimit{
+		Limiter:      must(ratelimit.All(ratelimit.Keyed(account, part(0)), ratelimit.Keyed(address, part(1)))),
+		Key:          middleware.Join(middleware.ByForm("email", strings.ToLower), middleware.ByIP(middleware.PeerIP)),
+		FailuresOnly: true,
+	}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("password") == "right" {
+			middleware.Succeeded(r)
+		}
+	}))
+	try := func(email, password string) int {
+		return answer(site, httptest.NewRequest("POST", "/?email="+email+"&password="+password, nil)).StatusCode
+	}
+	left := func() (int, int) {
+		ip := middleware.IPKey(must(middleware.PeerIP(request(""))))
+		return must(account.Take(t.Context(), middleware.FormKey("email", "ann"), 0)).Remaining, must(address.Take(t.Context(), ip, 0)).Remaining
+	}
+	for range 3 {
+		if got := try("ann", "right"); got != 200 {
+			t.Fatalf("right: %d", got)
+		}
+	}
+	for range 5 {
+		try("Ann", "wrong")
+	}
+	for range 3 {
+		if got := try("ann", "right"); got != 429 {
+			t.Errorf("of a locked account: %d", got)
+		}
+	}
+	if a, b := left(); a != 0 || b != 3 {
+		t.Errorf("%d and %d left, want 0 and 3", a, b)
+	}
+}

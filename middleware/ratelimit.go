@@ -77,9 +77,12 @@ type RateLimit struct {
 	// failure, also where the handler panics, or another handler answers: no status is read.
 	//
 	// A request in flight counts until then, so that of 1,000 guesses at once no more are
-	// checked than the limit allows. One that finds no permit left waits for up to two
-	// seconds for others to succeed; it is refused once nothing has come back for that long.
-	// Limiter must be a [ratelimit.Settler].
+	// checked than the limit allows. One that finds no permit left waits for others to
+	// succeed, two seconds in all; once nothing has come back for that long, further ones are
+	// refused at once. Limiter must be a [ratelimit.Settler].
+	//
+	// Of two RateLimits on one route the outer one also counts what the inner one refuses;
+	// [ratelimit.All] in one RateLimit counts neither.
 	FailuresOnly bool
 
 	// Skip says which requests pass without being counted, such as health checks and
@@ -356,9 +359,9 @@ func loggerOr(l *slog.Logger) *slog.Logger {
 	return l
 }
 
-// route names a request in logs: by the pattern that matched, or by its path.
+// route names a request in logs: by the pattern that matched, or by its path if that says more.
 func route(r *http.Request) string {
-	if r.Pattern != "" {
+	if r.Pattern != "" && r.Pattern != "/" {
 		return r.Pattern
 	}
 	return r.URL.Path

@@ -14,7 +14,8 @@ import (
 // Check looks at the Redis of limiters, at start-up or by hand: whether its user may run each
 // command that they need, and whether it is old, a replica, evicts keys or has another time. An
 // error names what does not work, warnings what is likely to surprise. It writes nothing. What
-// has no Redis is passed over.
+// has no Redis is passed over. Where no Redis answers it takes go-redis some seconds to say so: give
+// ctx ten.
 func Check(ctx context.Context, limiters ...Limiter) (warnings []string, err error) {
 	var errs []error
 	clients := map[redis.UniversalClient]bool{}

@@ -246,3 +246,32 @@ func TestCheckTellsWhatLogsPeopleOut(t *testing.T) {
 		t.Errorf("%d keys written", keys)
 	}
 }
+
+// A legacy store that the user of Redis may not read is an error of Check.
+func TestCheckReadsTheLegacyStore(t *testing.T) {
+	server := redistest.Start(t)
+	for name, tc := range map[string]struct {
+		keys string
+		more []string
+		ok   bool
+	}{"without": {"gatehouse:{*", nil, false}, "with": {"*", []string{"get"}, true}} {
+		client := asUser(t, server, tc.keys, append(tc.more, aclRow(t, "sessions")...))
+		m := managerOver(t, client, Config{Legacy: Legacy{Store: goredisStore{client}}})
+		if _, err := m.Check(t.Context()); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// goredisStore reads as scs/goredisstore does.
+type goredisStore struct{ client *redis.Client }
+
+func (s goredisStore) Find(token string) ([]byte, bool, error) {
+	b, err := s.client.Get(context.Background(), "scs:session:"+token).Bytes()
+	if err == redis.Nil {
+		return nil, false, nil
+	}
+	return b, err == nil, err
+}
+func (goredisStore) Commit(string, []byte, time.Time) error { return nil }
+func (goredisStore) Delete(string) error                    { return nil }

@@ -17,7 +17,8 @@ import (
 // command that sessions need, and whether it is old, a replica, evicts keys, forgets in a crash,
 // has another time, is read through a cache without a limit to its age, or holds sessions that the
 // Manager cannot read, for which it looks at some thousand keys. An error names what does not
-// work, warnings what is likely to surprise. It writes nothing.
+// work, warnings what is likely to surprise. It writes nothing. Where there is no Redis it takes
+// go-redis some seconds to say so: give ctx ten.
 func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	s := m.records
 	client := s.redis.Client()
@@ -32,6 +33,11 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	}
 	if c, ok := client.(*redis.Client); ok && cachesForever(c.Options()) {
 		warnings = append(warnings, "the client-side cache has no MaxStaleness: where the word of a logout is lost, a session is seen until it is thrown out")
+	}
+	if m.legacy != nil {
+		if _, _, also := m.legacy.find(ctx, strings.Repeat("A", legacyTokenLen)); also != nil {
+			err = errors.Join(err, fmt.Errorf("session: the legacy store: %w", also))
+		}
 	}
 	switch use, err := s.secretUse(ctx, checkedPages); {
 	case err != nil && strings.Contains(err.Error(), "NOPERM"):

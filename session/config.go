@@ -89,7 +89,9 @@ type Rotation struct {
 //
 // A session is copied at its first use and stays in the old store until it is logged out
 // or ends, so that old and new servers serve it side by side. After the copy, old servers
-// do not see what new ones change, and a logout on an old server does not reach the copy.
+// do not see what new ones change, and neither a logout nor a login on an old server reaches the copy: who
+// logs in there as somebody else is still the first user here. Have logins and logouts go to new
+// servers as soon as there is one.
 type Legacy struct {
 	// Store holds gob-encoded scs sessions under their plain tokens, such as
 	// scs/redisstore or scs/goredisstore.
