@@ -64,6 +64,10 @@ type Sessions struct {
 	// have one name, ours replaces it, and old servers do not know it.
 	LegacyCookie string
 
+	// Client labels who asks, such as "Firefox on Windows": the Manager's List shows it for the
+	// sessions that logged in with it. See [session.Manager.Describe]. nil: nothing is stored.
+	Client func(*http.Request) string
+
 	// Logger gets sessions that cannot be loaded or saved, and changes that came after the
 	// header was sent, which are lost. nil: slog.Default().
 	Logger *slog.Logger
@@ -118,9 +122,15 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 		// further out wants the route.
 		outside.MultipartForm, outside.Pattern = r.MultipartForm, r.Pattern
 	}()
+	if l.Client != nil {
+		l.Manager.Describe(ctx, func() string { return l.Client(r) })
+	}
 	outer := fieldsOf(w.Header())
 	hw := &headerWriter{ResponseWriter: w, hijacked: func() { l.Manager.KeepID(ctx) }}
 	hw.before = func(int) error {
+		if m := r.Header["Sec-Fetch-Mode"]; len(m) == 1 && m[0] == "navigate" {
+			l.Manager.Told(ctx)
+		}
 		// Whether the client still listens does not matter to what it did.
 		out, err := l.Manager.Finish(ctx)
 		h := w.Header()

@@ -311,10 +311,10 @@ func TestLoginWhileRedisGoesAway(t *testing.T) {
 		cookie bool
 		sees   string // "": either
 	}{
-		{"a visitor's Login", scripts.Get("session/create.lua"), "a visitor", 503, false, " cart=book k="},
+		{"a visitor's Login", scripts.Get("session/login.lua"), "a visitor", 503, false, " cart=book k="},
 		{"a visitor's Login, its own life", scripts.Get("session/save.lua"), "a visitor", 503, false, " cart=book k="},
 		{"a visitor's Login, the old ID", scripts.Get("session/end.lua"), "a visitor", 503, true, "ann cart=book k=1"},
-		{"a Login again", scripts.Get("session/create.lua"), "ann", 503, false, "ann cart=book k="},
+		{"a Login again", scripts.Get("session/login.lua"), "ann", 503, false, "ann cart=book k="},
 		{"a Login again, the old ID", scripts.Get("session/retire.lua"), "ann", 503, true, "ann cart=book k=1"},
 		{"another's Login, its own life", scripts.Get("session/save.lua"), "eve", 503, false, "eve cart=book k="},
 		{"another's Login, the old ID", scripts.Get("session/end.lua"), "eve", 503, true, "ann cart= k="},

@@ -161,7 +161,7 @@ func TestSessionsOverAClusterUnderTheLeastACL(t *testing.T) {
 			_ = m.Logout(ctx)
 		})
 	}
-	if warnings, err := m.Check(t.Context()); err != nil || len(warnings) != 2 { // of INFO, and of SCAN
+	if warnings, err := m.Check(t.Context()); err != nil || len(warnings) != 3 { // of INFO, SCAN and the channel
 		t.Errorf("Check: %v, %v", warnings, err)
 	}
 }

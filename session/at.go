@@ -55,6 +55,7 @@ type found struct {
 	what   standing
 	record *record // of live
 	leads  []byte  // of rotated: to where, sealed
+	reason Reason  // of ended, and of nothing: why what stood there ended, if others ended it
 	beyond *id     // of unreadable: where it stands, if a rotated ID leads there
 }
 
@@ -73,7 +74,7 @@ func (s *records) read(at id, raw []byte, now int64, large func() ([]byte, error
 			switch {
 			case now >= r.times.until:
 				return found{what: nothing}, nil
-			case s.lives[r.head.kind].over(r, now): // here; a server of a longer life has it still
+			case s.over(r, now): // here; a server of a longer life has it still
 				return found{what: unreadable}, nil
 			}
 			return found{what: live, record: r}, nil
@@ -83,11 +84,27 @@ func (s *records) read(at id, raw []byte, now int64, large func() ([]byte, error
 	case (raw[0] == formatRotated || raw[0] == formatEnded) && len(raw) >= tombstoneLen:
 		switch {
 		case getTime(raw[2:]) <= now: // its Grace
-			return found{what: nothing}, nil
+			return found{what: nothing, reason: reasonOf(raw, now)}, nil
 		case raw[0] == formatRotated:
 			return found{what: rotated, leads: raw[tombstoneLen:]}, nil
 		}
-		return found{what: ended}, nil
+		return found{what: ended, reason: reasonOf(raw, now)}, nil
 	}
 	return found{what: unreadable}, errMalformed
+}
+
+// reasonOf returns the reason that a tombstone gives while it stands.
+func reasonOf(raw []byte, now int64) Reason {
+	if len(raw) <= tombstoneLen || raw[0] != formatEnded || getTime(raw[2+timeLen:]) <= now {
+		return ""
+	}
+	return Reason(raw[tombstoneLen:])
+}
+
+// why is the reason for which a request's session turned out to be over.
+func (f found) why() Reason {
+	if f.what == gone {
+		return Lost
+	}
+	return f.reason
 }

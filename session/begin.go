@@ -13,6 +13,9 @@ func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
 	}
 	r := &record{id: d.begun, values: codec.Values{}.Change(d.changes)}
 	r.head = head{kind: d.facts.kind, persistent: d.facts.persistent, handle: newHandle()}
+	if !d.told {
+		r.who.reason = d.ended
+	}
 	a, err := m.records.create(ctx, r, 0)
 	if err != nil {
 		return err
@@ -27,7 +30,7 @@ func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
 		return err
 	}
 	if steps[f.what][save] == drop {
-		m.lose(ctx, st, d)
+		m.lose(ctx, st, d, f.why())
 		return ErrEnded
 	}
 	return m.update(ctx, st, d, f.record, 0)
@@ -49,7 +52,7 @@ func (m *Manager) mark(ctx context.Context, st *state, d draft, session id, over
 			return err
 		}
 		if a.outcome == refused && !(how == start && m.records.stays(n.id, a.there)) && !marked(a.there, mark) {
-			m.lose(ctx, st, d)
+			m.lose(ctx, st, d, "")
 			return ErrEnded
 		}
 	}

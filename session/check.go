@@ -15,7 +15,7 @@ import (
 
 // Check looks at the Redis of the Manager, at start-up or by hand: whether its user may run each
 // command that sessions need, and whether it is old, a replica, evicts keys, forgets in a crash,
-// has another time, is read through a cache without a limit to its age, or holds sessions that the
+// has another time, does not let ends be told at once, is read through a cache without a limit to its age, or holds sessions that the
 // Manager cannot read, for which it looks at some thousand keys. An error names what does not
 // work, warnings what is likely to surprise. It writes nothing. Where there is no Redis it takes
 // go-redis some seconds to say so: give ctx ten.
@@ -26,10 +26,13 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 		Key: s.keys.stock("check").key,
 		Scripts: []*scripts.Script{
 			createScript, saveScript, rotateScript, retireScript, endScript, sweepScript, headsScript, readScript, timeScript,
+			loginScript, besideScript, endAllScript, listScript, watchScript,
 		},
 	})
 	if err != nil {
 		err = fmt.Errorf("session: %w", err)
+	} else if missing, err := check.Channel(ctx, s.redis, s.keys.stock("check").key, s.keys.ended()); err == nil && len(missing) > 0 {
+		warnings = append(warnings, fmt.Sprintf("the user of Redis may not %s on the channel %q: what Watch and Live watch ends up to %v late", strings.Join(missing, " and "), s.keys.ended(), watchEvery))
 	}
 	if c, ok := client.(*redis.Client); ok && cachesForever(c.Options()) {
 		warnings = append(warnings, "the client-side cache has no MaxStaleness: where the word of a logout is lost, a session is seen until it is thrown out")

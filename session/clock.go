@@ -34,6 +34,7 @@ func (c *clocks) at(at id) *clock {
 // clock is the estimate of one server's clock. The zero value knows nothing yet.
 type clock struct {
 	sample atomic.Pointer[sample]
+	before atomic.Pointer[sample] // that of before the clock was set last; nil: it was not
 	asking atomic.Bool
 }
 
@@ -71,8 +72,29 @@ func (c *clock) learn(redis int64, sent, received time.Time) {
 		if age < clockAge/2 && old.err(age) <= next.err(0) && off.Abs() <= old.err(age)+next.err(0) {
 			return
 		}
+		if off.Abs() > old.err(age)+next.err(0) {
+			c.before.Store(old)
+		}
 	}
 	c.sample.Store(next)
+}
+
+// earliest returns the earliest that the server's clock can have shown at a moment of this
+// process, also if it was set since: 0 if nothing is known.
+func (c *clock) earliest(at time.Time) int64 {
+	s, before := c.sample.Load(), c.before.Load()
+	if s == nil {
+		return 0
+	}
+	t := s.earliest(at)
+	if before != nil && at.Before(s.received) {
+		t = min(t, before.earliest(at))
+	}
+	return t
+}
+
+func (s *sample) earliest(at time.Time) int64 {
+	return s.now(at) - s.err(at.Sub(s.received).Abs()).Microseconds()
 }
 
 // known returns the estimate as it is, 0 if there is none.

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,7 +71,7 @@ func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
 		return Outcome{}, err
 	}
 	defer st.give()
-	st.stale()
+	st.closing()
 	d, err := m.draft(st)
 	if err != nil {
 		return Outcome{}, err
@@ -112,7 +113,7 @@ func (m *Manager) leadsStill(ctx context.Context, st *state, epoch uint64) {
 		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: no cookie set for a rotated ID", slog.Any("error", err))
 		fallthrough
 	case f.what == ended:
-		st.lost(m, epoch)
+		st.lost(m, epoch, f.reason)
 	}
 }
 
@@ -132,19 +133,36 @@ func (m *Manager) finish(ctx context.Context, st *state, d draft, turn bool) err
 	return m.commit(ctx, st, d)
 }
 
-// stale forgets that the record stood when a Commit, or the copy of a legacy session, was
-// made: it may have ended since, and a cookie is set only for what stands at the response.
-// A pending Login is looked at by complete.
-func (st *state) stale() {
+// closing readies the state for the response. That the record stood when a Commit, or the
+// copy of a legacy session, was made is forgotten: it may have ended since, and a cookie is
+// set only for what stands at the response. A pending Login is looked at by complete.
+func (st *state) closing() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.stood = st.stood && st.login != nil
+	if st.told = st.seen && st.asked; st.told {
+		st.facts.reason = ""
+	}
+}
+
+// forget has the cookie of a session that others have ended deleted, unless a login may have
+// taken its place.
+func (m *Manager) forget(ctx context.Context, st *state, d draft) error {
+	if err := m.mark(ctx, st, d, m.records.keys.fresh(m.records.keys.visitor()), endMark); err != nil {
+		return err
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.epoch == d.epoch && st.record == nil {
+		st.loggedOut, st.ended = true, ""
+	}
+	return nil
 }
 
 // due reports whether a commit has anything to do in Redis.
 func (m *Manager) due(ctx context.Context, d draft) bool {
 	if d.record == nil {
-		return len(d.changes) > 0
+		return len(d.changes) > 0 || d.told
 	}
 	if d.wanted() || d.confirm {
 		return true
@@ -181,8 +199,11 @@ type draft struct {
 	rotate  bool
 	keepID  bool
 	confirm bool // the response would set a cookie for a record that was only read
-	late    bool // a first change, and no cookie can be sent any more
-	alone   bool // nobody else has changed what was saved
+	ended   Reason
+	client  string // the label of who asks
+	told    bool   // of ended, so that nothing is left to say
+	late    bool   // a first change, and no cookie can be sent any more
+	alone   bool   // nobody else has changed what was saved
 }
 
 // draft takes what is to be saved under the lock, and encodes it.
@@ -192,6 +213,7 @@ func (m *Manager) draft(st *state) (draft, error) {
 		epoch: st.epoch, record: st.record, named: st.named, fresh: st.fresh, facts: st.facts,
 		serial: st.values.serial, login: st.login, dead: st.dead, rotate: st.rotate && st.record != nil,
 		keepID: st.keepID || st.finished, confirm: st.cookieDue() && !st.stood,
+		ended: st.ended, told: st.told,
 	}
 	var buf [8]keyChange
 	changed := buf[:0]
@@ -223,14 +245,14 @@ func (m *Manager) draft(st *state) (draft, error) {
 func (d draft) wanted() bool { return len(d.changes) > 0 || d.factsChanged() }
 
 func (d draft) factsChanged() bool {
-	return d.record != nil && d.facts != facts{d.record.head.kind, d.record.head.persistent}
+	return d.record != nil && d.facts != d.record.facts()
 }
 
 // commit saves a draft under the ID that the session has, or begins one.
 func (m *Manager) commit(ctx context.Context, st *state, d draft) error {
 	switch {
 	case d.dead && len(d.changes) > 0:
-		m.lose(ctx, st, d)
+		m.lose(ctx, st, d, "")
 		return ErrEnded
 	case d.dead:
 		return nil
@@ -238,6 +260,8 @@ func (m *Manager) commit(ctx context.Context, st *state, d draft) error {
 		return m.update(ctx, st, d, d.record, 0)
 	case len(d.changes) > 0:
 		return m.begin(ctx, st, d)
+	case d.told:
+		return m.forget(ctx, st, d)
 	}
 	return nil
 }
@@ -254,7 +278,7 @@ func (m *Manager) update(ctx context.Context, st *state, d draft, over *record, 
 			return m.noteUse(ctx, st, d, over)
 		}
 		next := d.over(over)
-		a, err := m.records.save(ctx, next, over.head.revision, m.short(d))
+		a, err := m.records.save(ctx, next, over.head.revision, m.short(d.login))
 		if err != nil {
 			return err
 		}
@@ -275,7 +299,7 @@ func (m *Manager) update(ctx context.Context, st *state, d draft, over *record, 
 		}
 		switch steps[f.what][save] {
 		case drop:
-			m.lose(ctx, st, d)
+			m.lose(ctx, st, d, f.why())
 			return ErrEnded
 		case merge:
 			if f.record.head.revision == next.head.revision { // written, and the reply was lost
@@ -295,14 +319,14 @@ func (d draft) over(r *record) *record {
 	next := *r
 	next.values = r.values.Change(d.changes)
 	if d.factsChanged() {
-		next.head.kind, next.head.persistent = d.facts.kind, d.facts.persistent
+		next.head.kind, next.head.persistent, next.who.reason = d.facts.kind, d.facts.persistent, d.facts.reason
 	}
 	return &next
 }
 
 // short is how long a record stands that only Finish gives its own life.
-func (m *Manager) short(d draft) time.Duration {
-	if d.login == nil || len(d.login.old) == 0 {
+func (m *Manager) short(p *pending) time.Duration {
+	if p == nil || !p.short {
 		return 0
 	}
 	return m.records.timeout + m.records.grace
@@ -337,7 +361,7 @@ func (m *Manager) noteUse(ctx context.Context, st *state, d draft, r *record) er
 				return nil
 			}
 			if steps[f.what][save] == drop {
-				st.lost(m, d.epoch)
+				st.lost(m, d.epoch, f.why())
 				return nil
 			}
 			used = *f.record
@@ -355,7 +379,7 @@ func (st *state) apply(m *Manager, d draft, r *record) {
 		return
 	}
 	if st.facts == d.facts {
-		st.facts = facts{r.head.kind, r.head.persistent}
+		st.facts = r.facts()
 	}
 	st.fresh = st.fresh || d.begun.field != ""
 	st.record, st.begun, st.loggedOut, st.stood = r, nil, false, true
@@ -369,7 +393,7 @@ func (st *state) apply(m *Manager, d draft, r *record) {
 
 // lost empties the session of a request that has ended meanwhile: what it held must not
 // get into that of who logs in next.
-func (st *state) lost(m *Manager, epoch uint64) {
+func (st *state) lost(m *Manager, epoch uint64, why Reason) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.epoch != epoch {
@@ -381,16 +405,17 @@ func (st *state) lost(m *Manager, epoch uint64) {
 	}
 	st.record, st.login, st.begun = nil, nil, nil
 	st.dead, st.rotate, st.stood = true, false, false
+	st.ended = cmp.Or(why, st.ended)
 	st.values = working{serial: st.values.serial}
 	st.facts = facts{persistent: m.persistent}
 }
 
 // lose is lost, with a line in the log if changes are.
-func (m *Manager) lose(ctx context.Context, st *state, d draft) {
+func (m *Manager) lose(ctx context.Context, st *state, d draft, why Reason) {
 	if len(d.changes) > 0 {
 		m.records.reportDropped(ctx)
 	}
-	st.lost(m, d.epoch)
+	st.lost(m, d.epoch, why)
 }
 
 // conflict names what ran out while commits waited for each other.

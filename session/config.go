@@ -46,6 +46,9 @@ type Config struct {
 	// logins as remembered ones, as if Remember had been called.
 	Persistent bool
 
+	// Accounts says how many sessions a user may have.
+	Accounts Accounts
+
 	// Rotation says when a session gets a new ID besides Login.
 	Rotation Rotation
 
@@ -71,6 +74,32 @@ type Life struct {
 
 // life is l as it is kept, after check.
 func (l Life) life() life { return life{lifetime: l.Lifetime, idle: l.IdleTimeout}.withArgs() }
+
+// Accounts says how many sessions a user may have at a time. The zero value: 100, and a
+// login that exceeds them ends the one that was idle for the longest.
+type Accounts struct {
+	// Max bounds the sessions of a user; default 100, at most 1,000. It is kept however
+	// many logins arrive at once.
+	Max int
+	// WhenFull says what becomes of a login beyond Max, or beyond its MaxSessions.
+	WhenFull WhenFull
+	// NotBefore ends all sessions of users that began earlier, by Redis's clock. It is for
+	// the day on which something has leaked: set it on every server.
+	NotBefore time.Time
+}
+
+// WhenFull says what becomes of a login when the user has as many sessions as possible.
+type WhenFull uint8
+
+const (
+	EndIdlest   WhenFull = iota // the session that was used last the longest ago makes room
+	RefuseLogin                 // the login is refused with ErrTooManySessions
+)
+
+const (
+	defaultMax = 100
+	maxMax     = 1000 // what one script may look through
+)
 
 // Rotation configures new IDs. The zero value: only at Login, and a Grace of 30 seconds.
 type Rotation struct {
@@ -155,6 +184,18 @@ func (cfg Config) check(client redis.UniversalClient) (checked, error) {
 		checkDuration(bad, l.name+".Lifetime", &l.life.Lifetime, cfg.Lifetime)
 		checkIdle(bad, l.name+".IdleTimeout", &l.life.IdleTimeout, cfg.IdleTimeout)
 	}
+	switch a := &cfg.Accounts; {
+	case a.Max == 0:
+		a.Max = defaultMax
+	case a.Max < 0 || a.Max > maxMax:
+		bad("Accounts.Max %d is not between 1 and %d", a.Max, maxMax)
+	}
+	if cfg.Accounts.WhenFull > RefuseLogin {
+		bad("Accounts.WhenFull %d is neither EndIdlest nor RefuseLogin", cfg.Accounts.WhenFull)
+	}
+	if at := cfg.Accounts.NotBefore; !at.IsZero() && at.UnixMicro() > time.Now().Add(time.Hour).UnixMicro() {
+		bad("Accounts.NotBefore %v is in the future: nobody could log in", at)
+	}
 	cfg.Legacy.check(bad, cfg)
 	if cfg.Legacy.Lifetime == 0 {
 		cfg.Legacy.Lifetime = cfg.Lifetime
@@ -218,11 +259,11 @@ func (c checked) records(client redis.UniversalClient) *records {
 			visitor:    c.Visitor.life(),
 			login:      Life{c.Lifetime, c.IdleTimeout}.life(),
 			remembered: c.Remembered.life(),
+			begun:      c.Visitor.life(),
 		},
 		grace: c.Rotation.Grace, timeout: c.Timeout,
-		most: defaultMost, log: c.Logger,
+		accounts: c.Accounts, notBefore: max(0, c.Accounts.NotBefore.UnixMicro()),
+		fence: max(c.Lifetime, c.Legacy.Lifetime),
+		log:   c.Logger,
 	}
 }
-
-// defaultMost is how many tombstones beyond their Grace one owner keeps.
-const defaultMost = 100

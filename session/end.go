@@ -69,13 +69,164 @@ func (st *state) loggingOut(m *Manager, ended map[id]bool) (next []id) {
 	if len(next) > 0 {
 		return next
 	}
+	st.leave(m)
+	return nil
+}
+
+// leave empties the state of a request that has ended its own session. What its cookies named
+// stays: a session that is begun now leaves a tombstone there.
+func (st *state) leave(m *Manager) {
 	st.epoch++
-	// What its cookies named stays: a session that is begun now leaves a tombstone there.
 	st.record, st.login, st.begun = nil, nil, nil
-	st.dead, st.rotate, st.loggedOut, st.stood = false, false, true, false
+	st.dead, st.rotate, st.loggedOut, st.stood, st.ended = false, false, true, false, ""
 	st.values = working{serial: st.values.serial}
 	st.facts = facts{persistent: m.persistent}
-	return nil
+}
+
+// End ends one session of a user, as List shows it. That of the request itself is logged
+// out. After End has returned the session answers no request, on any server, but for what a
+// client-side cache shows until it is told; who has its cookie can ask for the reason with
+// Ended.
+//
+// Routes that end sessions want a fresh login (middleware.RequireFresh) and protection
+// against requests of other sites ([net/http.CrossOriginProtection]).
+//
+// The error is [ErrUnknownHandle] if this user has no such session, whoever else has,
+// [ErrNoUser], [ErrUnavailable], one for a Cause that is too long, or ctx's own. After the
+// last two of Redis it may or may not have been ended: End may be called again.
+func (m *Manager) End(ctx context.Context, userID, handle string, c Cause) error {
+	c, err := c.check()
+	if err != nil {
+		return err
+	}
+	if err := checkUserID(userID); err != nil {
+		return err
+	}
+	h, ok := parseHandle(handle)
+	if !ok {
+		return ErrUnknownHandle
+	}
+	if m.isOwn(ctx, userID, h) {
+		return m.Logout(ctx)
+	}
+	_, a, err := m.records.endAll(ctx, m.records.keys.user(userID), endOne, h, c, mark{})
+	if err == nil && a.outcome != written {
+		err = ErrUnknownHandle
+	}
+	return err
+}
+
+// isOwn reports whether a session of a user is that of the request.
+func (m *Manager) isOwn(ctx context.Context, userID string, h handle) bool {
+	st := m.state(ctx)
+	if st == nil {
+		return false
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.record != nil && st.record.who.user == userID && st.record.head.handle == h
+}
+
+// EndAll ends all sessions of a user, and returns them. A login that is under way is
+// refused with [ErrStaleLogin] when it comes, however late, but for one that follows in this
+// request. It needs no session: ctx may be any. The session of the request itself, if it is
+// the user's, is over, too.
+//
+// Call it when the password has been changed, or the account disabled, after the database
+// knows, and again until it returns nil. A failover of Redis may lose its last moments, an
+// EndAll included: where that must not be, send WAIT after it. What is said of End holds.
+//
+// The error is [ErrNoUser], [ErrUnavailable], one for a Cause that is too long, or ctx's own.
+func (m *Manager) EndAll(ctx context.Context, userID string, c Cause) ([]Info, error) {
+	c, err := c.check()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkUserID(userID); err != nil {
+		return nil, err
+	}
+	o := m.records.keys.user(userID)
+	ended, _, err := m.records.endAll(ctx, o, endEach, handle{}, c, m.state(ctx).raise(o))
+	if err != nil {
+		return nil, err
+	}
+	infos := m.infos(ctx, ended)
+	if st := m.state(ctx); st != nil {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if r := st.record; r != nil && r.id.owner == o {
+			st.named = append(st.named, named{r.id, gone})
+			st.leave(m)
+		}
+	}
+	return infos, nil
+}
+
+// EndOthers ends all sessions of the request's user but that of the request, and returns
+// them. That one gets a new ID, as with [Manager.Confirm]. Of two at once one is [ErrEnded].
+// The rest is as with EndAll.
+//
+// The error may also be [ErrNoSession], [ErrFinished] or [ErrConflict]. After any but
+// ErrEnded the others may have been ended: it may be called again.
+func (m *Manager) EndOthers(ctx context.Context, c Cause) ([]Info, error) {
+	c, err := c.check()
+	if err != nil {
+		return nil, err
+	}
+	st := m.state(ctx)
+	if st == nil {
+		return nil, ErrNoSession
+	}
+	st.mu.Lock()
+	r, dead, finished, epoch := st.record, st.dead, st.finished, st.epoch
+	st.mu.Unlock()
+	switch {
+	case dead:
+		return nil, ErrEnded
+	case r == nil || r.who.user == "":
+		return nil, ErrNoUser
+	case finished:
+		return nil, ErrFinished
+	}
+	ended, a, err := m.records.endAll(ctx, r.id.owner, endOthers, r.head.handle, c, st.raise(r.id.owner))
+	switch {
+	case err != nil:
+		return nil, err
+	case a.outcome != written:
+		st.lost(m, epoch, Lost)
+		return nil, ErrEnded
+	}
+	return m.infos(ctx, ended), m.renew(ctx, func(*record, int64) {})
+}
+
+// raise returns the mark of the fence that a request raises for an owner: the same each
+// time, so that one whose reply was lost is not taken for another's when it is repeated.
+func (st *state) raise(o owner) mark {
+	if st == nil {
+		return newMark()
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, r := range st.raised {
+		if r.owner == o {
+			return r.by
+		}
+	}
+	by := newMark()
+	st.raised = append(st.raised, raise{o, by})
+	return by
+}
+
+// raisedBy returns the mark of raise, zero if there was none.
+func (st *state) raisedBy(o owner) mark {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, r := range st.raised {
+		if r.owner == o {
+			return r.by
+		}
+	}
+	return mark{}
 }
 
 // endLegacy ends a session of the legacy store, which this request need not have loaded: a

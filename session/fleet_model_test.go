@@ -606,9 +606,12 @@ func (m *fleetModel) settle(r *fleetRequest, a *fleetAnswer) {
 				r.mine, r.gones = nil, nil
 			}
 			if r.cur.user == l.user {
-				l.kin = r.cur.kin
-				if r.cur == r.x && l.handle != r.x.handle {
-					m.fault(r, "a login of the same user has handle %s, not %s", l.handle, r.x.handle)
+				switch {
+				case l.handle == r.cur.handle:
+					l.kin = r.cur.kin
+				case r.cur != r.x:
+				case r.x.why == "" && r.x.deadAt == never && !m.expiring(r.x, now) && !m.contested(r.x, r, r, 0, now):
+					m.fault(r, "a login of the same user has handle %s, not %s, which stands", l.handle, r.x.handle)
 				}
 			}
 			r.cur, r.pending, r.changed = l, true, true

@@ -197,6 +197,7 @@ func serveFleet(cfg fleetConfig) error {
 		Prefix: cfg.Prefix, Timeout: cfg.Timeout,
 		Lifetime: cfg.Lifetime, IdleTimeout: cfg.Idle, Remembered: session.Life{Lifetime: cfg.Remembered},
 		Rotation: session.Rotation{Every: cfg.Every, Grace: cfg.Grace},
+		Accounts: session.Accounts{Max: 1000},
 		Logger:   slog.New(slog.DiscardHandler),
 	}
 	if len(cfg.Secrets) > 0 {
@@ -412,7 +413,13 @@ const (
 	fleetBrowsers = 16
 )
 
-var fleetUsers = []string{"ann", "bob", "cyd", "dan"}
+// fleetUsers are so many that none comes to have as many sessions as possible.
+var fleetUsers = func() (users []string) {
+	for i := range 40 {
+		users = append(users, fmt.Sprint("user", i))
+	}
+	return users
+}()
 
 // fleetSecrets returns the secrets of a process: while secrets are changed, some have the new
 // one behind and some in front.
@@ -1412,7 +1419,7 @@ func (m *fleetMover) find() {
 		m.ids = append(m.ids, c.Do(ctx, "cluster", "myid").Val().(string))
 	}
 	var first int64 = -1
-	for r := m.w.launch(rand.New(rand.NewPCG(1, 1)), nil, "mover", "", fleetDo{Do: "login", User: "ann"}); first < 0; {
+	for r := m.w.launch(rand.New(rand.NewPCG(1, 1)), nil, "mover", "", fleetDo{Do: "login", User: fleetUsers[0]}); first < 0; {
 		<-r.doneCh
 		for _, c := range m.nodes {
 			keys, _, err := c.Scan(ctx, 0, m.w.prefix+"*", 10000).Result()

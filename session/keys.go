@@ -35,6 +35,15 @@ func (h handle) String() string {
 	return base64.RawURLEncoding.EncodeToString(h[:])
 }
 
+// parseHandle reads what String gives.
+func parseHandle(s string) (h handle, ok bool) {
+	if len(s) != base64.RawURLEncoding.EncodedLen(len(h)) {
+		return h, false
+	}
+	n, err := base64.RawURLEncoding.Decode(h[:], []byte(s))
+	return h, err == nil && n == len(h) && h != (handle{})
+}
+
 func newHandle() (h handle) {
 	_, _ = rand.Read(h[:])
 	return h
@@ -79,6 +88,9 @@ func (k keys) key(o owner) string {
 	b = append(b, "}:"...)
 	return string(base64.RawURLEncoding.AppendEncode(b, o[:]))
 }
+
+// ended is the channel on which scripts say that a session has ended.
+func (k keys) ended() string { return k.prefix + "ended" }
 
 // at returns the ID of a token in the hash of an owner.
 func (k keys) at(o owner, t token) id {

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,7 +80,14 @@ func (m *Manager) loadLegacy(ctx context.Context, st *state, legacyToken string)
 		m.records.reportUnreadable(ctx, "legacy session: "+err.Error())
 		return nil
 	}
-	a, err := m.records.create(ctx, r, 0)
+	a, err := m.copy(ctx, r)
+	switch {
+	case err == ErrStaleLogin: // its user has ended all sessions since
+		st.ended = cmp.Or(st.ended, Revoked)
+		return nil
+	case err == ErrTooManySessions:
+		return nil
+	}
 	if wrongType(err) { // the key is in other use: there is no copy, and the visitor can still log in
 		m.records.reportUnreadable(ctx, "the key of its copy is no hash")
 		return nil
@@ -101,6 +109,15 @@ func (m *Manager) loadLegacy(ctx context.Context, st *state, legacyToken string)
 		st.dead = true
 	}
 	return nil
+}
+
+// copy makes the record of a legacy session. One with a user is a login like others: any
+// fence refuses it, since nobody knows when it began, and it counts as one of the user's.
+func (m *Manager) copy(ctx context.Context, r *record) (reply, error) {
+	if r.who.user == "" {
+		return m.records.create(ctx, r, 0)
+	}
+	return m.records.login(ctx, r, entry{most: m.records.accounts.Max, loaded: m.records.redis.Now()})
 }
 
 // copied returns the record of a legacy session.
@@ -138,6 +155,9 @@ func (m *Manager) copied(ctx context.Context, legacyToken string, b []byte) (*re
 		return nil, err
 	}
 	r.times.deadline = now + min(time.Until(deadline), m.legacy.Lifetime).Microseconds()
+	if user != "" && r.times.deadline-m.legacy.Lifetime.Microseconds() < m.records.notBefore {
+		return nil, errors.New("it began before Accounts.NotBefore")
+	}
 	return r, nil
 }
 

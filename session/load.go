@@ -1,8 +1,10 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"sync"
+	"time"
 )
 
 // state is what one request knows of its session.
@@ -15,8 +17,13 @@ type state struct {
 	facts  facts   // as they should be saved
 	values working
 	login  *pending      // a login that Finish has to complete
+	used   *record       // as Touch has left it
 	begun  *id           // of the session that a first commit begins
 	free   chan struct{} // closed when the commit that is under way is over; nil: nobody waits
+	began  time.Time     // when Load was called
+	ended  Reason        // why what a cookie led to is over, if others ended it
+	client func() string // see Describe
+	raised []raise       // fences
 	epoch  uint64        // counts logins, logouts and ends: what was under way before is not applied
 
 	busy      bool // a commit or a Login is under way
@@ -27,6 +34,15 @@ type state struct {
 	rotate    bool // Rotate was called
 	keepID    bool // KeepID was called
 	finished  bool // Finish has returned
+	asked     bool // Ended was called, and told why
+	seen      bool // Told was called
+	told      bool // both, when Finish was called
+}
+
+// raise is a fence that a request has raised itself.
+type raise struct {
+	owner owner
+	by    mark
 }
 
 // held is the session cookie of a browser.
@@ -49,7 +65,10 @@ type named struct {
 type facts struct {
 	kind       kind
 	persistent bool
+	reason     Reason // it can only be forgotten
 }
+
+func (r *record) facts() facts { return facts{r.head.kind, r.head.persistent, r.who.reason} }
 
 // withState is the context of a request with its state: a context.WithValue that holds
 // the value itself.
@@ -100,6 +119,7 @@ func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string
 	within := &withState{Context: ctx, m: m}
 	st := &within.state
 	st.facts.persistent = m.persistent
+	st.began = m.records.redis.Now()
 	looked := 0
 	for _, cookie := range cookies {
 		value, outdated, ok := m.signer.verify(cookie)
@@ -115,10 +135,11 @@ func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string
 		if f.what == live {
 			st.loaded(f.record)
 			st.held = held{id: at, any: true, outdated: outdated, persistent: f.record.head.persistent, leads: at != f.record.id}
-			st.dead = false
+			st.dead, st.ended = false, f.record.who.reason
 			break
 		}
 		st.held.any = true
+		st.ended = cmp.Or(st.ended, f.reason)
 		st.dead = st.dead || steps[f.what][save] == drop
 		st.named = append(st.named, named{at, f.what})
 		if f.what == unreadable && f.beyond != nil {
@@ -139,6 +160,6 @@ func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string
 // loaded takes in a session as it stands in Redis.
 func (st *state) loaded(r *record) {
 	st.record = r
-	st.facts = facts{r.head.kind, r.head.persistent}
+	st.facts = r.facts()
 	st.values = working{stored: r.values}
 }

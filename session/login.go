@@ -16,6 +16,8 @@ import (
 type pending struct {
 	old     []retiree
 	changes map[string][]byte // all that this request has changed since it loaded its session
+	short   bool              // the record stands for a short time, until Finish gives it its own life
+	anew    bool              // nothing of the values from before goes on
 	unknown bool              // the reply of a script was lost that may have retired one of old
 }
 
@@ -28,9 +30,36 @@ type retiree struct {
 // maxUserID bounds user IDs, which stand in every record.
 const maxUserID = 1024
 
+// LoginOption says more about a Login.
+type LoginOption func(*loginOptions)
+
+type loginOptions struct {
+	most      int
+	replacing string
+	errs      []error
+}
+
+// MaxSessions bounds the sessions of this user, as a plan of n devices does. n is at least
+// 1, and of n and Accounts.Max the smaller counts.
+func MaxSessions(n int) LoginOption {
+	return func(o *loginOptions) {
+		if n < 1 {
+			o.errs = append(o.errs, fmt.Errorf("session: MaxSessions(%d): at least 1 is needed", n))
+			return
+		}
+		o.most = min(o.most, n)
+	}
+}
+
+// Replacing ends the session of a handle, as List gives it, and logs in in its place.
+func Replacing(handle string) LoginOption {
+	return func(o *loginOptions) { o.replacing = handle }
+}
+
 // Login binds the session to a user and saves what was put so far. It always gives a new
-// ID and starts both lifetimes anew. Values are kept, unless another user was logged in:
-// then they are cleared. Before it returns Redis has the session. The old ID works until
+// ID and starts both lifetimes anew. Values are kept, unless another user was logged in, or
+// in half of a login: then they are cleared. Before it returns Redis has the session, it
+// is listed, and the user has no more sessions than allowed. The old ID works until
 // Finish retires it, or until the request fails or panics: then the login is undone. After
 // that, the old ID leads nowhere, and requests that were under way with it save nothing.
 //
@@ -38,18 +67,156 @@ const maxUserID = 1024
 // keeps the last cookie. Over a session of the same user they give one: the login that
 // finishes last ends the other.
 //
-// The error is [ErrNoUser], [ErrNoSession], [ErrFinished] when the new cookie could not
-// be sent, an [*EncodeError], [ErrUnavailable], one for a user ID of more than 1,024
-// bytes, or ctx's own; ctx then holds what it held before.
-func (m *Manager) Login(ctx context.Context, userID string) error {
+// What the handler checks before, a password for example, must be checked in this
+// request, or before [Manager.BeginLogin]: a Login is refused if the user's sessions were
+// ended since the request was loaded, or since BeginLogin.
+//
+// A refusal is [ErrStaleLogin], [ErrUnknownHandle] or [ErrTooManySessions], looked at in
+// this order. Other errors are [ErrNoUser], [ErrNoSession], [ErrFinished] when the new
+// cookie could not be sent, an [*EncodeError], [ErrUnavailable], one for a user ID of more
+// than 1,024 bytes or an option that makes no sense, or ctx's own. After any of them ctx
+// holds what it held before.
+func (m *Manager) Login(ctx context.Context, userID string, opts ...LoginOption) error {
+	o := loginOptions{most: m.records.accounts.Max}
+	for _, set := range opts {
+		set(&o)
+	}
+	if err := errors.Join(o.errs...); err != nil {
+		return err
+	}
+	var replaced handle
+	if o.replacing != "" {
+		var ok bool
+		if replaced, ok = parseHandle(o.replacing); !ok {
+			return ErrUnknownHandle
+		}
+	}
+	return m.enter(ctx, userID, func(st *state, d draft) (*record, *pending, entry) {
+		r, p := m.loginOver(d, userID)
+		r.head.kind = login
+		if r.head.persistent {
+			r.head.kind = remembered
+		}
+		r.who.user, r.who.authenticated = userID, atBirth
+		p.short = len(p.old) > 0 || m.records.accounts.WhenFull == RefuseLogin
+		return r, p, entry{most: o.most, replacing: replaced}
+	})
+}
+
+// BeginLogin notes that a user has passed the first step of a login, the password for
+// example, and that another step follows, within a time of at most Config.Lifetime. It
+// gives a new ID as Login does: a cookie that was planted before does not see who is about
+// to log in. [Manager.UserID] stays "". Over a login, which it ends, and over another
+// user's half of a login it starts empty.
+//
+// Login completes it, and is refused if the user's sessions were ended since, however
+// long the second step took. To begin again for the same user changes nothing about that.
+// An unfinished one becomes a visitor's session when its time is over.
+//
+// The errors are those of Login, but that neither handle nor number is looked at.
+func (m *Manager) BeginLogin(ctx context.Context, userID string, within time.Duration) error {
+	if within < time.Millisecond || within > m.records.fence {
+		return fmt.Errorf("session: BeginLogin within %v: between a millisecond and %v is possible", within, m.records.fence)
+	}
+	return m.enter(ctx, userID, func(st *state, d draft) (*record, *pending, entry) {
+		r, p := m.loginOver(d, userID)
+		if d.record != nil && d.record.who.user != "" {
+			p.startAnew(r)
+		}
+		r.head.kind, r.who.begun = begun, userID
+		p.short = len(p.old) > 0
+		return r, p, entry{within: within, most: m.records.accounts.Max}
+	})
+}
+
+// LoginBegun returns the user of a BeginLogin whose time is not over, or "".
+func (m *Manager) LoginBegun(ctx context.Context) string {
 	st := m.state(ctx)
-	switch {
-	case st == nil:
+	if st == nil {
+		return ""
+	}
+	st.mu.Lock()
+	r := st.record
+	st.mu.Unlock()
+	if r == nil || r.head.kind != begun {
+		return ""
+	}
+	if now, err := m.records.loadedNow(ctx, r.id); err != nil || now >= r.note.until {
+		return ""
+	}
+	return r.who.begun
+}
+
+// Confirm notes that the user who is logged in has proved anew who they are:
+// AuthenticatedAt is now. The session gets a new ID, as with Login, and keeps everything
+// else, its lifetimes and its handle too.
+//
+// The error is [ErrNoUser] if nobody is logged in, [ErrEnded], or one of Login that is no
+// refusal.
+func (m *Manager) Confirm(ctx context.Context) error {
+	return m.renew(ctx, func(r *record, now int64) { r.who.authenticated = now })
+}
+
+// enter makes the record of a Login or a BeginLogin, and has ctx hold it.
+func (m *Manager) enter(ctx context.Context, userID string, over func(*state, draft) (*record, *pending, entry)) error {
+	if m.state(ctx) == nil {
 		return ErrNoSession
-	case userID == "":
-		return ErrNoUser
-	case len(userID) > maxUserID:
-		return fmt.Errorf("session: user ID of %d bytes, at most %d are possible", len(userID), maxUserID)
+	}
+	if err := checkUserID(userID); err != nil {
+		return err
+	}
+	return m.changeID(ctx, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
+		r, p, e := over(st, d)
+		if err := m.overtake(ctx, d); err != nil {
+			return nil, nil, err
+		}
+		e.short, e.own = m.short(p), st.raisedBy(r.id.owner)
+		var err error
+		if e.since, err = m.loadedAt(ctx, st, r.id); err != nil {
+			return nil, nil, err
+		}
+		e.loaded = st.began
+		if old := d.record; old != nil {
+			if old.who.begun == userID && old.note.until > e.since {
+				e.fence = old.note.fence[:]
+			}
+			if old.head.handle == r.head.handle {
+				e.from = old.id.field
+			}
+		}
+		a, err := m.records.login(ctx, r, e)
+		if err == errOrphaned { // it is another session
+			r.head.handle, e.from = newHandle(), ""
+			a, err = m.records.login(ctx, r, e)
+		}
+		switch {
+		case isRefusal(err):
+			return nil, nil, err
+		case err == nil && a.outcome == refused:
+			err = ErrConflict // nobody else knows the ID
+		case err == errMargin:
+			m.undo(ctx, r)
+			return nil, nil, ErrStaleLogin
+		}
+		return r, p, err
+	})
+}
+
+// loadedAt is when a request was loaded, at the earliest, by the clock of the server that
+// keeps a session.
+func (m *Manager) loadedAt(ctx context.Context, st *state, at id) (int64, error) {
+	if _, err := m.records.now(ctx, at); err != nil {
+		return 0, err
+	}
+	return m.records.clocks.at(at).earliest(st.began), nil
+}
+
+// changeID is what changes of ID without grace have in common: do makes a record beside
+// that of before, which Finish retires. A record that do returns with an error is undone.
+func (m *Manager) changeID(ctx context.Context, do func(context.Context, *state, draft) (*record, *pending, error)) error {
+	st := m.state(ctx)
+	if st == nil {
+		return ErrNoSession
 	}
 	left, err := st.take(ctx, m.commitTime())
 	if err != nil {
@@ -63,21 +230,14 @@ func (m *Manager) Login(ctx context.Context, userID string) error {
 	if d.late || m.isFinished(st) {
 		return ErrFinished
 	}
+	d.client = st.label()
 	ctx, cancel := context.WithTimeoutCause(ctx, left, errSlow)
 	defer cancel()
-	r, p, other := m.loginOver(d, userID)
-	if err := m.overtake(ctx, d); err != nil {
-		return err
-	}
-	d.login = p
-	a, err := m.records.create(ctx, r, m.short(d))
-	if err == nil && a.outcome == refused {
-		err = ErrConflict // nobody else knows the ID
-	}
-	if err == nil && !st.loggedIn(m, d, r, other) {
+	r, p, err := do(ctx, st, d)
+	if err == nil && !st.changed(m, d, r, p) {
 		err = ErrConflict // another goroutine of this request has logged in or out
 	}
-	if err != nil {
+	if err != nil && r != nil {
 		m.undo(ctx, r)
 	}
 	return err
@@ -89,53 +249,106 @@ func (m *Manager) isFinished(st *state) bool {
 	return st.finished
 }
 
-// loginOver returns the record of a login over what a draft has, what is to be retired,
-// and whether another user was logged in.
-func (m *Manager) loginOver(d draft, userID string) (r *record, p *pending, other bool) {
+// loginOver returns the record of a login over what a draft has, and what is to be retired.
+func (m *Manager) loginOver(d draft, userID string) (*record, *pending) {
 	old := d.record
-	other = old != nil && old.who.user != "" && old.who.user != userID
-	r = &record{id: m.records.keys.fresh(m.records.keys.user(userID)), who: who{user: userID, authenticated: atBirth}}
-	r.head = head{kind: login, persistent: d.facts.persistent, handle: newHandle()}
-	if r.head.persistent {
-		r.head.kind = remembered
+	r := &record{id: m.records.keys.fresh(m.records.keys.user(userID))}
+	r.head = head{persistent: d.facts.persistent, handle: newHandle()}
+	r.who.client = d.client
+	p := d.successor(old)
+	switch {
+	case old == nil:
+	case old.who.user == userID:
+		r.head.handle = old.head.handle
+		fallthrough
+	case old.who.user == "" && (old.who.begun == "" || old.who.begun == userID):
+		r.values = old.values
+	default: // another user
+		p.startAnew(r)
+		return r, p
 	}
-	p = &pending{changes: d.changes}
-	if d.login != nil { // a second login of this request
+	r.values = r.values.Change(d.changes)
+	return r, p
+}
+
+// successor returns what a record that takes the place of another has to retire.
+func (d draft) successor(old *record) *pending {
+	p := &pending{changes: d.changes}
+	if d.login != nil { // a second change of ID in this request
 		p.old = append(p.old, d.login.old...)
 		p.changes = merged(d.login.changes, d.changes)
 	}
 	if old != nil {
 		p.old = append(p.old, retiree{old, d.login == nil}) // nobody else knows this request's own
-		if old.who.user == userID {
-			r.head.handle = old.head.handle
-		}
 	}
-	if other {
-		p.changes = nil
-		for i := range p.old {
-			p.old[i].carry = false
-		}
-		return r, p, true
-	}
-	if old != nil {
-		r.values = old.values
-	}
-	r.values = r.values.Change(d.changes)
-	return r, p, false
+	return p
 }
 
-// loggedIn takes in the record of a login, unless a login or a logout came meanwhile.
-func (st *state) loggedIn(m *Manager, d draft, r *record, other bool) bool {
+// startAnew leaves all values behind: they are another's.
+func (p *pending) startAnew(r *record) {
+	p.anew, p.changes = true, nil
+	r.values = codec.Values{}
+	r.head.handle = newHandle()
+	for i := range p.old {
+		p.old[i].carry = false
+	}
+}
+
+// renew gives the session of a user a new ID without grace.
+func (m *Manager) renew(ctx context.Context, change func(r *record, now int64)) error {
+	return m.changeID(ctx, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
+		old := d.record
+		for {
+			switch {
+			case d.dead:
+				return nil, nil, ErrEnded
+			case old == nil || old.who.user == "":
+				return nil, nil, ErrNoUser
+			}
+			now, err := m.records.loadedNow(ctx, old.id)
+			if err != nil {
+				return nil, nil, err
+			}
+			r := d.over(old)
+			r.id = m.records.keys.fresh(old.id.owner)
+			r.who.issued = now
+			change(r, now)
+			a, err := m.records.beside(ctx, r, old, m.records.timeout+m.records.grace)
+			if err != nil {
+				return r, nil, err
+			}
+			if a.outcome != refused {
+				p := d.successor(old)
+				p.short = true
+				return r, p, nil
+			}
+			f, err := m.records.met(ctx, old.id, a)
+			switch {
+			case err != nil:
+				return nil, nil, err
+			case steps[f.what][logIn] == bury: // there is nothing any more that could go on
+				m.lose(ctx, st, d, f.why())
+				return nil, nil, ErrEnded
+			case ctx.Err() != nil:
+				return nil, nil, conflict(ctx.Err())
+			}
+			old = f.record
+		}
+	})
+}
+
+// changed takes in the record of a change of ID, unless a login or a logout came meanwhile.
+func (st *state) changed(m *Manager, d draft, r *record, p *pending) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.epoch != d.epoch {
 		return false
 	}
 	st.epoch++
-	st.record, st.login, st.named, st.begun = r, d.login, nil, nil
-	st.facts = facts{r.head.kind, r.head.persistent}
-	st.dead, st.rotate, st.loggedOut, st.stood = false, false, false, true
-	if other {
+	st.record, st.login, st.named, st.begun = r, p, nil, nil
+	st.facts = r.facts()
+	st.dead, st.rotate, st.loggedOut, st.stood, st.ended = false, false, false, true, ""
+	if p.anew {
 		st.values.restart(r.values, d.serial)
 	} else {
 		st.values.saved(r.values, d, m.reportValue)
@@ -168,10 +381,10 @@ func (m *Manager) complete(ctx context.Context, st *state, d draft) error {
 	}
 	switch {
 	case errors.Is(err, ErrEnded): // the new ID was ended: nothing is retired, no cookie is set
-		m.lose(ctx, st, d)
+		m.lose(ctx, st, d, c.why)
 	case err != nil && !st.unknown():
 		m.undo(ctx, c.mine)
-		st.lost(m, d.epoch)
+		st.lost(m, d.epoch, "")
 	case err == nil:
 		m.replaceLegacy(ctx, st)
 		st.mu.Lock()
@@ -194,6 +407,7 @@ type completion struct {
 	old     []retiree
 	beside  int               // of old, in the hash of mine: one script does both; -1: none
 	changes map[string][]byte // all of this request
+	why     Reason            // the new ID was ended
 }
 
 // errAgain says that an old record had been changed, which has to be written into the
@@ -203,7 +417,7 @@ var errAgain = errors.New("again")
 // grant writes the record of a login with its own life, together with the retirement of
 // what stands beside it.
 func (c *completion) grant(ctx context.Context) error {
-	if len(c.old) == 0 && !c.d.wanted() {
+	if !c.d.login.short && !c.d.wanted() {
 		return nil // it has its own life since Login
 	}
 	var a reply
@@ -221,6 +435,7 @@ func (c *completion) grant(ctx context.Context) error {
 	case a.outcome == oldMoved:
 		return c.carry(ctx, c.beside, a)
 	case a.outcome == refused:
+		c.why = reasonOf([]byte(a.there), a.now)
 		return ErrEnded
 	}
 	written := *c.next
@@ -299,7 +514,7 @@ func (m *Manager) Abort(ctx context.Context) {
 	ctx, cancel := m.bound(context.WithoutCancel(ctx))
 	defer cancel()
 	m.undo(ctx, r)
-	st.lost(m, epoch)
+	st.lost(m, epoch, "")
 }
 
 // undo ends a record that a login has, or may have, made. The tombstone stops a script

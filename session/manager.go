@@ -31,8 +31,17 @@ var (
 	// ErrNoUser is returned by Login for an empty user ID.
 	ErrNoUser = errors.New("session: login without a user ID")
 	// ErrEnded is returned by Commit when the session ended while the request ran: its
-	// changes are not saved.
+	// changes are not saved. It is also the cause with which the context of Watch ends.
 	ErrEnded = errors.New("session: the session has ended")
+	// ErrStaleLogin is returned by Login and BeginLogin when the user's sessions were ended
+	// since what they rest on was checked: since the request was loaded, or since BeginLogin.
+	// Have the user begin again.
+	ErrStaleLogin = errors.New("session: all sessions of the user were ended while they logged in")
+	// ErrUnknownHandle is returned when a user has no session of a handle.
+	ErrUnknownHandle = errors.New("session: the user has no such session")
+	// ErrTooManySessions is returned by Login when the user has as many sessions as
+	// possible, under RefuseLogin.
+	ErrTooManySessions = errors.New("session: the user has too many sessions")
 	// ErrFinished is returned by what needs a new cookie after Finish, when none can be
 	// sent any more.
 	ErrFinished = errors.New("session: the response has begun, its cookie cannot change")
@@ -49,6 +58,7 @@ type Manager struct {
 	records *records
 	signer  signer
 	legacy  *legacy // nil: none
+	watches *watches
 
 	every      time.Duration // Rotation.Every
 	persistent bool
@@ -78,6 +88,7 @@ func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
 		legacy: newLegacy(c),
 		every:  c.Rotation.Every, persistent: c.Persistent,
 	}
+	m.watches = newWatches(m.records)
 	m.Values = values{m}
 	return m, nil
 }
@@ -107,10 +118,11 @@ func (m *Manager) Remember(ctx context.Context, on bool) {
 		defer st.mu.Unlock()
 		st.facts.persistent = on
 		switch {
-		case on:
+		case on && st.facts.kind != begun:
 			st.facts.kind = remembered
 		case st.record != nil && st.record.who.user != "":
 			st.facts.kind = login
+		case st.facts.kind == begun: // Login looks at persistent
 		default:
 			st.facts.kind = visitor
 		}
@@ -122,10 +134,13 @@ func (m *Manager) Remember(ctx context.Context, on bool) {
 type Info struct {
 	UserID          string
 	Handle          string    // names the session in lists and logs; stays over rotations; leads nowhere
+	Current         bool      // it is the session of the request
+	Client          string    // the label that Describe gave when the user logged in
 	Created         time.Time // when the session, or later the login, began
 	AuthenticatedAt time.Time // when Login was called last; zero: nobody is logged in, or unknown
 	LastSeen        time.Time // to within IdleTimeout/20
-	Expires         time.Time // the end of its Lifetime; it may end earlier, when idle
+	Expires         time.Time // the end of its Lifetime
+	IdleExpires     time.Time // when it ends if it is not used, within Expires; later by up to IdleTimeout/20
 	Persistent      bool      // see Remember
 }
 
@@ -140,16 +155,11 @@ func (m *Manager) Info(ctx context.Context) Info {
 	if st.record == nil {
 		return Info{Persistent: st.facts.persistent}
 	}
-	r := st.record
-	return Info{
-		UserID:          r.who.user,
-		Handle:          r.head.handle.String(),
-		Created:         fromMicros(r.times.born),
-		AuthenticatedAt: fromMicros(r.authenticated()),
-		LastSeen:        fromMicros(r.times.touched),
-		Expires:         fromMicros(m.records.lives[st.facts.kind].deadline(r)),
-		Persistent:      st.facts.persistent,
-	}
+	r := *st.record
+	r.head.kind, r.head.persistent = st.facts.kind, st.facts.persistent // as they will be
+	info := m.info(&r)
+	info.Current = true
+	return info
 }
 
 // AuthenticatedWithin reports whether the user logged in no longer than d ago, by Redis's

@@ -78,7 +78,7 @@ func (m *Manager) Pending(ctx context.Context) bool {
 		return false
 	case st.login != nil || st.rotate:
 		return true
-	case st.record != nil && st.facts != facts{st.record.head.kind, st.record.head.persistent}:
+	case st.record != nil && st.facts != st.record.facts():
 		return true
 	}
 	for _, c := range st.values.changed {

@@ -18,8 +18,10 @@ import (
 //
 //	record     1, flags, key id (4), revision (8), handle (9);
 //	           born, deadline, last touch, until (28), step of touches (1); 0, or 1 and the
-//	           field of the ID before it (16); length of the owner's box (2); if sealed, salt
-//	           (4); box of the owner; box of the token
+//	           field of the ID before it (16); of half a login, until when it is one (7) and
+//	           the fence that it has noted (15); length of the owner's box (2); if sealed,
+//	           salt (4); box of the owner; box of the token
+//	fence      see scripts/session/login.lua
 //	rotated    2, lived, end of Grace (7), until (7), handle (9), field of the next ID (16);
 //	           key id (4), box of the token of the next ID
 //	ended      3, lived, end of Grace (7), until (7), handle (9), field of the ID that took
@@ -39,6 +41,8 @@ const (
 	timesLen     = 4*timeLen + 1
 	timeLen      = 7
 	saltLen      = len(seal.Nonce{}) - len(revision{})
+	noteLen      = timeLen + fenceLen
+	fenceLen     = timeLen + len(mark{})
 	tombstoneLen = 2 + 2*timeLen + len(handle{}) + fieldLen
 
 	// maxTime leaves the scripts room to add a lifetime, in what seven bytes and a float64
@@ -62,8 +66,29 @@ const (
 	visitor kind = iota
 	login
 	remembered
+	begun // half a login, with the life of a visitor's session
 	kinds
 )
+
+// mark tells who has raised a fence.
+type mark [8]byte
+
+func newMark() (m mark) {
+	rand.Read(m[:])
+	return m
+}
+
+// note is what half a login shows besides: the script that makes it fills it in.
+type note struct {
+	until int64          // it can be completed
+	fence [fenceLen]byte // of the user, time and mark, when it began
+}
+
+func parseNote(b string) (n note) {
+	n.until = getTime([]byte(b[:timeLen]))
+	copy(n.fence[:], b[timeLen:])
+	return n
+}
 
 // head is what a record shows without a key, but for its times.
 type head struct {
@@ -85,8 +110,11 @@ type times struct {
 // who is what the box of the owner holds.
 type who struct {
 	user          string
-	authenticated int64 // when the user logged in; 0: unknown, or nobody; atBirth
-	issued        int64 // when the ID was made; 0: when the session was born
+	authenticated int64  // when the user logged in; 0: unknown, or nobody; atBirth
+	issued        int64  // when the ID was made; 0: when the session was born
+	client        string // a label
+	begun         string // of half a login: the user
+	reason        Reason // why the session before this one ended, for a visitor who may ask
 }
 
 // atBirth says that a user logged in when the session was born, as Login has it. It takes
@@ -105,6 +133,7 @@ type record struct {
 	id     id
 	head   head
 	times  times
+	note   note // of half a login
 	who    who
 	values codec.Values
 	box    *tokenBox // that it was opened or sealed with; nil: not yet
@@ -133,6 +162,12 @@ func (h *head) parse(b []byte) {
 	copy(h.handle[:], b)
 }
 
+func appendTime(b []byte, t int64) []byte {
+	var eight [8]byte
+	binary.BigEndian.PutUint64(eight[:], uint64(t))
+	return append(b, eight[8-timeLen:]...)
+}
+
 func getTime(b []byte) int64 {
 	return int64(binary.BigEndian.Uint32(b))<<24 | int64(b[4])<<16 | int64(b[5])<<8 | int64(b[6])
 }
@@ -142,10 +177,19 @@ func (w who) encode() []byte {
 	if w == (who{}) {
 		return nil
 	}
-	b := make([]byte, 0, 2*binary.MaxVarintLen64+len(w.user))
+	words := [...]string{w.user, w.client, w.begun, string(w.reason)}
+	n := len(words)
+	for n > 0 && words[n-1] == "" {
+		n--
+	}
+	b := make([]byte, 0, 2*binary.MaxVarintLen64+len(w.user)+len(w.client)+len(w.begun)+len(w.reason)+2*n)
 	b = binary.AppendVarint(b, w.authenticated)
 	b = binary.AppendVarint(b, w.issued)
-	return append(b, w.user...)
+	for _, word := range words[:n] {
+		b = binary.AppendUvarint(b, uint64(len(word)))
+		b = append(b, word...)
+	}
+	return b
 }
 
 func (w *who) parse(b []byte) error {
@@ -159,7 +203,19 @@ func (w *who) parse(b []byte) error {
 		}
 		*t, b = v, b[n:]
 	}
-	w.user = string(b)
+	for _, word := range [...]*string{&w.user, &w.client, &w.begun, (*string)(&w.reason)} {
+		if len(b) == 0 {
+			return nil
+		}
+		size, n := binary.Uvarint(b)
+		if n <= 0 || size > uint64(len(b)-n) {
+			return errMalformed
+		}
+		*word, b = string(b[n:n+int(size)]), b[n+int(size):]
+	}
+	if len(b) > 0 {
+		return errMalformed
+	}
 	return nil
 }
 
@@ -248,11 +304,16 @@ func (s sealer) seal(r *record) (out sealed, err error) {
 	}
 	out.head = r.head.append(make([]byte, 0, headLen))
 	facts := r.who.encode()
-	b := make([]byte, 2, 2+saltLen+2*seal.Tag+len(facts)+len(values))
-	if len(facts) > 0 {
-		binary.BigEndian.PutUint16(b, uint16(owner.Size(len(facts))))
+	b := make([]byte, 0, noteLen+2+saltLen+2*seal.Tag+len(facts)+len(values))
+	if r.note != (note{}) {
+		b = append(appendTime(b, r.note.until), r.note.fence[:]...)
 	}
-	with := bound(r.id, out.head, b)
+	size := 0
+	if len(facts) > 0 {
+		size = owner.Size(len(facts))
+	}
+	b = binary.BigEndian.AppendUint16(b, uint16(size))
+	with := bound(r.id, out.head, b[len(b)-2:])
 	if r.box != &noBox {
 		b = append(b, nonce[len(r.head.revision):]...)
 	}
@@ -274,56 +335,14 @@ func (s sealer) seal(r *record) (out sealed, err error) {
 // open reads the record raw that stands at an ID. large returns the field of the values,
 // if they stand in one. raw is not to be changed afterwards.
 func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, error) {
-	if len(raw) < headLen+timesLen+1 {
-		return nil, errMalformed
+	o, err := s.openOwner(at, raw)
+	if err != nil {
+		return nil, err
 	}
-	r := &record{id: at}
-	r.head.parse(raw)
-	rest := raw[headLen:]
-	for i, t := range [...]*int64{&r.times.born, &r.times.deadline, &r.times.touched, &r.times.until} {
-		if *t = getTime(rest[i*timeLen:]); *t > maxTime {
-			return nil, errMalformed
-		}
-	}
-	r.times.step = rest[timesLen-1]
-	rest = rest[timesLen:]
-	before := int(rest[0]) * fieldLen
-	if rest[0] > 1 || len(rest) < 1+before+2 || r.head.kind >= kinds {
-		return nil, errMalformed
-	}
-	rest = rest[1+before:]
-	size, sized := int(binary.BigEndian.Uint16(rest)), rest[:2]
-	rest = rest[2:]
-	var err error
+	r, b := o.record, o.rest
 	if r.box, err = s.tokenBox(nil, r.head.key, at); err != nil {
 		return nil, err
 	}
-	var nonce seal.Nonce
-	var with []byte
-	if r.box != &noBox {
-		if len(rest) < saltLen {
-			return nil, errMalformed
-		}
-		with = bound(at, raw[:headLen], sized)
-		rest = rest[copy(nonce[copy(nonce[:], r.head.revision[:]):], rest):]
-	}
-	if size > len(rest) {
-		return nil, errMalformed
-	}
-	if size > 0 {
-		owner, err := s.ownerBox(r.head.key, at.owner)
-		if err != nil {
-			return nil, err
-		}
-		facts, err := owner.OpenWith(&nonce, nil, rest[:size], with)
-		if err == nil {
-			err = r.who.parse(facts)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	b := rest[size:]
 	if r.head.apart {
 		if len(b) > 0 {
 			return nil, errMalformed
@@ -336,13 +355,89 @@ func (s sealer) open(at id, raw []byte, large func() ([]byte, error)) (*record, 
 		}
 		b = b[len(r.head.revision):]
 	}
-	if b, err = r.box.OpenWith(&nonce, nil, b, with); err == nil {
+	if b, err = r.box.OpenWith(&o.nonce, nil, b, o.with); err == nil {
 		r.values, err = codec.Parse(b)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// opening is a record of which the box of the token is still closed.
+type opening struct {
+	*record
+	rest  []byte // with the values, or nothing where they stand in a field of their own
+	nonce seal.Nonce
+	with  []byte // what the box is authenticated with
+}
+
+// openOwner reads what of a record needs no token, which lists do not have.
+func (s sealer) openOwner(at id, raw []byte) (o opening, err error) {
+	if len(raw) < headLen+timesLen+1 {
+		return o, errMalformed
+	}
+	o.record = &record{id: at}
+	rest, err := o.parseHead(raw)
+	if err != nil {
+		return o, err
+	}
+	before := int(rest[0]) * fieldLen
+	if rest[0] > 1 || len(rest) < 1+before {
+		return o, errMalformed
+	}
+	rest = rest[1+before:]
+	if o.head.kind == begun {
+		if len(rest) < noteLen {
+			return o, errMalformed
+		}
+		o.note = parseNote(string(rest[:noteLen]))
+		rest = rest[noteLen:]
+	}
+	if len(rest) < 2 {
+		return o, errMalformed
+	}
+	size, sized := int(binary.BigEndian.Uint16(rest)), rest[:2]
+	rest = rest[2:]
+	if o.head.key != s.ring.Current() && s.ring.Position(o.head.key) < 0 {
+		return o, seal.ErrUnknownKey
+	}
+	if s.ring.Len() > 0 {
+		if len(rest) < saltLen {
+			return o, errMalformed
+		}
+		o.with = bound(at, raw[:headLen], sized)
+		rest = rest[copy(o.nonce[copy(o.nonce[:], o.head.revision[:]):], rest):]
+	}
+	if size > len(rest) {
+		return o, errMalformed
+	}
+	o.rest = rest[size:]
+	if size > 0 {
+		box, err := s.ownerBox(o.head.key, at.owner)
+		if err != nil {
+			return o, err
+		}
+		facts, err := box.OpenWith(&o.nonce, nil, rest[:size], o.with)
+		if err != nil {
+			return o, err
+		}
+		return o, o.who.parse(facts)
+	}
+	return o, nil
+}
+
+// parseHead reads what of a record needs no key, and returns what follows the times.
+func (r *record) parseHead(raw []byte) (rest []byte, err error) {
+	r.head.parse(raw)
+	rest = raw[headLen:]
+	for i, t := range [...]*int64{&r.times.born, &r.times.deadline, &r.times.touched, &r.times.until} {
+		if *t = getTime(rest[i*timeLen:]); *t > maxTime {
+			return nil, errMalformed
+		}
+	}
+	r.times.step = rest[timesLen-1]
+	return rest[timesLen:], nil
 }
 
 // errTorn says that the values in their own field are not those of the record: another

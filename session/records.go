@@ -31,9 +31,13 @@ type records struct {
 	lives   [kinds]life
 	grace   time.Duration
 	timeout time.Duration
-	most    int // tombstones that stay beyond their Grace
 	turns   turns
-	log     *slog.Logger
+
+	accounts  Accounts
+	notBefore int64         // Accounts.NotBefore, µs
+	fence     time.Duration // how long one stands
+
+	log *slog.Logger
 
 	unreadable, conflicts, dropped atomic.Uint64
 }
@@ -43,7 +47,7 @@ type reply struct {
 	now     int64  // Redis's time, µs
 	outcome int64  // refused, written, …
 	there   string // what stands at the ID, if nothing was done
-	values  string // of read: those in a field of their own
+	more    any    // see the script
 }
 
 // The scripts. Each has one key, the hash of the session's owner.
@@ -52,6 +56,11 @@ var (
 	saveScript   = scripts.Get("session/save.lua")
 	rotateScript = scripts.Get("session/rotate.lua")
 	retireScript = scripts.Get("session/retire.lua")
+	loginScript  = scripts.Get("session/login.lua")
+	besideScript = scripts.Get("session/beside.lua")
+	endAllScript = scripts.Get("session/end_all.lua")
+	listScript   = scripts.Get("session/list.lua")
+	watchScript  = scripts.Get("session/watch.lua")
 	endScript    = scripts.Get("session/end.lua")
 	sweepScript  = scripts.Get("session/sweep.lua")
 	headsScript  = scripts.Get("session/heads.lua")
@@ -65,11 +74,25 @@ const (
 	written  = 1
 	sweepDue = 2 // written, and a sweep is due
 	oldMoved = 3 // of retire: the old record is not the one that the caller knows
+	stale    = 4 // of login: the fence refuses it
+	unknown  = 5 // of login and end_all: there is no session of that handle
+	full     = 6 // of login: there are too many sessions
+	orphaned = 7 // of login: the session that it goes on from has ended
 )
 
 // owns reports whether a record stands in the hash of its user.
 func (k keys) owns(r *record) bool {
-	return r.who.user == "" || k.user(r.who.user) == r.id.owner
+	for _, user := range [...]string{r.who.user, r.who.begun} {
+		if user != "" && k.user(user) != r.id.owner {
+			return false
+		}
+	}
+	return true
+}
+
+// over reports whether a record's time has passed, by the lives that are configured now.
+func (s *records) over(r *record, now int64) bool {
+	return s.lives[r.head.kind].over(r, now) || (r.who.user != "" || r.who.begun != "") && r.times.born < s.notBefore
 }
 
 // run runs a script on the hash of an ID and learns Redis's time from its reply.
@@ -80,7 +103,7 @@ func (s *records) run(ctx context.Context, script *scripts.Script, at id, args .
 func (s *records) runBy(ctx context.Context, by *roundtrip.Sender, script *scripts.Script, at id, args ...any) (reply, error) {
 	sent := s.redis.Now()
 	raw, err := by.Run(ctx, script, []string{at.key}, args...)
-	if wrongType(err) && script != createScript { // no session is there, and none can be
+	if wrongType(err) && script != createScript && script != loginScript && script != endAllScript { // no session is there, and none can be
 		s.reportUnreadable(ctx, "its key is no hash")
 		if script == endScript {
 			return reply{outcome: written}, nil
@@ -102,33 +125,38 @@ func (s *records) runBy(ctx context.Context, by *roundtrip.Sender, script *scrip
 }
 
 // readReply reads what a script answers: now if it did what it was asked to, -now if a
-// sweep is due besides, or {now, outcome, there} if it did not.
+// sweep is due besides, or {now, outcome, there}, of some with more.
 func readReply(raw any) (r reply, ok bool) {
 	switch raw := raw.(type) {
 	case int64:
+		ok = true
 		r = reply{now: raw, outcome: written}
 		if raw < 0 {
 			r = reply{now: -raw, outcome: sweepDue}
 		}
 	case []any:
-		if len(raw) == 4 {
-			if r.values, ok = raw[3].(string); !ok {
-				return r, false
-			}
-			raw = raw[:3]
-		}
-		if len(raw) != 3 {
+		if len(raw) != 3 && len(raw) != 4 {
 			return r, false
 		}
 		var isNow, isOutcome bool
 		r.now, isNow = raw[0].(int64)
 		r.outcome, isOutcome = raw[1].(int64)
 		r.there, ok = raw[2].(string)
-		if !ok || !isNow || !isOutcome || r.outcome != refused && r.outcome != oldMoved {
+		did := r.outcome == written || r.outcome == sweepDue
+		if !ok || !isNow || !isOutcome || r.outcome < refused || r.outcome > orphaned || did && len(raw) != 4 {
 			return reply{}, false
 		}
+		if len(raw) == 4 {
+			r.more = raw[3]
+			switch r.more.(type) {
+			case string:
+				ok = !did
+			case int64, []any:
+				ok = did
+			}
+		}
 	}
-	return r, r.now > 0
+	return r, ok && r.now > 0
 }
 
 // create makes a record under a new ID. short, if not 0, is how long it stands unless it
@@ -154,6 +182,142 @@ func (s *records) make(ctx context.Context, r *record, short time.Duration, over
 		r.written(a.now, l)
 	}
 	return a, err
+}
+
+// entry is what the script of a login looks at besides the record.
+type entry struct {
+	since     int64         // when the request was loaded, at the earliest, µs
+	loaded    time.Time     // the same, by this process's clock
+	fence     []byte        // that half a login has noted; nil: since and loaded count
+	own       mark          // of the fence that this request has raised; zero: none
+	within    time.Duration // of half a login; 0: a whole one
+	replacing handle        // zero: none
+	most      int
+	from      string        // field of the session whose handle it keeps; "": none
+	short     time.Duration // as in create
+}
+
+// login makes the record of a login or of half one, or the copy of a legacy session with a
+// user. Its error is one of those of Manager.Login, errOrphaned, or errThere.
+func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) {
+	l := s.lives[r.head.kind].kept(e.short)
+	out, err := s.sealer.seal(r)
+	if err != nil {
+		return reply{}, err
+	}
+	own, replacing := e.own[:], e.replacing[:]
+	if e.own == (mark{}) {
+		own = nil
+	}
+	if e.replacing == (handle{}) {
+		replacing = nil
+	}
+	refuse := ""
+	if s.accounts.WhenFull == RefuseLogin {
+		refuse = "1"
+	}
+	planted := newMark()
+	ofLogin, ofRemembered := s.lives[login], s.lives[remembered]
+	sent := s.redis.Now()
+	a, err := s.run(ctx, loginScript, r.id, r.id.field, out.head, out.boxes,
+		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values,
+		e.fence, e.since, sent.Sub(e.loaded).Microseconds(), own, s.fence.Microseconds(),
+		e.within.Microseconds(), replacing, e.most, refuse,
+		ofLogin.lifetimeArg(), ofLogin.idleArg(), ofRemembered.lifetimeArg(), ofRemembered.idleArg(),
+		s.notBefore, e.from, s.grace.Microseconds(), planted[:])
+	if err != nil {
+		return a, err
+	}
+	switch a.outcome {
+	case written, sweepDue:
+		if margin, _ := a.more.(int64); margin >= 0 && s.redis.Now().Sub(sent).Microseconds() >= margin {
+			return a, errMargin
+		}
+		if len(a.there) == noteLen {
+			r.note = parseNote(a.there)
+		}
+		r.written(a.now, l)
+	case stale:
+		return a, ErrStaleLogin
+	case unknown:
+		return a, ErrUnknownHandle
+	case full:
+		return a, ErrTooManySessions
+	case orphaned:
+		return a, errOrphaned
+	}
+	return a, nil
+}
+
+var (
+	// errOrphaned says that the session whose handle a login would keep has ended.
+	errOrphaned = errors.New("the session before has ended")
+	// errMargin says that the login's own round trip was too long to tell whether its request
+	// was loaded before the fence. The login has been made.
+	errMargin = fmt.Errorf("%w, or may be", ErrStaleLogin)
+)
+
+// isRefusal reports whether a login was refused, with nothing made.
+func isRefusal(err error) bool {
+	return err == ErrStaleLogin || err == ErrUnknownHandle || err == ErrTooManySessions
+}
+
+// beside gives the session of old, which must have its revision still, a second ID that
+// stands for a short time.
+func (s *records) beside(ctx context.Context, r, old *record, short time.Duration) (reply, error) {
+	out, err := s.sealer.seal(r)
+	if err != nil {
+		return reply{}, err
+	}
+	return s.run(ctx, besideScript, r.id, r.id.field, out.head, out.boxes,
+		short.Microseconds(), out.values, old.id.field, old.head.revision[:])
+}
+
+// What endAll ends; scripts/session/end_all.lua says more.
+const (
+	endOne    = "one"
+	endEach   = "all"
+	endOthers = "others"
+)
+
+// endAll ends sessions of a user, and returns their records.
+func (s *records) endAll(ctx context.Context, o owner, which string, h handle, c Cause, by mark) ([]*record, reply, error) {
+	at := s.keys.at(o, token{})
+	a, err := s.run(ctx, endAllScript, at, which, h[:], s.grace.Microseconds(), string(c.Reason), by[:], s.fence.Microseconds())
+	if err != nil {
+		return nil, a, err
+	}
+	return s.listed(ctx, o, a), a, nil
+}
+
+// list returns the sessions of a user.
+func (s *records) list(ctx context.Context, o owner) ([]*record, int64, error) {
+	a, err := s.run(ctx, listScript, s.keys.at(o, token{}))
+	if err != nil {
+		return nil, 0, err
+	}
+	return s.listed(ctx, o, a), a.now, nil
+}
+
+// listed reads records without their values. Those that are over by the lives that are
+// configured now, and halves of logins, are left out.
+func (s *records) listed(ctx context.Context, o owner, a reply) (list []*record) {
+	raw, _ := a.more.([]any)
+	for i := 1; i < len(raw); i += 2 {
+		field, _ := raw[i-1].(string)
+		b, _ := raw[i].(string)
+		opened, err := s.sealer.openOwner(id{owner: o, key: s.keys.key(o), field: field}, []byte(b))
+		if err == nil && !s.keys.owns(opened.record) {
+			err = errOwner
+		}
+		switch {
+		case err != nil:
+			s.reportUnreadable(ctx, err.Error())
+		case opened.who.user != "" && !s.over(opened.record, a.now):
+			list = append(list, opened.record)
+		}
+	}
+	return list
 }
 
 // written notes the times that a script has set.
@@ -273,7 +437,7 @@ func marked(tombstone string, mark handle) bool {
 // sweep removes from an owner's hash what is past. A sweep that fails is due again at the
 // next change.
 func (s *records) sweep(ctx context.Context, at id) {
-	if _, err := s.run(ctx, sweepScript, at, maxFresh, s.most); err != nil {
+	if _, err := s.run(ctx, sweepScript, at, maxFresh, s.accounts.Max); err != nil {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "session: past sessions not removed", slog.Any("error", err))
 	}
 }
@@ -302,7 +466,8 @@ func (s *records) readAt(ctx context.Context, at id, raw []byte, now int64) (fou
 		// A write came between, or the record is from a cache: both at one moment.
 		var a reply
 		if a, err = s.run(ctx, readScript, at, at.field); err == nil {
-			f, err = s.read(at, []byte(a.there), a.now, func() ([]byte, error) { return []byte(a.values), nil })
+			values, _ := a.more.(string)
+			f, err = s.read(at, []byte(a.there), a.now, func() ([]byte, error) { return []byte(values), nil })
 		}
 	}
 	switch {

@@ -83,20 +83,20 @@ func TestCommandsOfARequest(t *testing.T) {
 			{"a put after a commit", 0, func(ctx context.Context) { m.Put(ctx, "k", 3); commit(ctx); m.Put(ctx, "k", 4) }, "hget save save"},
 			{"a commit of nothing", 0, commit, "hget"},
 			{"a visitor's touch", 7 * time.Minute, func(ctx context.Context) {}, "hget touch"},
-			{"a login over a visitor's session", 0, login("ann"), "hget create save end"},
-			{"a login of the same user", 0, login("ann"), "hget create retire"},
+			{"a login over a visitor's session", 0, login("ann"), "hget login save end"},
+			{"a login of the same user", 0, login("ann"), "hget login retire"},
 			{"a login, and puts before and after", 0, func(ctx context.Context) {
 				m.Put(ctx, "k", 5)
 				login("ann")(ctx)
 				m.Put(ctx, "l", 5)
-			}, "hget create retire"},
-			{"a login, and a commit of nothing", 0, func(ctx context.Context) { login("ann")(ctx); commit(ctx) }, "hget create retire"},
+			}, "hget login retire"},
+			{"a login, and a commit of nothing", 0, func(ctx context.Context) { login("ann")(ctx); commit(ctx) }, "hget login retire"},
 			{"a login, and a commit of a put", 0, func(ctx context.Context) {
 				login("ann")(ctx)
 				m.Put(ctx, "l", 6)
 				commit(ctx)
-			}, "hget create save retire"},
-			{"a login of another user", 0, login("bob"), "hget create save end"},
+			}, "hget login save retire"},
+			{"a login of another user", 0, login("bob"), "hget login save end"},
 			{"a rotation", 0, func(ctx context.Context) { _ = m.Rotate(ctx) }, "hget rotate"},
 			{"a rotation and a put", 0, func(ctx context.Context) { _ = m.Rotate(ctx); m.Put(ctx, "k", 7) }, "hget rotate"},
 			{"remember", 0, func(ctx context.Context) { m.Remember(ctx, true) }, "hget save"},
@@ -110,11 +110,11 @@ func TestCommandsOfARequest(t *testing.T) {
 			{"a read without it", 0, func(ctx context.Context) { m.Get(ctx, "k") }, "hget"},
 			{"a read after an hour", time.Hour, func(context.Context) {}, "hget rotate"},
 			{"a logout", 0, func(ctx context.Context) { _ = m.Logout(ctx) }, "hget end"},
-			{"a login without a cookie", 0, login("ann"), "create"},
+			{"a login without a cookie", 0, login("ann"), "login"},
 			{"the end of that", 0, func(ctx context.Context) { _ = m.Logout(ctx) }, "hget end"},
-			{"a put and a login without a cookie", 0, func(ctx context.Context) { m.Put(ctx, "k", 1); login("ann")(ctx) }, "create"},
+			{"a put and a login without a cookie", 0, func(ctx context.Context) { m.Put(ctx, "k", 1); login("ann")(ctx) }, "login"},
 			{"the end of that", 0, func(ctx context.Context) { _ = m.Logout(ctx) }, "hget end"},
-			{"a login without a cookie, and a put", 0, func(ctx context.Context) { login("ann")(ctx); m.Put(ctx, "k", 1) }, "create save"},
+			{"a login without a cookie, and a put", 0, func(ctx context.Context) { login("ann")(ctx); m.Put(ctx, "k", 1) }, "login save"},
 		} {
 			if step.after > 0 {
 				advance(t, rb, step.after, m)
@@ -155,19 +155,19 @@ func TestCommandsOfARequest(t *testing.T) {
 		}{
 			{"unknown, a read", unknown, read, "hget"},
 			{"unknown, a put", unknown, put, "hget end create"},
-			{"unknown, a login", unknown, login("ann"), "hget end create"},
+			{"unknown, a login", unknown, login("ann"), "hget end login"},
 			{"unknown, a rotation", unknown, func(ctx context.Context) { _ = m.Rotate(ctx) }, "hget"},
 			{"unknown, a logout", unknown, logout, "hget"},
 			{"logged out, a read", loggedOut, read, "hget"},
 			{"logged out, a put", loggedOut, put, "hget"},
-			{"logged out, a login", loggedOut, login("ann"), "hget end create"},
+			{"logged out, a login", loggedOut, login("ann"), "hget end login"},
 			{"logged out, a logout", loggedOut, logout, "hget"},
 			{"rotated, a read, whose cookie is set", rotated, read, "hget hget touch hget"},
 			{"rotated, a put", rotated, put, "hget hget save hget"},
 			{"rotated, a rotation", rotated, func(ctx context.Context) { _ = m.Rotate(ctx) }, "hget hget rotate hget"},
 			{"malformed, a read", func() string { return "x" }, read, ""},
 			{"malformed, a put", func() string { return "x" }, put, "create"},
-			{"malformed, a login", func() string { return "x" }, login("ann"), "create"},
+			{"malformed, a login", func() string { return "x" }, login("ann"), "login"},
 			{"malformed, a logout", func() string { return "x" }, logout, ""},
 		} {
 			b.cookie = tc.cookie()

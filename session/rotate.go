@@ -72,7 +72,7 @@ func (m *Manager) rotateID(ctx context.Context, st *state, d draft) (err error) 
 		}
 		switch {
 		case steps[f.what][rotate] == drop:
-			m.lose(ctx, st, d)
+			m.lose(ctx, st, d, f.why())
 			return ErrEnded
 		case f.record.id != over.id:
 			// Another rotation was first: its ID stands, and so do our changes.

@@ -244,6 +244,7 @@ var sessionScripts = map[string]*scripts.Script{
 	"create": createScript, "save": saveScript, "rotate": rotateScript,
 	"retire": retireScript, "end": endScript, "sweep": sweepScript,
 	"time": timeScript, "heads": headsScript,
+	"login": loginScript, "beside": besideScript, "end_all": endAllScript, "list": listScript, "watch": watchScript,
 }
 
 // nameOf is a command's, or that of the script it runs: "save" and so on. A save of no

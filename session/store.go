@@ -31,6 +31,7 @@ func NewStore(client redis.UniversalClient, cfg Config) (*Store, error) {
 		{"Visitor", cfg.Visitor != Life{}},
 		{"Remembered", cfg.Remembered != Life{}},
 		{"Persistent", cfg.Persistent},
+		{"Accounts", cfg.Accounts != Accounts{}},
 		{"Rotation", cfg.Rotation != Rotation{}},
 		{"Legacy", cfg.Legacy.Store != nil || cfg.Legacy.User != nil || cfg.Legacy.Lifetime != 0},
 	} {

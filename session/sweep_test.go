@@ -109,7 +109,7 @@ func TestSweep(t *testing.T) {
 		}
 		sweep := func() {
 			t.Helper()
-			if _, err := m.records.run(t.Context(), sweepScript, at, maxFresh, m.records.most); err != nil {
+			if _, err := m.records.run(t.Context(), sweepScript, at, maxFresh, m.records.accounts.Max); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -204,7 +204,7 @@ func TestSweepBoundsTombstones(t *testing.T) {
 				t.Fatal(err)
 			}
 			rb.Client.Expire(t.Context(), at.key, 100*time.Hour)
-			if _, err := m.records.run(t.Context(), sweepScript, at, maxFresh, m.records.most); err != nil {
+			if _, err := m.records.run(t.Context(), sweepScript, at, maxFresh, m.records.accounts.Max); err != nil {
 				t.Fatal(err)
 			}
 			left := fieldsOf(t, rb.Client, at.key)

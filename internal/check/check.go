@@ -42,7 +42,8 @@ if ask then
 end
 return missing`)
 
-var called = regexp.MustCompile(`call\('([A-Z]+)'`)
+// called finds what a script cannot do without: redis.pcall is not it.
+var called = regexp.MustCompile(`\bcall\('([A-Z]+)'`)
 
 // names are the commands of a feature, in small letters.
 func (n Needs) names() []string {
@@ -79,6 +80,28 @@ func Permissions(ctx context.Context, by *roundtrip.Sender, n Needs) error {
 	}
 	return nil
 }
+
+// Channel reports which of publish and subscribe the user of Redis may not run on a channel.
+func Channel(ctx context.Context, by *roundtrip.Sender, key, channel string) (missing []string, err error) {
+	reply, err := by.Run(ctx, onChannel, []string{key}, channel)
+	if err != nil {
+		return nil, fmt.Errorf("check: %w", err)
+	}
+	values, _ := reply.([]any)
+	for _, v := range values {
+		missing = append(missing, fmt.Sprint(v))
+	}
+	return missing, nil
+}
+
+var onChannel = scripts.New(`local missing, ask = {}, rawget(redis, 'acl_check_cmd')
+if ask then
+  local ok, may = pcall(ask, 'publish', ARGV[1], '')
+  if ok and not may then missing[#missing + 1] = 'publish' end
+  ok, may = pcall(ask, 'subscribe', ARGV[1])
+  if ok and not may then missing[#missing + 1] = 'subscribe' end
+end
+return missing`)
 
 // Loss says what is lost where Redis loses keys, for warnings.
 type Loss struct {

@@ -1,3 +1,5 @@
+-- Made of parts/create.lua. Change it there, then: go test ./scripts -update
+--
 -- Creates a record: the one way in which a session comes into being.
 --
 -- KEYS[1]  the owner's hash
@@ -55,7 +57,8 @@ if idle > 0 then
     ends = now + idle
   end
 end
-local record = ARGV[2] .. pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step))) .. '\0' .. ARGV[3]
+local when = pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step)))
+local record = ARGV[2] .. when .. '\0' .. ARGV[3]
 local fresh = call('HSETNX', key, field, record) == 1
 if not fresh then
   local there = call('HGET', key, field)

@@ -1,3 +1,5 @@
+-- Made of parts/end.lua. Change it there, then: go test ./scripts -update
+--
 -- Leaves a tombstone at an ID, so that nothing that was under way with it is saved or
 -- sets a cookie.
 --
@@ -55,12 +57,13 @@ local function standing(s)
   return s and #s > 0 and 4 or 0
 end
 
+-- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
+-- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
+-- it leads, its reason, and how long it stays. Whoever watches the session is told.
 local last = 0
--- A tombstone that stood longer, such as that of a copy, is not cut short, and one that
--- gives a reason keeps it.
-local function bury(field, there)
-  local grace, lived, handle, next, reason = now + ARGV[3], '\0', ARGV[5], ('\0'):rep(16), ARGV[6]
-  local ends = grace
+local function bury(field, there, grace, till, reason, mark)
+  local lived, handle, next = '\0', mark, ('\0'):rep(16)
+  local ends = math.max(now + grace, till)
   local format, flags = 0, 0
   if there then
     format, flags = there:byte(1, 2)
@@ -72,6 +75,7 @@ local function bury(field, there)
       if flags % 16 >= 8 then -- a copy
         ends = math.max(ends, (times('>I7', there, 31)))
       end
+      redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle) -- who may not tell is not heard
     end
     call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
@@ -81,12 +85,13 @@ local function bury(field, there)
     ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
     reason = format == 3 and there:sub(42) or reason
   end
-  if ARGV[5] ~= ('\0'):rep(9) then
-    lived, handle = '\0', ARGV[5]
+  if mark ~= ('\0'):rep(9) then
+    lived, handle = '\0', mark
   end
-  call('HSET', key, field, '\3' .. lived .. pack('>I7I7', grace, ends) .. handle .. next .. reason)
+  call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end
+local function stop(field, there) bury(field, there, ARGV[3], 0, ARGV[6], ARGV[5]) end
 
 local there = call('HGET', key, field)
 local stands = standing(there)
@@ -105,11 +110,11 @@ elseif mode == 'logout' then -- the whole chain of rotations
     at = r:sub(26, 41)
     r = call('HGET', key, at)
     if r and (r:byte(1) == 1 or r:byte(1) == 2) then
-      bury(at, r)
+      stop(at, r)
     end
   end
 end
-bury(field, there)
+stop(field, there)
 local ms = (last - last % 1000) / 1000 + 1
 if call('PEXPIREAT', key, ms, 'GT') == 0 and not there and call('PTTL', key) == -1 then
   call('PEXPIREAT', key, ms)

@@ -1,3 +1,5 @@
+-- Made of parts/heads.lua. Change it there, then: go test ./scripts -update
+--
 -- Lists what the records and rotated IDs of an owner are sealed under, without what is
 -- sealed. What is over is left out: nobody will open it.
 --

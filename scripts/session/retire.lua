@@ -1,3 +1,5 @@
+-- Made of parts/retire.lua. Change it there, then: go test ./scripts -update
+--
 -- Completes a change of ID without grace within one owner: the record that a login has
 -- made beside the old one gets its own life, and the old ID is ended, with what replaced
 -- it meanwhile: of two logins at once from one ID, one stays.
@@ -56,7 +58,7 @@ local format, flags = there:byte(1, 2)
 if format ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[2] then
   return {now, 0, there}
 end
-local born, _, touched, ends = times('>I7I7I7I7', there, 24)
+local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
 if ends <= now then
   return {now, 0, ''}
 end
@@ -68,11 +70,17 @@ if before and ARGV[9] ~= '' then
   end
 end
 
-local deadline, idle = born + ARGV[5], tonumber(ARGV[6])
+local idle = tonumber(ARGV[6])
+if flags % 16 < 8 then -- not a copy, whose deadline is its own
+  deadline = born + ARGV[5]
+end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
 local step = idle > 0 and idle / 21 or ARGV[5] / 100
 local last, grace, at, r = ends, now + ARGV[10], old, before
+if r and r:byte(1) == 1 and r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends: its watchers are told
+  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. r:sub(15, 23))
+end
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
     break

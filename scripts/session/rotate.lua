@@ -1,3 +1,5 @@
+-- Made of parts/rotate.lua. Change it there, then: go test ./scripts -update
+--
 -- Gives a session a new ID if its record is still the one that the caller knows. The
 -- old ID leads to the new one until its Grace ends.
 --

@@ -1,3 +1,5 @@
+-- Made of parts/save.lua. Change it there, then: go test ./scripts -update
+--
 -- Writes a record anew if it is still the one that the caller knows, or notes that it
 -- was used. Born and a deadline of its own stay, no time goes back, and the others are
 -- set only if they move by a twentieth of the idle timeout, or a hundredth of the lifetime.

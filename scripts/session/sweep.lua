@@ -1,3 +1,5 @@
+-- Made of parts/sweep.lua. Change it there, then: go test ./scripts -update
+--
 -- Removes what is past from an owner's hash, bounds its tombstones, and sets the key's
 -- expiry exactly.
 --
@@ -69,6 +71,15 @@ bound(fresh, tonumber(ARGV[1]), function(a, b)
   return a.ends < b.ends
 end)
 bound(others, tonumber(ARGV[2]), function(a, b) return a.ends < b.ends end)
+local fence = call('HGET', key, 'f')
+if fence then
+  local ends = #fence == 37 and times('>I7', fence, 8) or 0
+  if ends > now then
+    last = math.max(last, ends)
+  else
+    call('HDEL', key, 'f')
+  end
+end
 if last > 0 then
   call('HSET', key, 's', call('HLEN', key))
   local ms = (last - last % 1000) / 1000 + 1

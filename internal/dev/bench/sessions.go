@@ -187,7 +187,7 @@ func newGatehouse(client *redis.Client, idle time.Duration, secrets [][]byte) (s
 	if err != nil {
 		return sessionKit{}, err
 	}
-	kit := valuesKit(m, wrapManager(m), m.UserID, m.Login)
+	kit := valuesKit(m, wrapManager(m), m.UserID, func(ctx context.Context, user string) error { return m.Login(ctx, user) })
 	kit.byUser.ours = middleware.ByUser(m)
 	return kit, nil
 }

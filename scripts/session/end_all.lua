@@ -1,0 +1,128 @@
+-- Made of parts/end_all.lua. Change it there, then: go test ./scripts -update
+--
+-- Ends sessions of a user. All but the first of the modes raise the fence: a login whose
+-- request was loaded before is refused, however late it comes.
+--
+-- KEYS[1]  the user's hash
+-- ARGV[1]  "one"     that of the handle
+--          "all"     all
+--          "others"  all but that of the handle, which must stand
+-- ARGV[2]  handle, 9 bytes
+-- ARGV[3]  Grace, µs
+-- ARGV[4]  reason, at most 32 bytes
+-- ARGV[5]  mark of the fence, 8 bytes; with that of the one that stands, the fence from
+--          before is kept beside it, as the first time
+-- ARGV[6]  how long a fence stands, µs
+--
+-- Reply: {now, 1, "", {record, …}}, what was ended: the first 52 bytes of the records, up to
+-- the end of the owner's box, each after its field; {now, 5, ""}, nothing was ended: no
+-- session of the handle stands. now is Redis's time in µs.
+local call, key, mode = redis.call, KEYS[1], ARGV[1]
+local clock = call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+
+-- Times are seven bytes, big-endian. miniredis has no struct.
+local struct = rawget(_G, 'struct')
+local pack = struct and struct.pack or function(_, ...)
+  local s = ''
+  for _, n in ipairs({...}) do
+    local b = ''
+    for _ = 1, 7 do
+      b = string.char(n % 256) .. b
+      n = (n - n % 256) / 256
+    end
+    s = s .. b
+  end
+  return s
+end
+local times = struct and struct.unpack or function(format, s, i)
+  local out = {}
+  for k = 1, (#format - 1) / 2 do
+    out[k] = 0
+    for j = i + 7 * k - 7, i + 7 * k - 1 do
+      out[k] = out[k] * 256 + s:byte(j)
+    end
+  end
+  return unpack(out)
+end
+-- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
+-- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
+-- it leads, its reason, and how long it stays. Whoever watches the session is told.
+local last = 0
+local function bury(field, there, grace, till, reason, mark)
+  local lived, handle, next = '\0', mark, ('\0'):rep(16)
+  local ends = math.max(now + grace, till)
+  local format, flags = 0, 0
+  if there then
+    format, flags = there:byte(1, 2)
+  end
+  if format == 1 then
+    lived = '\1'
+    if #there >= 53 then
+      handle = there:sub(15, 23)
+      if flags % 16 >= 8 then -- a copy
+        ends = math.max(ends, (times('>I7', there, 31)))
+      end
+      redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle) -- who may not tell is not heard
+    end
+    call('HDEL', key, 'v' .. field)
+  elseif (format == 2 or format == 3) and #there >= 41 then
+    if there:byte(2) == 1 then -- or it shows a mark, which this one does not inherit
+      lived, handle = '\1', there:sub(17, 25)
+    end
+    ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
+    reason = format == 3 and there:sub(42) or reason
+  end
+  if mark ~= ('\0'):rep(9) then
+    lived, handle = '\0', mark
+  end
+  call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
+  last = math.max(last, ends)
+end
+-- A record without its values: up to the end of the owner's box.
+local function cut(r)
+  local at = r:byte(53) == 1 and 70 or 54
+  if r:byte(2) % 4 == 3 then
+    at = at + 22
+  end
+  local high, low = r:byte(at, at + 1)
+  local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
+  return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
+end
+
+local new, stands, ended, doomed = call('HLEN', key) == 0, false, {}, {}
+for _, f in ipairs(call('HKEYS', key)) do
+  local r = #f == 16 and call('HGET', key, f) or ''
+  if r:byte(1) == 1 and #r >= 53 and times('>I7', r, 45) > now then
+    local its = r:sub(15, 23) == ARGV[2]
+    stands = stands or its
+    if its == (mode == 'one') or mode == 'all' then
+      doomed[#doomed + 1] = f
+    end
+  end
+end
+if mode ~= 'all' and not stands then
+  return {now, 5, ''}
+end
+for _, f in ipairs(doomed) do
+  local r = call('HGET', key, f)
+  ended[#ended + 1] = f
+  ended[#ended + 1] = cut(r)
+  bury(f, r, ARGV[3], (times('>I7', r, 31)), ARGV[4], ('\0'):rep(9))
+end
+if mode ~= 'one' then
+  local fence, at, before = call('HGET', key, 'f'), now, ('\0'):rep(15)
+  if fence and #fence == 37 and times('>I7', fence, 8) > now then
+    at = math.max(now, times('>I7', fence, 1) + 1) -- it always grows
+    before = fence:sub(15, 22) == ARGV[5] and fence:sub(23) or fence:sub(1, 7) .. fence:sub(15, 22)
+  end
+  call('HSET', key, 'f', pack('>I7I7', at, now + ARGV[6]) .. ARGV[5] .. before)
+  last = math.max(last, now + ARGV[6])
+end
+local ms = (last - last % 1000) / 1000 + 1
+if new then -- GT does nothing to a key without a TTL
+  call('PEXPIREAT', key, ms)
+else
+  call('PEXPIREAT', key, ms, 'GT')
+end
+return {now, 1, '', ended}

@@ -1,0 +1,58 @@
+-- Ends sessions of a user. All but the first of the modes raise the fence: a login whose
+-- request was loaded before is refused, however late it comes.
+--
+-- KEYS[1]  the user's hash
+-- ARGV[1]  "one"     that of the handle
+--          "all"     all
+--          "others"  all but that of the handle, which must stand
+-- ARGV[2]  handle, 9 bytes
+-- ARGV[3]  Grace, µs
+-- ARGV[4]  reason, at most 32 bytes
+-- ARGV[5]  mark of the fence, 8 bytes; with that of the one that stands, the fence from
+--          before is kept beside it, as the first time
+-- ARGV[6]  how long a fence stands, µs
+--
+-- Reply: {now, 1, "", {record, …}}, what was ended: the first 52 bytes of the records, up to
+-- the end of the owner's box, each after its field; {now, 5, ""}, nothing was ended: no
+-- session of the handle stands. now is Redis's time in µs.
+local call, key, mode = redis.call, KEYS[1], ARGV[1]
+-- include _pack.lua
+-- include _bury.lua
+-- include _cut.lua
+
+local new, stands, ended, doomed = call('HLEN', key) == 0, false, {}, {}
+for _, f in ipairs(call('HKEYS', key)) do
+  local r = #f == 16 and call('HGET', key, f) or ''
+  if r:byte(1) == 1 and #r >= 53 and times('>I7', r, 45) > now then
+    local its = r:sub(15, 23) == ARGV[2]
+    stands = stands or its
+    if its == (mode == 'one') or mode == 'all' then
+      doomed[#doomed + 1] = f
+    end
+  end
+end
+if mode ~= 'all' and not stands then
+  return {now, 5, ''}
+end
+for _, f in ipairs(doomed) do
+  local r = call('HGET', key, f)
+  ended[#ended + 1] = f
+  ended[#ended + 1] = cut(r)
+  bury(f, r, ARGV[3], (times('>I7', r, 31)), ARGV[4], ('\0'):rep(9))
+end
+if mode ~= 'one' then
+  local fence, at, before = call('HGET', key, 'f'), now, ('\0'):rep(15)
+  if fence and #fence == 37 and times('>I7', fence, 8) > now then
+    at = math.max(now, times('>I7', fence, 1) + 1) -- it always grows
+    before = fence:sub(15, 22) == ARGV[5] and fence:sub(23) or fence:sub(1, 7) .. fence:sub(15, 22)
+  end
+  call('HSET', key, 'f', pack('>I7I7', at, now + ARGV[6]) .. ARGV[5] .. before)
+  last = math.max(last, now + ARGV[6])
+end
+local ms = (last - last % 1000) / 1000 + 1
+if new then -- GT does nothing to a key without a TTL
+  call('PEXPIREAT', key, ms)
+else
+  call('PEXPIREAT', key, ms, 'GT')
+end
+return {now, 1, '', ended}

@@ -1,0 +1,184 @@
+-- Creates a record in the hash of a user: a login, half of one, or the copy of a legacy
+-- session with a user. In the same step it looks at the fence, which ends logins that were
+-- under way when all sessions were ended, and at the cap.
+--
+-- KEYS[1]  the user's hash
+-- ARGV[1]  field
+-- ARGV[2]  head, 23 bytes
+-- ARGV[3]  boxes
+-- ARGV[4]  lifetime, µs
+-- ARGV[5]  idle timeout, µs; 0: none
+-- ARGV[6]  deadline that a copy keeps, µs since 1970; 0: its lifetime decides
+-- ARGV[7]  values in a field of their own, or ""
+-- ARGV[8]  fence that half a login has noted, 15 bytes; "": none
+-- ARGV[9]  when the request was loaded, at the earliest, µs since 1970
+-- ARGV[10] how long ago that is by the caller's own clock, µs
+-- ARGV[11] mark of the fence that this request has raised itself, 8 bytes; "": none
+-- ARGV[12] how long a fence stands, µs
+-- ARGV[13] how long half a login stands, µs; 0: a whole one
+-- ARGV[14] handle of the session that is to be replaced, 9 bytes; "": none
+-- ARGV[15] most sessions
+-- ARGV[16] "1": refuse when full; else the idlest is ended
+-- ARGV[17] lifetime, ARGV[18] idle timeout of a login, ARGV[19], ARGV[20] of a remembered
+--          one, µs; 0: none
+-- ARGV[21] sessions that were born before are over, µs since 1970
+-- ARGV[22] field of the session that this one goes on from, whose handle it keeps; "": none
+-- ARGV[23] Grace, µs
+-- ARGV[24] mark of a fence that may have to be planted, 8 bytes
+--
+-- Reply: {now, 1, note, margin}, created; {now, 2, note, margin}, and a sweep is due. note
+-- is the end of half a login and the fence that it noted, 22 bytes, or "". margin is how
+-- long after the fence the request was loaded, µs, at most; -1: there is no fence.
+-- Not created: {now, 0, there}, there stands at the field; {now, 4, ""} the fence refuses
+-- it; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
+-- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.
+local call, key, field = redis.call, KEYS[1], ARGV[1]
+-- include _pack.lua
+-- include _bury.lua
+
+local half, copy = ARGV[13] ~= '0', ARGV[6] ~= '0'
+local there = call('HGET', key, field)
+if there then
+  local format, flags = there:byte(1, 2)
+  local at = format == 1 and #there >= 53 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
+  if format == 1 and #there >= 53 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now then
+    return {now, 0, there}
+  end
+end
+-- include _record.lua
+
+-- The fence: its time, until, mark, and the time and mark of the one that it replaced.
+local fence, margin, stale = call('HGET', key, 'f'), -1, tonumber(ARGV[10]) > tonumber(ARGV[12])
+if fence and (#fence ~= 37 or times('>I7', fence, 8) <= now) then
+  fence = false
+end
+if fence and times('>I7', fence, 1) > now then -- the clock was set back
+  fence = pack('>I7', now) .. fence:sub(8)
+  call('HSET', key, 'f', fence)
+end
+local at, noted = 0, ''
+if fence then
+  at, noted = times('>I7', fence, 1), fence:sub(1, 7) .. fence:sub(15, 22)
+  if fence:sub(15, 22) == ARGV[11] then
+    at, noted = times('>I7', fence, 23), fence:sub(23)
+  end
+end
+if copy then
+  stale = at > 0
+elseif ARGV[8] ~= '' then
+  stale = noted ~= ARGV[8]
+elseif fence then
+  margin = now - ARGV[10] - at
+  stale = stale or tonumber(ARGV[9]) <= at or margin <= 0
+end
+if stale then
+  return {now, 4, ''}
+end
+
+-- The sessions that there are, by handle: those of the same kind, whole or half.
+local mine, most, count, sessions = ARGV[2]:sub(15, 23), tonumber(ARGV[15]), 0
+local function look()
+  sessions = {}
+  for _, f in ipairs(call('HKEYS', key)) do
+    local r = #f == 16 and call('HGET', key, f) or ''
+    local format, flags = r:byte(1, 2)
+    if format == 1 and #r >= 53 and flags % 4 > 0 and (flags % 4 == 3) == half then
+      local born, dies, touched, till = times('>I7I7I7I7', r, 24)
+      local remembered = flags % 4 == 2 and 2 or 0
+      local idle = tonumber(ARGV[18 + remembered])
+      if flags % 16 < 8 and not half then
+        dies = born + ARGV[17 + remembered]
+      end
+      if till > now and dies > now and born >= tonumber(ARGV[21]) and (half or idle == 0 or touched + idle + 2 ^ r:byte(52) > now) then
+        local handle = r:sub(15, 23)
+        local s = sessions[handle]
+        if not s then
+          s = {handle = handle, touched = 0, born = born}
+          sessions[handle] = s
+          if handle ~= mine and handle ~= ARGV[14] then
+            count = count + 1
+          end
+        end
+        s.touched = math.max(s.touched, touched)
+        s[#s + 1] = f
+      end
+    end
+  end
+end
+local function over(s)
+  for _, f in ipairs(s) do
+    local r = call('HGET', key, f)
+    bury(f, r, ARGV[23], (times('>I7', r, 31)), 'replaced', ('\0'):rep(9))
+  end
+end
+
+local size = call('HLEN', key)
+if ARGV[22] ~= '' then
+  local from = call('HGET', key, ARGV[22])
+  if not (from and from:byte(1) == 1 and #from >= 53 and times('>I7', from, 45) > now and from:sub(15, 23) == mine) then
+    look()
+    if not sessions[mine] then
+      return {now, 7, ''}
+    end
+  end
+end
+if not sessions and (ARGV[14] ~= '' or size >= most) then
+  look()
+end
+if ARGV[14] ~= '' and not sessions[ARGV[14]] then
+  return {now, 5, ''}
+end
+if count >= most and ARGV[16] == '1' and not half then
+  return {now, 6, ''}
+end
+if ARGV[14] ~= '' and ARGV[14] ~= mine then
+  over(sessions[ARGV[14]])
+end
+if count >= most then
+  local idlest = {}
+  for handle, s in pairs(sessions) do
+    if handle ~= mine and handle ~= ARGV[14] then
+      idlest[#idlest + 1] = s
+    end
+  end
+  table.sort(idlest, function(a, b)
+    if a.touched ~= b.touched then
+      return a.touched < b.touched
+    end
+    return a.born < b.born or a.born == b.born and a.handle < b.handle
+  end)
+  for i = 1, count - most + 1 do
+    over(idlest[i])
+  end
+end
+
+last = math.max(last, copy and deadline or ends)
+local note = ''
+if half then
+  local till = now + ARGV[12]
+  if fence then
+    till = math.max(till, (times('>I7', fence, 8)))
+    fence = fence:sub(1, 7) .. pack('>I7', till) .. fence:sub(15)
+  else
+    fence = pack('>I7I7', 0, till) .. ARGV[24] .. ('\0'):rep(15)
+  end
+  call('HSET', key, 'f', fence)
+  note = pack('>I7', now + ARGV[13]) .. fence:sub(1, 7) .. fence:sub(15, 22)
+  last = math.max(last, till)
+end
+call('HSET', key, field, ARGV[2] .. when .. '\0' .. note .. ARGV[3])
+if ARGV[7] ~= '' then
+  call('HSET', key, 'v' .. field, ARGV[7])
+elseif there then
+  call('HDEL', key, 'v' .. field)
+end
+local ms = (last - last % 1000) / 1000 + 1
+if size == 0 then -- GT does nothing to a key without a TTL
+  call('PEXPIREAT', key, ms)
+else
+  call('PEXPIREAT', key, ms, 'GT')
+end
+if count >= most or size >= 15 and size + 1 >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
+  return {now, 2, note, margin}
+end
+return {now, 1, note, margin}

@@ -1,0 +1,85 @@
+-- Completes a change of ID without grace within one owner: the record that a login has
+-- made beside the old one gets its own life, and the old ID is ended, with what replaced
+-- it meanwhile: of two logins at once from one ID, one stays.
+--
+-- KEYS[1]  the owner's hash
+-- ARGV[1]  field of the new ID
+-- ARGV[2]  revision of the new record that the caller knows, 8 bytes
+-- ARGV[3]  head of the new record, 23 bytes
+-- ARGV[4]  boxes
+-- ARGV[5]  lifetime, µs
+-- ARGV[6]  idle timeout, µs; 0: none
+-- ARGV[7]  values in a field of their own, or ""
+-- ARGV[8]  field of the old ID
+-- ARGV[9]  revision of the old record that the caller knows; "": any
+-- ARGV[10] Grace, µs
+-- ARGV[11] reason, at most 32 bytes
+--
+-- Reply: now, done; nothing done: {now, 0, there}, there
+-- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
+-- which was changed or rotated. now is Redis's time in µs.
+local call, key, new, old = redis.call, KEYS[1], ARGV[1], ARGV[8]
+-- include _pack.lua
+
+local both = call('HMGET', key, new, old)
+local there, before = both[1], both[2]
+if not there then
+  return {now, 0, ''}
+end
+local format, flags = there:byte(1, 2)
+if format ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[2] then
+  return {now, 0, there}
+end
+local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
+if ends <= now then
+  return {now, 0, ''}
+end
+if before and ARGV[9] ~= '' then
+  local format = before:byte(1)
+  if format == 1 and #before >= 53 and times('>I7', before, 45) > now and before:sub(7, 14) ~= ARGV[9] or
+    format == 2 and #before >= 41 and times('>I7', before, 3) > now then
+    return {now, 3, before}
+  end
+end
+
+local idle = tonumber(ARGV[6])
+if flags % 16 < 8 then -- not a copy, whose deadline is its own
+  deadline = born + ARGV[5]
+end
+touched = math.max(touched, now)
+ends = idle > 0 and math.min(touched + idle, deadline) or deadline
+local step = idle > 0 and idle / 21 or ARGV[5] / 100
+local last, grace, at, r = ends, now + ARGV[10], old, before
+if r and r:byte(1) == 1 and r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends: its watchers are told
+  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. r:sub(15, 23))
+end
+for _ = 1, 4096 do -- no more IDs are in their Grace
+  if at == new then
+    break
+  end
+  local stays, next, format = grace, nil, r and r:byte(1)
+  if format == 1 and #r >= 53 and r:byte(2) % 16 >= 8 then -- a copy keeps its place
+    stays = math.max(grace, (times('>I7', r, 31)))
+  elseif (format == 2 or format == 3) and #r >= 41 then
+    stays, next = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41)
+  end
+  call('HSET', key, at, '\3\1' .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[11])
+  if format == 1 and (r:byte(2) or 0) >= 16 then
+    call('HDEL', key, 'v' .. at)
+  end
+  last = math.max(last, stays)
+  r = next and call('HGET', key, next)
+  if not r then
+    break
+  end
+  at = next
+end
+call('HSET', key, new, ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4])
+if ARGV[7] ~= '' then
+  call('HSET', key, 'v' .. new, ARGV[7])
+elseif flags >= 16 then
+  call('HDEL', key, 'v' .. new)
+end
+local ms = (last - last % 1000) / 1000 + 1
+call('PEXPIREAT', key, ms, 'GT')
+return now

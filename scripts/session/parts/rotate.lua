@@ -1,0 +1,80 @@
+-- Gives a session a new ID if its record is still the one that the caller knows. The
+-- old ID leads to the new one until its Grace ends.
+--
+-- KEYS[1]  the owner's hash
+-- ARGV[1]  field of the old ID
+-- ARGV[2]  revision that the caller knows, 8 bytes
+-- ARGV[3]  field of the new ID
+-- ARGV[4]  head, 23 bytes
+-- ARGV[5]  boxes
+-- ARGV[6]  lifetime, µs
+-- ARGV[7]  idle timeout, µs; 0: none
+-- ARGV[8]  values in a field of their own, or ""
+-- ARGV[9]  Grace, µs
+-- ARGV[10] where the old ID leads to, sealed
+--
+-- Reply: now, rotated; -now, rotated, and a sweep is due; {now, 0, there}, not rotated:
+-- there stands at the old ID, "" for nothing. now is Redis's time in µs.
+local call, key, old, new = redis.call, KEYS[1], ARGV[1], ARGV[3]
+-- include _pack.lua
+
+local there = call('HGET', key, old)
+if not there then
+  return {now, 0, ''}
+end
+local format, flags = there:byte(1, 2)
+if format ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[2] then
+  return {now, 0, there}
+end
+local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
+local copied = flags % 16 >= 8
+if not copied then
+  deadline = born + ARGV[6]
+end
+if ends <= now or deadline <= now then
+  return {now, 0, ''}
+end
+local idle, next, step = tonumber(ARGV[7]), deadline, ARGV[6] / 100
+if now > touched then
+  touched = now
+end
+if idle > 0 and touched + idle < deadline then
+  next = touched + idle
+end
+if idle > 0 then
+  step = idle / 21
+end
+if next > ends then
+  ends = next
+end
+call('HSET', key, new, ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[5])
+if flags >= 16 then
+  call('HDEL', key, 'v' .. old)
+end
+if ARGV[8] ~= '' then
+  call('HSET', key, 'v' .. new, ARGV[8])
+end
+if there:byte(53) == 1 then -- the ID before it: its tombstone goes when its time is over
+  local tombstone = call('HGET', key, there:sub(54, 69))
+  if tombstone and #tombstone >= 41 and times('>I7', tombstone, 10) <= now then
+    call('HDEL', key, there:sub(54, 69))
+  end
+end
+-- A copy's first ID keeps its place until the legacy session ends, so that it is not
+-- copied again.
+local grace = now + ARGV[9]
+local leads = grace
+if copied and there:byte(53) == 0 and deadline > grace then
+  leads = deadline
+end
+call('HSET', key, old, '\2\1' .. pack('>I7I7', grace, leads) .. there:sub(15, 23) .. new .. ARGV[10])
+if leads > ends then
+  ends = leads
+end
+local ms = (ends - ends % 1000) / 1000 + 1
+call('PEXPIREAT', key, ms, 'GT')
+local n = call('HLEN', key)
+if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
+  return -now
+end
+return now

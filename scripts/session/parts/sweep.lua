@@ -1,0 +1,76 @@
+-- Removes what is past from an owner's hash, bounds its tombstones, and sets the key's
+-- expiry exactly.
+--
+-- KEYS[1]  the owner's hash
+-- ARGV[1]  how many tombstones in their Grace stay; those where nothing had lived go first
+-- ARGV[2]  how many others stay; those that end first go first
+--
+-- Reply: now
+local call, key = redis.call, KEYS[1]
+-- include _times.lua
+
+local last, fresh, others, apart, records, unknown = 0, {}, {}, {}, {}, false
+for _, f in ipairs(call('HKEYS', key)) do
+  if #f == 17 and f:byte(1) == 118 then
+    apart[#apart + 1] = f
+  elseif #f == 16 then
+    local r = call('HGET', key, f)
+    local format = r:byte(1)
+    local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or (format == 2 or format == 3) and #r >= 41 and times('>I7', r, 10)
+    if format == 1 and ends and r:byte(2) % 16 >= 8 and r:byte(53) == 0 then -- a copy keeps its place
+      ends = times('>I7', r, 31)
+    end
+    if ends and ends <= now then
+      call('HDEL', key, f)
+    elseif format ~= 1 and ends then
+      local list = times('>I7', r, 3) > now and fresh or others
+      list[#list + 1] = {field = f, lived = r:byte(2), ends = ends}
+    else
+      records['v' .. f] = true
+      last, unknown = math.max(last, ends or 0), unknown or not ends
+    end
+  end
+end
+for _, f in ipairs(apart) do
+  if not records[f] then
+    call('HDEL', key, f)
+  end
+end
+local function bound(list, most, before)
+  if #list > most then
+    table.sort(list, before)
+  end
+  for i, tombstone in ipairs(list) do
+    if #list - i >= most then
+      call('HDEL', key, tombstone.field)
+    else
+      last = math.max(last, tombstone.ends)
+    end
+  end
+end
+bound(fresh, tonumber(ARGV[1]), function(a, b)
+  if a.lived ~= b.lived then
+    return a.lived < b.lived
+  end
+  return a.ends < b.ends
+end)
+bound(others, tonumber(ARGV[2]), function(a, b) return a.ends < b.ends end)
+local fence = call('HGET', key, 'f')
+if fence then
+  local ends = #fence == 37 and times('>I7', fence, 8) or 0
+  if ends > now then
+    last = math.max(last, ends)
+  else
+    call('HDEL', key, 'f')
+  end
+end
+if last > 0 then
+  call('HSET', key, 's', call('HLEN', key))
+  local ms = (last - last % 1000) / 1000 + 1
+  if not unknown or call('PTTL', key) < ms - now / 1000 then -- what a newer release has written is not cut short
+    call('PEXPIREAT', key, ms)
+  end
+else
+  call('HDEL', key, 's')
+end
+return now
