@@ -43,10 +43,7 @@ func (d *Decision) decided() bool { return d.Result != ratelimit.Result{} }
 
 // identify gives d its key, or the status of a request without one.
 func (d *Decision) identify(key KeyFunc) {
-	d.Key, d.Err = key(d.Request)
-	if d.Key == "" && d.Err == nil {
-		d.Err = fmt.Errorf("%w: its key is empty", ErrNoKey)
-	}
+	d.Key, d.Err = existing(key(d.Request))
 	switch {
 	case errors.Is(d.Err, ErrNoKey):
 		d.Status = http.StatusBadRequest
@@ -99,7 +96,7 @@ func Succeeded(r *http.Request) {
 		if err != nil {
 			d.by.warn(&d.by.log, r, "rate limit: permits of a success were not given back", err)
 		}
-		d.by.waiting.free(d.Key, d.Cost)
+		d.by.waiting.free(d.counted(), d.Cost)
 	}
 }
 

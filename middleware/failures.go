@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
 
 // waiting is the requests of one RateLimit with FailuresOnly that found no permit left. Some of
@@ -15,10 +17,20 @@ import (
 // way here, what is spent are failures: until a permit is due, others of its key are refused at
 // once. So a success that takes longer on another server may come too late for those who wait.
 type waiting struct {
-	mu   sync.Mutex
-	keys map[string]*queue
-	n    int // waiting, of all keys
+	mu     sync.Mutex
+	queues map[counted]*queue
+	many   int // queues, at which those that nobody needs are forgotten
+	n      int // waiting, in all
 }
+
+// counted is what permits are counted for.
+type counted struct {
+	policy string
+	limit  ratelimit.Limit
+	key    string
+}
+
+func (d *Decision) counted() counted { return counted{d.Result.Policy, d.Result.Limit, d.Key} }
 
 type queue struct {
 	n     int           // that wait
@@ -26,6 +38,7 @@ type queue struct {
 	freed chan struct{} // a token for each permit that came back
 	moved time.Time     // when one did, or somebody got in
 	final time.Time     // until then denials are final
+	cost  int           // of requests of at least this cost
 }
 
 const (
@@ -33,7 +46,7 @@ const (
 	firstAsk   = 50 * time.Millisecond
 	maxQueue   = 64   // that wait for one key
 	maxQueued  = 1024 // that wait in all
-	maxWaiting = 1024 // keys; then those that are final are forgotten, and somebody waits again
+	maxWaiting = 1024 // queues; then those that are final are forgotten, and somebody waits again
 )
 
 // wait has the denial d become what it is in the end.
@@ -41,7 +54,8 @@ func (w *waiting) wait(l *RateLimit, d *Decision) {
 	if d.Result.RetryAfter < 0 { // no permit will do
 		return
 	}
-	q, full := w.enter(d.Key)
+	of := d.counted()
+	q, full := w.enter(of, d.Cost)
 	switch {
 	case full:
 		d.Result.RetryAfter = min(d.Result.RetryAfter, maxWait)
@@ -49,6 +63,7 @@ func (w *waiting) wait(l *RateLimit, d *Decision) {
 	case q == nil:
 		return
 	}
+	defer w.leave(q, of, d)
 	ctx := d.Request.Context()
 	until := time.Now().Add(maxWait)
 	pause := firstAsk
@@ -74,65 +89,68 @@ func (w *waiting) wait(l *RateLimit, d *Decision) {
 		}
 		l.take(d)
 	}
-	w.leave(q, d)
 }
 
-// of returns the queue of key. It is called with mu held.
-func (w *waiting) of(key string) *queue {
-	if q := w.keys[key]; q != nil {
+// of returns a queue. It is called with mu held.
+func (w *waiting) of(of counted) *queue {
+	if q := w.queues[of]; q != nil {
 		return q
 	}
-	if w.keys == nil {
-		w.keys = make(map[string]*queue)
+	if w.queues == nil {
+		w.queues, w.many = make(map[counted]*queue), maxWaiting
 	}
-	if len(w.keys) >= maxWaiting {
-		for k, other := range w.keys {
+	if len(w.queues) >= w.many {
+		for k, other := range w.queues {
 			if other.idle() {
-				delete(w.keys, k)
+				delete(w.queues, k)
 			}
 		}
+		w.many = max(maxWaiting, 2*len(w.queues)) // or each would look through all that are in use
 	}
 	q := &queue{freed: make(chan struct{}, maxQueue)}
-	w.keys[key] = q
+	w.queues[of] = q
 	return q
 }
 
 // idle reports whether nobody waits for a permit, or holds one.
 func (q *queue) idle() bool { return q.n == 0 && q.under == 0 }
 
-// forget drops the queue of key, if there is no reason to keep it. It is called with mu held.
-func (w *waiting) forget(key string, q *queue) {
+// forget drops a queue, if there is no reason to keep it. It is called with mu held.
+func (w *waiting) forget(of counted, q *queue) {
 	if q.idle() && !time.Now().Before(q.final) {
-		delete(w.keys, key)
+		delete(w.queues, of)
 	}
 }
 
-// begin and end say that a handler is under way.
-func (w *waiting) begin(key string) {
+// begin and end say that a handler is under way. Somebody got in, so that denials are not
+// final any more: the limit may have been reset.
+func (w *waiting) begin(of counted) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.of(key).under++
+	q := w.of(of)
+	q.under++
+	q.final = time.Time{}
 }
 
-func (w *waiting) end(key string) {
+func (w *waiting) end(of counted) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	q := w.keys[key]
+	q := w.queues[of]
 	q.under--
-	w.forget(key, q)
+	w.forget(of, q)
 }
 
-// enter has a request wait for a permit of key. It returns nil if denials are final, or where
-// too many wait, which is full.
-func (w *waiting) enter(key string) (q *queue, full bool) {
+// enter has a request wait for permits. It returns nil if denials are final, or where too many
+// wait, which is full.
+func (w *waiting) enter(of counted, cost int) (q *queue, full bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	q = w.of(key)
+	q = w.of(of)
 	switch {
-	case time.Now().Before(q.final):
+	case time.Now().Before(q.final) && cost >= q.cost:
 		return nil, false
 	case w.n >= maxQueued || q.n >= maxQueue:
-		w.forget(key, q)
+		w.forget(of, q)
 		return nil, true
 	}
 	q.n++
@@ -141,7 +159,7 @@ func (w *waiting) enter(key string) (q *queue, full bool) {
 }
 
 // leave ends a wait, whose outcome is d. It is told when to come back: soon, if permits do.
-func (w *waiting) leave(q *queue, d *Decision) {
+func (w *waiting) leave(q *queue, of counted, d *Decision) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	q.n--
@@ -153,16 +171,16 @@ func (w *waiting) leave(q *queue, d *Decision) {
 	case q.under > 0 || now.Sub(q.moved) < maxWait:
 		d.Result.RetryAfter = min(d.Result.RetryAfter, maxWait)
 	default:
-		q.final = now.Add(d.Result.RetryAfter)
+		q.final, q.cost = now.Add(d.Result.RetryAfter), d.Cost
 	}
-	w.forget(d.Key, q)
+	w.forget(of, q)
 }
 
-// free says that permits of key came back.
-func (w *waiting) free(key string, permits int) {
+// free says that permits came back.
+func (w *waiting) free(of counted, permits int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	q := w.keys[key]
+	q := w.queues[of]
 	if q == nil {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -42,6 +43,9 @@ func ByIPPrefix(strategy IPStrategy, bits int) KeyFunc {
 		if err != nil {
 			return "", err
 		}
+		if !ip.IsValid() {
+			return "", fmt.Errorf("%w: its strategy has found no address", ErrNoKey)
+		}
 		return IPPrefixKey(ip, bits), nil
 	}
 }
@@ -69,7 +73,8 @@ func checkBits(bits int) {
 }
 
 // By counts by what f says of a request, under a word that tells such keys from others: By("tenant",
-// f). Of "" there is no key ([ErrNoKey]). It panics if word is empty or contains a colon. Where
+// f). Of "" there is no key ([ErrNoKey]). The keys of other functions here begin with form, header,
+// ip, route, session and user. It panics if word is empty or contains a colon. Where
 // f reads what a client makes up, each new value has a new limit.
 func By(word string, f func(*http.Request) string) KeyFunc {
 	KeyOf(word, "")
@@ -127,11 +132,11 @@ const maxForm = 64 << 10
 // formValues are the values that r.FormValue(name) chooses from. They leave the body of r to be
 // read again.
 func formValues(r *http.Request, name string) ([]string, error) {
-	if r.Form != nil { // somebody has parsed it already
-		r.FormValue(name) // the parts of a multipart body, too
+	if r.Form != nil && (r.MultipartForm != nil || !isMultipart(r)) { // somebody has parsed it already
 		return r.Form[name], nil
 	}
 	read := r.Clone(r.Context())
+	read.Form, read.PostForm = nil, nil // or the parts of a multipart body would not be looked at
 	if r.Body != nil && r.Body != http.NoBody {
 		body, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
 		r.Body = unread{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
@@ -145,6 +150,11 @@ func formValues(r *http.Request, name string) ([]string, error) {
 	}
 	read.FormValue(name)
 	return read.Form[name], nil
+}
+
+func isMultipart(r *http.Request) bool {
+	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return err == nil && strings.HasPrefix(media, "multipart/")
 }
 
 // unread is a body of which a part has been read, and is to be read again.
@@ -228,6 +238,14 @@ func ByRoute(r *http.Request) (string, error) {
 	return "route:" + r.Pattern, nil
 }
 
+// existing has an empty key be none.
+func existing(key string, err error) (string, error) {
+	if key == "" && err == nil {
+		err = fmt.Errorf("%w: its key is empty", ErrNoKey)
+	}
+	return key, err
+}
+
 // Join counts by all of keys together: Join(ByRoute, ByUser(m)) gives each user
 // a limit per route. No two lists of parts make the same key.
 // It has a key only if all of them have.
@@ -236,7 +254,7 @@ func Join(keys ...KeyFunc) KeyFunc {
 		parts := make([]string, len(keys))
 		for i, key := range keys {
 			var err error
-			if parts[i], err = key(r); err != nil {
+			if parts[i], err = existing(key(r)); err != nil {
 				return "", err
 			}
 		}
@@ -252,7 +270,7 @@ func FirstOf(keys ...KeyFunc) KeyFunc {
 		err := ErrNoKey
 		for _, key := range keys {
 			var k string
-			if k, err = key(r); !errors.Is(err, ErrNoKey) {
+			if k, err = existing(key(r)); !errors.Is(err, ErrNoKey) {
 				return k, err
 			}
 		}

@@ -113,7 +113,7 @@ type RateLimit struct {
 // Validate returns all that is wrong with l, or nil.
 func (l RateLimit) Validate() error {
 	var errs []error
-	if l.Limiter == nil {
+	if v := reflect.ValueOf(l.Limiter); l.Limiter == nil || v.Kind() == reflect.Pointer && v.IsNil() {
 		errs = append(errs, errors.New("middleware: RateLimit.Limiter is nil"))
 	}
 	if l.Key == nil {
@@ -258,10 +258,21 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 	var by *mounted // to be told of a success
 	if m.FailuresOnly && d.Key != "" {
 		by = m
-		m.waiting.begin(d.Key)
-		defer m.waiting.end(d.Key)
+		of := d.counted()
+		m.waiting.begin(of)
+		defer m.waiting.end(of)
 	}
-	next.ServeHTTP(w, remember(r, &d, by))
+	inside := remember(r, &d, by)
+	defer handBack(r, inside)
+	next.ServeHTTP(w, inside)
+}
+
+// handBack brings out of a copy of a request what those further out want: the server removes
+// the files of its own request alone, and what logs requests wants the route.
+func handBack(outside, inside *http.Request) {
+	if outside != inside {
+		outside.MultipartForm, outside.Pattern = inside.MultipartForm, inside.Pattern
+	}
 }
 
 var (
@@ -359,12 +370,10 @@ func loggerOr(l *slog.Logger) *slog.Logger {
 	return l
 }
 
-// route names a request in logs: by the pattern that matched, or by its path if that says more.
+// route names a request in logs by the pattern that matched, if one has yet. Its path may hold
+// a token that resets a password.
 func route(r *http.Request) string {
-	if r.Pattern != "" && r.Pattern != "/" {
-		return r.Pattern
-	}
-	return r.URL.Path
+	return r.Pattern
 }
 
 // occasional holds log lines down to one a second, whatever the traffic.

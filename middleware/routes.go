@@ -60,9 +60,13 @@ func (t Routes) Handler(next http.Handler) http.Handler {
 // under is next behind a limit that was found by a pattern, which the limit's functions see.
 func under(m *mounted, pattern string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r = r.WithContext(r.Context()) // a copy, to set the pattern of
-		r.Pattern = pattern
-		m.serve(w, r, next)
+		inside := r.WithContext(r.Context()) // a copy, to set the pattern of
+		inside.Pattern = pattern
+		m.serve(w, inside, http.HandlerFunc(func(w http.ResponseWriter, limited *http.Request) {
+			limited.Pattern = r.Pattern
+			defer handBack(r, limited)
+			next.ServeHTTP(w, limited)
+		}))
 	})
 }
 
@@ -75,11 +79,18 @@ func matches(mux *http.ServeMux, r *http.Request) iter.Seq[string] {
 			return
 		}
 		seen := []string{first}
+		host, methods := plainHost(r.Host), []string{r.Method}
+		if r.Method == http.MethodConnect { // of which a ServeMux leaves port and path as they are
+			host, _ = splitPort(host)
+			methods = append(methods, "ANY")
+		}
 		for _, path := range readings(r.URL.Path) {
-			read := &http.Request{Method: r.Method, Host: plainHost(r.Host), URL: &url.URL{Path: path}}
-			if _, pattern := mux.Handler(read); !slices.Contains(seen, pattern) {
-				if seen = append(seen, pattern); !yield(pattern) {
-					return
+			for _, method := range methods {
+				read := &http.Request{Method: method, Host: host, URL: &url.URL{Path: path}}
+				if _, pattern := mux.Handler(read); !slices.Contains(seen, pattern) {
+					if seen = append(seen, pattern); !yield(pattern) {
+						return
+					}
 				}
 			}
 		}
@@ -89,7 +100,7 @@ func matches(mux *http.ServeMux, r *http.Request) iter.Seq[string] {
 // isPlainRequest reports whether the readings of a request are all the same.
 func isPlainRequest(r *http.Request) bool {
 	path := r.URL.Path
-	return r.URL.RawPath == "" && r.Host == plainHost(r.Host) && strings.HasPrefix(path, "/") &&
+	return r.Method != http.MethodConnect && r.URL.RawPath == "" && r.Host == plainHost(r.Host) && strings.HasPrefix(path, "/") &&
 		!strings.Contains(path, "%") && !strings.Contains(path, "//") && !strings.Contains(path, "/.") &&
 		(path == "/" || !strings.HasSuffix(path, "/"))
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/gatehouse-go/gatehouse/session"
@@ -117,11 +118,7 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 	}
 	outside := r
 	r = r.WithContext(ctx)
-	defer func() {
-		// The server removes the files of its own request alone, and what logs requests
-		// further out wants the route.
-		outside.MultipartForm, outside.Pattern = r.MultipartForm, r.Pattern
-	}()
+	defer handBack(outside, r)
 	if l.Client != nil {
 		l.Manager.Describe(ctx, func() string { return l.Client(r) })
 	}
@@ -172,7 +169,7 @@ func (l *loader) load(r *http.Request) (context.Context, error) {
 	var old [maxNamed]string
 	legacy := ""
 	for _, v := range cookiesNamed(old[:0], r, l.LegacyCookie) {
-		if len(v) == legacyTokenLen { // the first that can be one
+		if len(v) == legacyTokenLen && !strings.ContainsAny(v, ".=") { // the first that can be one
 			legacy = v
 			break
 		}

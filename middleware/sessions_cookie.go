@@ -60,10 +60,15 @@ func (s Sessions) cookie() (http.Cookie, error) {
 
 // cookieOf is the template of the cookie that r can have.
 func (l *loader) cookieOf(r *http.Request) *http.Cookie {
-	if r.TLS == nil && isLocalhost(r.Host) && len(r.Header["X-Forwarded-For"]) == 0 && len(r.Header["Forwarded"]) == 0 {
-		return &l.local
+	if r.TLS != nil || !isLocalhost(r.Host) {
+		return &l.cookie
 	}
-	return &l.cookie
+	for _, name := range [...]string{"Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip"} {
+		if len(r.Header[name]) > 0 { // a proxy, which has named its own machine
+			return &l.cookie
+		}
+	}
+	return &l.local
 }
 
 // isLocalhost reports whether a Host names the machine of the browser.
@@ -81,7 +86,7 @@ func isLocalhost(host string) bool {
 
 // localCookie is c as browsers take it over plain HTTP to localhost.
 func localCookie(c http.Cookie) http.Cookie {
-	c.Secure, c.Partitioned = false, false
+	c.Secure, c.Partitioned, c.Domain = false, false, ""
 	for _, prefix := range []string{"__Host-Http-", "__Host-", "__Secure-", "__Http-"} {
 		if hasPrefixFold(c.Name, prefix) && len(c.Name) > len(prefix) {
 			c.Name = c.Name[len(prefix):]
@@ -104,7 +109,7 @@ func hasPrefixFold(s, prefix string) bool {
 }
 
 // maxNamed bounds how many cookies of one name are looked at.
-const maxNamed = 16
+const maxNamed = 64
 
 // legacyTokenLen is the length of the tokens of scs, 256 bits in base64url.
 const legacyTokenLen = 43
@@ -158,8 +163,8 @@ func (l *loader) apply(r *http.Request, h http.Header, out session.Outcome) {
 	c := *l.cookieOf(r)
 	if !c.Secure {
 		l.plain.Do(func() {
-			l.Logger.LogAttrs(r.Context(), slog.LevelInfo,
-				"session: a cookie that is not Secure was sent, as the request was for localhost over plain HTTP; a proxy must pass on the Host of its clients",
+			l.Logger.LogAttrs(r.Context(), slog.LevelWarn,
+				"session: a cookie that is not Secure was sent, as the request was for localhost over plain HTTP; a proxy must pass on the Host of its clients, or X-Forwarded-Proto",
 				slog.String("host", r.Host))
 		})
 	}
@@ -174,10 +179,11 @@ func (l *loader) apply(r *http.Request, h http.Header, out session.Outcome) {
 	}
 	h.Add("Set-Cookie", c.String())
 	if out.Legacy && l.LegacyCookie != c.Name {
-		gone := http.Cookie{Name: l.LegacyCookie, Path: "/", MaxAge: -1, Expires: time.Unix(1, 0)}
+		gone := http.Cookie{Name: l.LegacyCookie, Path: "/", MaxAge: -1, Expires: time.Unix(1, 0), Secure: c.Secure}
 		h.Add("Set-Cookie", gone.String())
 	}
 	h.Set("Cache-Control", noStore)
-	h.Del("CDN-Cache-Control")
-	h.Del("Surrogate-Control")
+	for _, name := range [...]string{"CDN-Cache-Control", "Cloudflare-CDN-Cache-Control", "Surrogate-Control", "X-Accel-Expires"} {
+		h.Del(name)
+	}
 }

@@ -475,7 +475,7 @@ func TestSessionsCommitFails(t *testing.T) {
 				if told == nil {
 					t.Error("the handler's write succeeds")
 				}
-				if !strings.Contains(log.String(), "LOADING") || !strings.Contains(log.String(), "route=/page") {
+				if !strings.Contains(log.String(), "LOADING") || strings.Contains(log.String(), "/page") {
 					t.Errorf("log: %s", log.String())
 				}
 			})

@@ -137,7 +137,7 @@ func TestClientSideCacheUnderTheLeastACL(t *testing.T) {
 // Over a cluster, a client needs what the page says besides.
 func TestSessionsOverAClusterUnderTheLeastACL(t *testing.T) {
 	cluster := redistest.StartCluster(t)
-	args := []any{"ACL", "SETUSER", "service", "reset", "on", ">pw", "~gatehouse:{*", "+eval", "+evalsha", "+cluster|slots"}
+	args := []any{"ACL", "SETUSER", "service", "reset", "on", ">pw", "~gatehouse:{*", "+eval", "+evalsha", "+cluster|slots", "+command", "+asking"}
 	for _, c := range aclRow(t, "sessions") {
 		args = append(args, "+"+c)
 	}

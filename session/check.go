@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"reflect"
@@ -45,6 +46,10 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	switch use, err := s.secretUse(ctx, checkedPages); {
 	case err != nil && strings.Contains(err.Error(), "NOPERM"):
 		warnings = append(warnings, "SCAN is not permitted, so that sessions which this Manager cannot read were not looked for")
+	case err != nil:
+		warnings = append(warnings, fmt.Sprintf("sessions which this Manager cannot read were not looked for: %v", err))
+	case s.strangers(ctx):
+		warnings = append(warnings, "there are sessions under the same Prefix that do not stand where this Manager looks for their users: KeySecret is another one")
 	case use.Unknown > 0, use.Unsealed > 0 && len(use.Secrets) > 0:
 		warnings = append(warnings, "there are sessions under the same Prefix that this Manager cannot read: of another service, or of a secret that was taken out")
 	}
@@ -54,6 +59,45 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	})
 	return append(warnings, more...), errors.Join(err, also)
 }
+
+// strangers reports whether there are users' sessions in places that another KeySecret has
+// chosen. It looks at some.
+func (s *records) strangers(ctx context.Context) bool {
+	found := make(chan bool, 1)
+	look := func(ctx context.Context, node *redis.Client) error {
+		keys, _, err := node.ScanType(ctx, 0, globQuote(s.keys.prefix)+"{???}:*", scanPage, "hash").Result()
+		if err != nil {
+			return err
+		}
+		for _, key := range keys[:min(len(keys), checkedOwners)] {
+			var o owner
+			if _, err := base64.RawURLEncoding.Decode(o[:], []byte(key[strings.LastIndexByte(key, ':')+1:])); err != nil || s.keys.key(o) != key {
+				continue
+			}
+			a, err := s.run(ctx, listScript, id{owner: o, key: key})
+			if err != nil {
+				return err
+			}
+			raw, _ := a.more.([]any)
+			for i := 1; i < len(raw); i += 2 {
+				field, _ := raw[i-1].(string)
+				b, _ := raw[i].(string)
+				if r, err := s.sealer.openOwner(id{owner: o, key: key, field: field}, []byte(b)); err == nil && !s.keys.owns(r.record) {
+					select {
+					case found <- true:
+					default:
+					}
+				}
+			}
+		}
+		return nil
+	}
+	_ = eachServer(ctx, s.redis.Client(), look) // what cannot be asked is told of by others
+	return len(found) > 0
+}
+
+// checkedOwners is how many owners of each server strangers looks at.
+const checkedOwners = 20
 
 // checkedPages is how many pages of keys of each server Check looks at.
 const checkedPages = 4

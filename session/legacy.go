@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -188,7 +189,7 @@ func (l *legacy) find(ctx context.Context, token string) ([]byte, bool, error) {
 		} else {
 			b, ok, err = l.Store.Find(token)
 		}
-		return err
+		return without(token, err)
 	})
 	if err != nil {
 		return nil, false, err
@@ -199,10 +200,18 @@ func (l *legacy) find(ctx context.Context, token string) ([]byte, bool, error) {
 func (l *legacy) delete(ctx context.Context, token string) error {
 	return l.bounded(ctx, func(ctx context.Context) error {
 		if c, is := l.Store.(scs.CtxStore); is {
-			return c.DeleteCtx(ctx, token)
+			return without(token, c.DeleteCtx(ctx, token))
 		}
-		return l.Store.Delete(token)
+		return without(token, l.Store.Delete(token))
 	})
+}
+
+// without keeps an error that shows the token of a session to itself.
+func without(token string, err error) error {
+	if err != nil && strings.Contains(err.Error(), token) {
+		return fmt.Errorf("the legacy store's error, a %T, names the session, and is not shown", err)
+	}
+	return err
 }
 
 // bounded waits for f no longer than the timeout: f may be deaf to its context, as

@@ -111,12 +111,14 @@ func (m *Manager) UserID(ctx context.Context) string {
 }
 
 // Remember sets whether the session is a remembered one: it has the life of
-// Config.Remembered, and its cookie outlives the browser. It stays so over a Login.
+// Config.Remembered, and its cookie outlives the browser. It stays so over a Login. The
+// response sends the cookie in any case.
 func (m *Manager) Remember(ctx context.Context, on bool) {
 	if st := m.state(ctx); st != nil {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		st.facts.persistent = on
+		st.held.persistent = !on // the response that set the cookie so may have been lost
 		switch {
 		case on && st.facts.kind != begun:
 			st.facts.kind = remembered

@@ -78,21 +78,23 @@ func (s *records) secretUse(ctx context.Context, pages int) (SecretUse, error) {
 			}
 		}
 	}
-	var err error
-	switch c := s.redis.Client().(type) {
-	case *redis.ClusterClient:
-		err = c.ForEachMaster(ctx, scan)
-	case *redis.Ring:
-		err = c.ForEachShard(ctx, scan)
-	case *redis.Client:
-		err = scan(ctx, c)
-	default:
-		return SecretUse{}, fmt.Errorf("session: cannot list the servers of a %T", c)
-	}
-	if err != nil {
+	if err := eachServer(ctx, s.redis.Client(), scan); err != nil {
 		return SecretUse{}, unavailable(ctx, err)
 	}
 	return use, nil
+}
+
+// eachServer calls f for each server that a client writes to.
+func eachServer(ctx context.Context, client redis.UniversalClient, f func(context.Context, *redis.Client) error) error {
+	switch c := client.(type) {
+	case *redis.ClusterClient:
+		return c.ForEachMaster(ctx, f)
+	case *redis.Ring:
+		return c.ForEachShard(ctx, f)
+	case *redis.Client:
+		return f(ctx, c)
+	}
+	return fmt.Errorf("session: cannot list the servers of a %T", client)
 }
 
 // readHeads returns the first bytes of every record of some owners.

@@ -34,7 +34,8 @@ var permitted = scripts.New(`local missing, ask = {}, rawget(redis, 'acl_check_c
 if ask then
   for _, name in ipairs(ARGV) do
     local args = {KEYS[1], '1', '1'}
-    if name == 'time' then args = {} end
+    if name == 'time' or name == 'command' or name == 'asking' then args = {} end
+    if name == 'eval' or name == 'evalsha' then args = {'return 1', '1', KEYS[1]} end
     if name == 'del' or name == 'unlink' then args = {KEYS[1]} end -- all others have one key
     local ok, may = pcall(ask, name, unpack(args))
     if ok and not may then missing[#missing + 1] = name end
@@ -47,7 +48,7 @@ var called = regexp.MustCompile(`\bcall\('([A-Z]+)'`)
 
 // names are the commands of a feature, in small letters.
 func (n Needs) names() []string {
-	all := map[string]bool{}
+	all := map[string]bool{"eval": true, "evalsha": true} // the check itself may be known to Redis
 	for _, s := range n.Scripts {
 		for _, m := range called.FindAllStringSubmatch(s.Source(), -1) {
 			all[strings.ToLower(m[1])] = true
@@ -61,6 +62,11 @@ func (n Needs) names() []string {
 
 // Permissions returns an error that names each command that the user of Redis may not run.
 func Permissions(ctx context.Context, by *roundtrip.Sender, n Needs) error {
+	if _, ok := by.Client().(*redis.ClusterClient); ok {
+		// Without the first go-redis asks for it before each command, without the second a slot
+		// that moves cannot be reached.
+		n.Commands = append(slices.Clip(n.Commands), "command", "asking")
+	}
 	names := n.names()
 	args := make([]any, len(names))
 	for i, name := range names {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,4 +92,33 @@ func TestAdvanceEndsOneSessionOfTwo(t *testing.T) {
 	if a, b := user(first), user(second); a != "" || b != "ann" {
 		t.Errorf("%q, %q", a, b)
 	}
+}
+
+// LoggedIn works beside others while the server fails, replaces who was logged in, and works when
+// the test is over, too.
+func TestLoggedInWhileTheServerFails(t *testing.T) {
+	s := sessiontest.NewServer(t)
+	m := s.Manager(t, session.Config{})
+	s.Fail(errors.New("down"))
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			if i%2 == 0 {
+				_, _ = m.Load(context.Background(), "x", strings.Repeat("A", 64))
+				return
+			}
+			sessiontest.LoggedIn(t, m, httptest.NewRequest("GET", "/", nil), "ann")
+		})
+	}
+	wg.Wait()
+	s.Fail(nil)
+	r := sessiontest.LoggedIn(t, m, httptest.NewRequest("GET", "/", nil), "ann")
+	r.AddCookie(&http.Cookie{Name: "other", Value: "x"})
+	r = sessiontest.LoggedIn(t, m, r, "bob")
+	if c := r.CookiesNamed("__Host-session"); len(c) != 1 || len(r.CookiesNamed("other")) != 1 {
+		t.Fatalf("%v", r.Cookies())
+	} else if ctx, err := m.Load(t.Context(), c[0].Value); err != nil || m.UserID(ctx) != "bob" {
+		t.Errorf("%q, %v", m.UserID(ctx), err)
+	}
+	t.Cleanup(func() { sessiontest.Cookie(t, m, "ann") })
 }
