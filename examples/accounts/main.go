@@ -1,0 +1,70 @@
+// Command accounts shows people the devices on which they are logged in, as the large sites do,
+// and lets them end one, or all others. It runs two servers over one Redis, so that a device is
+// seen to be logged out on the other server at once: the page holds a WebSocket, which closes.
+//
+//	REDIS_URL  such as redis://localhost:6379/0; default: a Redis inside the process
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+)
+
+func main() {
+	client, err := connect(os.Getenv("REDIS_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	users := NewUsers("ann", "bob")
+	var servers sync.WaitGroup
+	for _, addr := range []string{"localhost:8080", "localhost:8081"} {
+		handler, err := New(client, users, ctx.Done())
+		if err != nil {
+			log.Fatal(err)
+		}
+		server := &http.Server{Addr: addr, Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+		go func() {
+			if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+				log.Fatal(err)
+			}
+		}()
+		servers.Go(func() {
+			<-ctx.Done()
+			grace, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			_ = server.Shutdown(grace)
+		})
+	}
+	fmt.Println("Open http://localhost:8080/ in one browser and http://localhost:8081/ in another (Ctrl-C ends it).")
+	fmt.Println("The users are ann and bob; the password of each is the name.")
+	servers.Wait()
+}
+
+func connect(url string) (redis.UniversalClient, error) {
+	if url == "" {
+		mini, err := miniredis.Run()
+		if err != nil {
+			return nil, err
+		}
+		mini.ClockTTL(true) // nothing would expire otherwise
+		return redis.NewClient(&redis.Options{Addr: mini.Addr()}), nil
+	}
+	options, err := redis.ParseURL(url)
+	if err != nil {
+		return nil, errors.New("REDIS_URL is no URL such as redis://localhost:6379/0")
+	}
+	return redis.NewClient(options), nil
+}
