@@ -776,3 +776,200 @@ func TestConfirm(t *testing.T) {
 		}
 	})
 }
+
+// With Secrets nothing of a list can be read in Redis, and what was moved to another place does
+// not open. Nothing that a list shows leads to a session.
+func TestListsAtRest(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb, Config{Secrets: [][]byte{secret}})
+		logIn := func(user, label string) *browser {
+			b := &browser{t, m, ""}
+			b.request(func(ctx context.Context) {
+				m.Describe(ctx, func() string { return label })
+				if err := m.Login(ctx, user); err != nil {
+					t.Fatal(err)
+				}
+			})
+			return b
+		}
+		ann := logIn("ann.user", "Firefox on Windows")
+		logIn("ann.user", "Safari on iPhone")
+		bob := logIn("bob.user", "curl")
+		half := &browser{t, m, ""}
+		half.request(func(ctx context.Context) {
+			if err := m.BeginLogin(ctx, "ann.user", time.Minute); err != nil {
+				t.Fatal(err)
+			}
+		})
+		at := idOf(t, m, ann.cookie)
+		all, err := rb.Client.HGetAll(t.Context(), at.key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for field, raw := range all {
+			for _, word := range []string{"ann", "Firefox", "Safari", "user"} {
+				if strings.Contains(raw, word) || strings.Contains(field, word) {
+					t.Errorf("%q stands in Redis", word)
+				}
+			}
+		}
+		list := listed(t, m, t.Context(), "ann.user")
+		if len(list) != 2 {
+			t.Fatalf("%+v", list)
+		}
+		shown := fmt.Sprintf("%+v", list)
+		for _, secret := range []string{ann.cookie, at.field, string(at.token[:]), at.key} {
+			if strings.Contains(shown, secret) {
+				t.Error("a list shows what leads to a session")
+			}
+		}
+		for _, i := range list {
+			if got := m.UserID(load(t, m, i.Handle)); got != "" {
+				t.Error("a handle is a cookie")
+			}
+		}
+		// Bob's record among those of ann, and ann's under another field.
+		other := idOf(t, m, bob.cookie)
+		stolen, err := rb.Client.HGet(t.Context(), other.key, other.field).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := rb.Client.HSet(t.Context(), at.key, other.field, stolen, strings.Repeat("x", fieldLen), all[at.field]).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if again := listed(t, m, t.Context(), "ann.user"); len(again) != 2 {
+			t.Errorf("%d are listed after records were moved", len(again))
+		}
+	})
+}
+
+// Servers that have an old secret, a new one, or both: EndAll and the cap hold on all of them.
+func TestAccountsWhileSecretsChange(t *testing.T) {
+	next := []byte("the next secret, of 32 bytes too")
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		var servers []*Manager
+		for _, secrets := range [][][]byte{{secret}, {secret, next}, {next, secret}, {next}} {
+			servers = append(servers, managerOver(t, rb.Client, Config{Secrets: secrets, Accounts: Accounts{Max: 3}}))
+		}
+		var cookies [8]string
+		for i := range cookies {
+			m := servers[i%len(servers)]
+			b := begin(t, m, "ann")
+			cookies[i] = b.cookie
+			advance(t, rb, time.Second, servers...)
+			answers := 0
+			for j, c := range cookies[:i+1] {
+				answers += answering(t, servers[j%len(servers)], c)
+			}
+			if answers != min(i+1, 3) {
+				t.Errorf("%d sessions answer after %d logins", answers, i+1)
+			}
+		}
+		for _, m := range servers {
+			b := begin(t, servers[0], "ann")
+			advance(t, rb, time.Second, servers...)
+			endAll(t, m, "ann")
+			if answering(t, servers[0], b.cookie) != 0 {
+				t.Error("EndAll on another server did not reach it")
+			}
+			advance(t, rb, time.Second, servers...)
+		}
+	})
+}
+
+// The hash of a user that is lost whole ends all sessions, none half, and its expiry is never
+// before that of its last session or of its fence.
+func TestTheHashOfAUser(t *testing.T) {
+	each(t, Config{IdleTimeout: time.Hour, Lifetime: 10 * time.Hour}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		var cookies []string
+		for range 3 {
+			cookies = append(cookies, begin(t, m, "ann").cookie)
+		}
+		key := idOf(t, m, cookies[0]).key
+		ttl := func() time.Duration { return rb.Client.PTTL(t.Context(), key).Val() }
+		if ttl() < time.Hour {
+			t.Errorf("%v", ttl())
+		}
+		advance(t, rb, 50*time.Minute, m)
+		if _, err := m.EndAll(t.Context(), "ann", Cause{}); err != nil {
+			t.Fatal(err)
+		}
+		if ttl() < 10*time.Hour-time.Minute {
+			t.Errorf("after EndAll: %v", ttl())
+		}
+		advance(t, rb, time.Second)
+		begin(t, m, "ann")
+		if ttl() < 10*time.Hour-time.Minute {
+			t.Errorf("after a login: %v", ttl())
+		}
+		rb.Client.Del(t.Context(), key)
+		if n := answering(t, m, cookies...); n != 0 || len(listed(t, m, t.Context(), "ann")) != 0 {
+			t.Errorf("%d answer", n)
+		}
+		// A user without a session can be ended: the fence alone stands, and goes.
+		if _, err := m.EndAll(t.Context(), "nobody yet", Cause{}); err != nil {
+			t.Fatal(err)
+		}
+		nobody := m.records.keys.key(m.records.keys.user("nobody yet"))
+		if left := rb.Client.PTTL(t.Context(), nobody).Val(); left < 10*time.Hour-time.Minute || left > 10*time.Hour+time.Minute {
+			t.Errorf("a fence alone stands for %v", left)
+		}
+		advance(t, rb, 10*time.Hour+time.Minute, m)
+		if n := rb.Client.Exists(t.Context(), nobody).Val(); n != 0 {
+			t.Error("the fence is still there")
+		}
+	})
+}
+
+// NotBefore ends what began earlier, on the servers that have it, and no visitor's session.
+func TestNotBefore(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		early, visitor := begin(t, m, "ann"), begin(t, m, "")
+		advance(t, rb, time.Minute, m)
+		since := sameSite(t, m, rb.Client, Config{Accounts: Accounts{NotBefore: rb.Now(t).Add(-30 * time.Second)}})
+		late := begin(t, since, "ann")
+		if answering(t, since, early.cookie) != 0 || answering(t, since, late.cookie) != 1 || len(listed(t, since, t.Context(), "ann")) != 1 {
+			t.Error("not what began since answers")
+		}
+		if since.GetString(load(t, since, visitor.cookie), "k") != "v" {
+			t.Error("a visitor's session is over")
+		}
+	})
+}
+
+// Whatever is passed as a user, a handle or a reason has a clear outcome.
+func TestOddAccounts(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		for _, user := range []string{"a", "\x00", "\xff\xfe", "{x}", "a}b{", strings.Repeat("u", maxUserID), "ünï", "*"} {
+			b := begin(t, m, user)
+			if list := listed(t, m, load(t, m, b.cookie), user); len(list) != 1 || list[0].UserID != user || !list[0].Current {
+				t.Errorf("%.20q: %+v", user, list)
+			}
+			if ended := endAll(t, m, user); len(ended) != 1 || answering(t, m, b.cookie) != 0 {
+				t.Errorf("%.20q: %d ended", user, len(ended))
+			}
+		}
+		large := strings.Repeat("u", 1<<20)
+		_, listErr := m.List(t.Context(), large)
+		_, endErr := m.EndAll(t.Context(), large, Cause{})
+		for name, err := range map[string]error{
+			"Login": m.Login(load(t, m), large), "BeginLogin": m.BeginLogin(load(t, m), large, time.Minute),
+			"List": listErr, "EndAll": endErr, "End": m.End(t.Context(), large, "x", Cause{}),
+		} {
+			if err == nil || !strings.Contains(err.Error(), "1048576 bytes") || len(err.Error()) > 200 {
+				t.Errorf("%s: %.200v", name, err)
+			}
+		}
+		if _, err := m.List(t.Context(), ""); !errors.Is(err, ErrNoUser) {
+			t.Error(err)
+		}
+		if list := listed(t, m, t.Context(), "unknown"); len(list) != 0 {
+			t.Errorf("%+v", list)
+		}
+		for _, accounts := range []Accounts{{Max: -1}, {Max: 1001}, {WhenFull: 2}, {NotBefore: time.Now().Add(48 * time.Hour)}} {
+			if _, err := New(rb.Client, Config{Accounts: accounts}); err == nil || !strings.Contains(err.Error(), "Accounts.") {
+				t.Errorf("%+v: %v", accounts, err)
+			}
+		}
+	})
+}

@@ -12,13 +12,48 @@ import (
 // TestASVS walks chapter V7 of OWASP ASVS 5.0.0, "Session Management": the requirements
 // that a library can meet. Those on cookies, and on re-authentication of a request, are
 // met in package middleware. What the others ask for is the application's: its documents
-// (7.1.1 to 7.1.3), a visible logout (7.4.4), sessions of an account (7.4.2, 7.4.3,
-// 7.4.5, 7.5.2), and federation (7.6.1).
+// (7.1.1 to 7.1.3), a visible logout (7.4.4), and federation (7.6.1).
 func TestASVS(t *testing.T) {
 	cfg := Config{Timeout: slowly.Timeout, Lifetime: 12 * time.Hour, IdleTimeout: 30 * time.Minute}
 	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		user := func(cookie string) string { return m.UserID(load(t, m, cookie)) }
 
+		t.Run("7.1.2 a user has no more sessions than documented", func(t *testing.T) {
+			var cookies []string
+			for range defaultMax + 1 {
+				cookies = append(cookies, begin(t, m, "many").cookie)
+			}
+			if n := answering(t, m, cookies...); n != defaultMax {
+				t.Errorf("%d", n)
+			}
+		})
+		t.Run("7.4.2 all sessions end when an account is disabled", func(t *testing.T) {
+			a, b := begin(t, m, "disabled"), begin(t, m, "disabled")
+			if _, err := m.EndAll(t.Context(), "disabled", Cause{Reason: Disabled}); err != nil || answering(t, m, a.cookie, b.cookie) != 0 {
+				t.Error("one goes on", err)
+			}
+		})
+		t.Run("7.4.3 all other sessions end after a change of credentials", func(t *testing.T) {
+			a, b := begin(t, m, "changed"), begin(t, m, "changed")
+			a.request(func(ctx context.Context) {
+				if _, err := m.EndOthers(ctx, Cause{Reason: PasswordChanged}); err != nil {
+					t.Error(err)
+				}
+			})
+			if answering(t, m, a.cookie) != 1 || answering(t, m, b.cookie) != 0 {
+				t.Error("not the others have ended")
+			}
+		})
+		t.Run("7.4.5, 7.5.2 single sessions are seen and ended, by administrators too", func(t *testing.T) {
+			a, b := begin(t, m, "seen"), begin(t, m, "seen")
+			list, err := m.List(t.Context(), "seen")
+			if err != nil || len(list) != 2 {
+				t.Fatal(list, err)
+			}
+			if err := m.End(t.Context(), "seen", handleOf(t, m, b), Cause{}); err != nil || answering(t, m, a.cookie) != 1 || answering(t, m, b.cookie) != 0 {
+				t.Error("not the one was ended", err)
+			}
+		})
 		t.Run("7.2.1 tokens are verified by the backend", func(t *testing.T) {
 			b := begin(t, m, "ann")
 			// It is Redis that decides, not what the cookie says.

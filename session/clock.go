@@ -34,7 +34,7 @@ func (c *clocks) at(at id) *clock {
 // clock is the estimate of one server's clock. The zero value knows nothing yet.
 type clock struct {
 	sample atomic.Pointer[sample]
-	before atomic.Pointer[sample] // that of before the clock was set last; nil: it was not
+	set    atomic.Pointer[setting] // when the clock was set last; nil: it was not
 	asking atomic.Bool
 }
 
@@ -44,6 +44,12 @@ type sample struct {
 	redis    int64 // µs
 	received time.Time
 	within   time.Duration // between sent and received
+}
+
+// setting is that the server's clock was set.
+type setting struct {
+	before  *sample
+	noticed time.Time
 }
 
 const (
@@ -73,7 +79,7 @@ func (c *clock) learn(redis int64, sent, received time.Time) {
 			return
 		}
 		if off.Abs() > old.err(age)+next.err(0) {
-			c.before.Store(old)
+			c.set.Store(&setting{old, received})
 		}
 	}
 	c.sample.Store(next)
@@ -82,13 +88,13 @@ func (c *clock) learn(redis int64, sent, received time.Time) {
 // earliest returns the earliest that the server's clock can have shown at a moment of this
 // process, also if it was set since: 0 if nothing is known.
 func (c *clock) earliest(at time.Time) int64 {
-	s, before := c.sample.Load(), c.before.Load()
+	s, set := c.sample.Load(), c.set.Load()
 	if s == nil {
 		return 0
 	}
 	t := s.earliest(at)
-	if before != nil && at.Before(s.received) {
-		t = min(t, before.earliest(at))
+	if set != nil && at.Before(set.noticed) {
+		t = min(t, set.before.earliest(at))
 	}
 	return t
 }

@@ -109,7 +109,18 @@ func TestCommandsOfARequest(t *testing.T) {
 			{"a large value goes", 0, func(ctx context.Context) { m.Remove(ctx, "large") }, "hget hget save"},
 			{"a read without it", 0, func(ctx context.Context) { m.Get(ctx, "k") }, "hget"},
 			{"a read after an hour", time.Hour, func(context.Context) {}, "hget rotate"},
+			{"a list", 0, func(ctx context.Context) { _, _ = m.List(ctx, "bob") }, "hget list"},
+			{"a confirmation", 0, func(ctx context.Context) { _ = m.Confirm(ctx) }, "hget beside retire"},
+			{"an end of all others", 0, func(ctx context.Context) { _, _ = m.EndOthers(ctx, Cause{}) }, "hget end_all beside retire"},
+			{"an end of all, and a login", time.Second, func(ctx context.Context) {
+				_, _ = m.EndAll(ctx, "bob", Cause{})
+				login("bob")(ctx)
+			}, "hget end_all end login"},
+			{"half of a login over it", time.Second, func(ctx context.Context) { _ = m.BeginLogin(ctx, "bob", time.Minute) }, "hget login save end"},
+			{"the other half", 0, login("bob"), "hget login retire"},
 			{"a logout", 0, func(ctx context.Context) { _ = m.Logout(ctx) }, "hget end"},
+			{"half of a login without a cookie", 0, func(ctx context.Context) { _ = m.BeginLogin(ctx, "bob", time.Minute) }, "login"},
+			{"the end of that", 0, func(ctx context.Context) { _ = m.Logout(ctx) }, "hget end"},
 			{"a login without a cookie", 0, login("ann"), "login"},
 			{"the end of that", 0, func(ctx context.Context) { _ = m.Logout(ctx) }, "hget end"},
 			{"a put and a login without a cookie", 0, func(ctx context.Context) { m.Put(ctx, "k", 1); login("ann")(ctx) }, "login"},
