@@ -26,6 +26,9 @@ import (
 //
 // The zero value is not usable: Manager is required.
 //
+// Who navigates (Sec-Fetch-Mode) to a page that asks the Manager's Ended why a session is over loses the
+// cookie of that session, and is not told again.
+//
 // A response that sets the cookie has Cache-Control: no-store in place of the handler's, and no
 // CDN-Cache-Control or Surrogate-Control; on others the handler's stand, and Vary: Cookie is added. The
 // ResponseWriter that the handler gets has Flush and Hijack if the server's has, and never Push, which

@@ -42,17 +42,18 @@ func (q RequireUser) Handler(next http.Handler) http.Handler {
 	})
 }
 
-// RequireFresh admits requests of users who logged in no longer than MaxAge ago:
-// mount it before what must not be done from a browser left open, such as a
-// change of the password. Who logged in earlier gets 403 and is admitted after
-// Login has been called again; nobody logged in is 401. It runs behind
+// RequireFresh admits requests of users who logged in, or were confirmed, no longer
+// than MaxAge ago: mount it before what must not be done from a browser left open,
+// such as a change of the password. Who logged in earlier gets 403 and is admitted
+// after the Manager's Confirm or Login; nobody logged in is 401. It runs behind
 // [Sessions] with the same Manager; without, it admits nobody. The zero value is
 // not usable: Manager and MaxAge are required.
 type RequireFresh struct {
 	Manager *session.Manager // required
 	MaxAge  time.Duration    // how long a login counts as fresh; required
 
-	// Refused answers instead of the 401 or 403, such as by asking for the password; nil: a problem.
+	// Refused answers instead of the 401 or 403, such as by asking for the password: where the
+	// Manager's UserID is "", nobody is logged in. nil: a problem.
 	Refused func(http.ResponseWriter, *http.Request)
 }
 
@@ -97,7 +98,7 @@ var (
 		Type:   "https://pkg.go.dev/github.com/gatehouse-go/gatehouse/middleware#RequireFresh",
 		Title:  "Fresh login required",
 		Status: http.StatusForbidden,
-		Detail: "The login is too long ago for this. Log in again.",
+		Detail: "The login is too long ago for this. Confirm it, or log in again.",
 	}.ready()
 )
 

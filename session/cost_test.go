@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -98,4 +99,98 @@ func BenchmarkWrite(b *testing.B) {
 	benchmark(b, func(m *Manager, ctx context.Context) {
 		m.Put(ctx, "count", strconv.FormatInt(time.Now().UnixNano(), 10))
 	})
+}
+
+// redisCPU is what a Redis has computed so far.
+func redisCPU(b *testing.B, m *Manager) (total float64) {
+	b.Helper()
+	info, err := m.records.redis.Client().(*redis.Client).InfoMap(b.Context(), "cpu").Result()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, name := range []string{"used_cpu_user_main_thread", "used_cpu_sys_main_thread"} {
+		s, err := strconv.ParseFloat(info["CPU"][name], 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		total += s
+	}
+	return total
+}
+
+// BenchmarkAccounts measures, of each act on the sessions of a user, how long it takes one caller
+// and what it costs Redis.
+func BenchmarkAccounts(b *testing.B) {
+	for _, row := range []struct {
+		name     string
+		sessions int
+		do       func(b *testing.B, m *Manager, i int, cookie string)
+	}{
+		{"login", 0, func(b *testing.B, m *Manager, i int, _ string) {
+			ctx := load(b, m)
+			if err := m.Login(ctx, fmt.Sprint("fresh", i)); err != nil {
+				b.Fatal(err)
+			}
+			finish(b, m, ctx)
+		}},
+		{"login as the 100th", 100, func(b *testing.B, m *Manager, i int, _ string) {
+			ctx := load(b, m)
+			if err := m.Login(ctx, "ann"); err != nil {
+				b.Fatal(err)
+			}
+			finish(b, m, ctx)
+		}},
+		{"confirm", 1, func(b *testing.B, m *Manager, i int, cookie string) {
+			ctx := load(b, m, cookie)
+			if err := m.Confirm(ctx); err != nil {
+				b.Fatal(err)
+			}
+			m.Abort(ctx)
+		}},
+		{"touch", 1, func(b *testing.B, m *Manager, i int, cookie string) {
+			r := *m.state(load(b, m, cookie)).record
+			if _, err := m.records.touch(b.Context(), &r); err != nil {
+				b.Fatal(err)
+			}
+		}},
+		{"list of 100", 100, func(b *testing.B, m *Manager, i int, _ string) {
+			if list := listed(b, m, b.Context(), "ann"); len(list) != 100 {
+				b.Fatal(len(list))
+			}
+		}},
+		{"list of 1000", 1000, func(b *testing.B, m *Manager, i int, _ string) {
+			if list := listed(b, m, b.Context(), "ann"); len(list) != 1000 {
+				b.Fatal(len(list))
+			}
+		}},
+		{"EndAll of 1000", 1000, func(b *testing.B, m *Manager, i int, _ string) {
+			if i > 0 {
+				b.Fatal("run it with -benchtime 1x")
+			}
+			if ended := endAll(b, m, "ann"); len(ended) != 1000 {
+				b.Fatal(len(ended))
+			}
+		}},
+	} {
+		b.Run(row.name, func(b *testing.B) {
+			client := redistest.Shared(b).Client(func(o *redis.Options) { o.MaxRetries = -1 })
+			client.FlushAll(b.Context())
+			m := managerOver(b, client, Config{Secrets: [][]byte{secret}, Timeout: 30 * time.Second, Accounts: Accounts{Max: max(100, row.sessions)}})
+			var mu sync.Mutex
+			cookie := ""
+			atOnce(row.sessions, func(int) {
+				v := begin(b, m, "ann")
+				mu.Lock()
+				defer mu.Unlock()
+				cookie = v.cookie
+			})
+			before := redisCPU(b, m)
+			b.ResetTimer()
+			for i := range b.N {
+				row.do(b, m, i, cookie)
+			}
+			b.StopTimer()
+			b.ReportMetric((redisCPU(b, m)-before)*1e6/float64(b.N), "redis-µs/op")
+		})
+	}
 }

@@ -127,7 +127,7 @@ func (m *Manager) isOwn(ctx context.Context, userID string, h handle) bool {
 	return st.record != nil && st.record.who.user == userID && st.record.head.handle == h
 }
 
-// EndAll ends all sessions of a user, and returns them. A login that is under way is
+// EndAll ends all sessions of a user, and returns them. Halves of logins end with them. A login that is under way is
 // refused with [ErrStaleLogin] when it comes, however late, but for one that follows in this
 // request. It needs no session: ctx may be any. The session of the request itself, if it is
 // the user's, is over, too.

@@ -91,8 +91,8 @@ func cleanLabel(s string) string {
 // it: "" if it lives, was logged out, has expired, or there was none. It can be asked until
 // the session's Lifetime would have ended, and also on the context of Watch.
 //
-// Who begins a visitor's session after it, by a change, is still told; who logs in is not.
-// See [Manager.Told].
+// Who begins a visitor's session after it, by a change, is still told; who logs in is not. A
+// page that was told is not told again, see [Manager.Told].
 func (m *Manager) Ended(ctx context.Context) Reason {
 	st := m.state(ctx)
 	if st == nil {
@@ -104,8 +104,8 @@ func (m *Manager) Ended(ctx context.Context) Reason {
 	return st.ended
 }
 
-// Told says that a person sees the response of this request: a page, and not what a script
-// of it asks for. What Ended has said to the handler is then not said again: Finish deletes
+// Told is what middleware.Sessions calls for a navigation (Sec-Fetch-Mode). It says that a person
+// sees the response of this request: a page, and not what a script of it asks for. What Ended has said to the handler is then not said again: Finish deletes
 // the cookie, except in the Grace after the end, or forgets the reason.
 func (m *Manager) Told(ctx context.Context) {
 	if st := m.state(ctx); st != nil {

@@ -12,9 +12,9 @@
 // the cookie. Package middleware does that for net/http.
 //
 // What to read, in the order of a request: load.go, values.go, commit.go, outcome.go;
-// begin.go, rotate.go, login.go and end.go for what makes, changes or ends an ID; at.go for
-// the table that all of them follow; record.go for what stands in Redis, and
-// scripts/session for what Redis does.
+// begin.go, rotate.go, login.go with change.go, and end.go for what makes, changes or ends an
+// ID; list.go, ended.go and watch.go for who sees it; at.go for the table that all of them
+// follow; record.go for what stands in Redis, and scripts/session for what Redis does.
 package session
 
 import (
@@ -28,10 +28,12 @@ import (
 var (
 	// ErrNoSession is returned when the context was not made by Load.
 	ErrNoSession = errors.New("session: no session in the context")
-	// ErrNoUser is returned by Login for an empty user ID.
-	ErrNoUser = errors.New("session: login without a user ID")
-	// ErrEnded is returned by Commit when the session ended while the request ran: its
-	// changes are not saved. It is also the cause with which the context of Watch ends.
+	// ErrNoUser is returned for an empty user ID, and by Confirm and EndOthers if nobody is
+	// logged in.
+	ErrNoUser = errors.New("session: no user ID, or nobody is logged in")
+	// ErrEnded is returned by Commit, Confirm, EndOthers and Touch when the session ended while
+	// the request ran: its changes are not saved. It is also the cause with which the context
+	// of Watch ends.
 	ErrEnded = errors.New("session: the session has ended")
 	// ErrStaleLogin is returned by Login and BeginLogin when the user's sessions were ended
 	// since what they rest on was checked: since the request was loaded, or since BeginLogin.
@@ -139,7 +141,7 @@ type Info struct {
 	Current         bool      // it is the session of the request
 	Client          string    // the label that Describe gave when the user logged in
 	Created         time.Time // when the session, or later the login, began
-	AuthenticatedAt time.Time // when Login was called last; zero: nobody is logged in, or unknown
+	AuthenticatedAt time.Time // when Login or Confirm was called last; zero: nobody is logged in, or unknown
 	LastSeen        time.Time // to within IdleTimeout/20
 	Expires         time.Time // the end of its Lifetime
 	IdleExpires     time.Time // when it ends if it is not used, within Expires; later by up to IdleTimeout/20
@@ -164,8 +166,8 @@ func (m *Manager) Info(ctx context.Context) Info {
 	return info
 }
 
-// AuthenticatedWithin reports whether the user logged in no longer than d ago, by Redis's
-// clock.
+// AuthenticatedWithin reports whether the user logged in, or was confirmed, no longer than d ago,
+// by Redis's clock.
 func (m *Manager) AuthenticatedWithin(ctx context.Context, d time.Duration) bool {
 	st := m.state(ctx)
 	if st == nil {

@@ -11,7 +11,7 @@ type CookieAction uint8
 const (
 	CookieKeep   CookieAction = iota // nothing
 	CookieSet                        // set it
-	CookieDelete                     // delete it; only after Logout
+	CookieDelete                     // delete it; after Logout, or when the person was Told
 )
 
 // Outcome is what Finish means for the cookie. The zero value means nothing.

@@ -1,0 +1,146 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// What the scripts do that look at all sessions of a user.
+
+// entry is what the script of a login looks at besides the record.
+type entry struct {
+	since     int64         // when the request was loaded, at the earliest, µs
+	loaded    time.Time     // the same, by this process's clock
+	fence     []byte        // that half a login has noted; nil: since and loaded count
+	own       mark          // of the fence that this request has raised; zero: none
+	within    time.Duration // of half a login; 0: a whole one
+	replacing handle        // zero: none
+	most      int
+	from      string        // field of the session whose handle it keeps; "": none
+	short     time.Duration // as in create
+}
+
+// login makes the record of a login or of half one, or the copy of a legacy session with a
+// user. Its error is one of those of Manager.Login, errOrphaned, or errThere.
+func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) {
+	l := s.lives[r.head.kind].kept(e.short)
+	out, err := s.sealer.seal(r)
+	if err != nil {
+		return reply{}, err
+	}
+	own, replacing := e.own[:], e.replacing[:]
+	if e.own == (mark{}) {
+		own = nil
+	}
+	if e.replacing == (handle{}) {
+		replacing = nil
+	}
+	refuse := ""
+	if s.accounts.WhenFull == RefuseLogin {
+		refuse = "1"
+	}
+	planted := newMark()
+	ofLogin, ofRemembered := s.lives[login], s.lives[remembered]
+	sent := s.redis.Now()
+	a, err := s.run(ctx, loginScript, r.id, r.id.field, out.head, out.boxes,
+		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values,
+		e.fence, e.since, sent.Sub(e.loaded).Microseconds(), own, s.fence.Microseconds(),
+		e.within.Microseconds(), replacing, e.most, refuse,
+		ofLogin.lifetimeArg(), ofLogin.idleArg(), ofRemembered.lifetimeArg(), ofRemembered.idleArg(),
+		s.notBefore, e.from, s.grace.Microseconds(), planted[:])
+	if err != nil {
+		return a, err
+	}
+	switch a.outcome {
+	case written, sweepDue:
+		if margin, _ := a.more.(int64); margin >= 0 && s.redis.Now().Sub(sent).Microseconds() >= margin {
+			return a, errMargin
+		}
+		if len(a.there) == noteLen {
+			r.note = parseNote(a.there)
+		}
+		r.written(a.now, l)
+	case stale:
+		return a, ErrStaleLogin
+	case unknown:
+		return a, ErrUnknownHandle
+	case full:
+		return a, ErrTooManySessions
+	case orphaned:
+		return a, errOrphaned
+	}
+	return a, nil
+}
+
+var (
+	// errOrphaned says that the session whose handle a login would keep has ended.
+	errOrphaned = errors.New("the session before has ended")
+	// errMargin says that the login's own round trip was too long to tell whether its request
+	// was loaded before the fence. The login has been made.
+	errMargin = fmt.Errorf("%w, or may be", ErrStaleLogin)
+)
+
+// isRefusal reports whether a login was refused, with nothing made.
+func isRefusal(err error) bool {
+	return err == ErrStaleLogin || err == ErrUnknownHandle || err == ErrTooManySessions
+}
+
+// beside gives the session of old, which must have its revision still, a second ID that
+// stands for a short time.
+func (s *records) beside(ctx context.Context, r, old *record, short time.Duration) (reply, error) {
+	out, err := s.sealer.seal(r)
+	if err != nil {
+		return reply{}, err
+	}
+	return s.run(ctx, besideScript, r.id, r.id.field, out.head, out.boxes,
+		short.Microseconds(), out.values, old.id.field, old.head.revision[:])
+}
+
+// What endAll ends; scripts/session/end_all.lua says more.
+const (
+	endOne    = "one"
+	endEach   = "all"
+	endOthers = "others"
+)
+
+// endAll ends sessions of a user, and returns their records.
+func (s *records) endAll(ctx context.Context, o owner, which string, h handle, c Cause, by mark) ([]*record, reply, error) {
+	at := s.keys.at(o, token{})
+	a, err := s.run(ctx, endAllScript, at, which, h[:], s.grace.Microseconds(), string(c.Reason), by[:], s.fence.Microseconds())
+	if err != nil {
+		return nil, a, err
+	}
+	return s.listed(ctx, o, a), a, nil
+}
+
+// list returns the sessions of a user.
+func (s *records) list(ctx context.Context, o owner) ([]*record, int64, error) {
+	a, err := s.run(ctx, listScript, s.keys.at(o, token{}))
+	if err != nil {
+		return nil, 0, err
+	}
+	return s.listed(ctx, o, a), a.now, nil
+}
+
+// listed reads records without their values. Those that are over by the lives that are
+// configured now, and halves of logins, are left out.
+func (s *records) listed(ctx context.Context, o owner, a reply) (list []*record) {
+	raw, _ := a.more.([]any)
+	for i := 1; i < len(raw); i += 2 {
+		field, _ := raw[i-1].(string)
+		b, _ := raw[i].(string)
+		opened, err := s.sealer.openOwner(id{owner: o, key: s.keys.key(o), field: field}, []byte(b))
+		if err == nil && !s.keys.owns(opened.record) {
+			err = errOwner
+		}
+		switch {
+		case err != nil:
+			s.reportUnreadable(ctx, err.Error())
+		case opened.who.user != "" && !s.over(opened.record, a.now):
+			list = append(list, opened.record)
+		}
+	}
+	return list
+}
