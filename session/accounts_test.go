@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
@@ -972,4 +975,85 @@ func TestOddAccounts(t *testing.T) {
 			}
 		}
 	})
+}
+
+// While the slot of a user moves between the nodes of a cluster, each act on the user's sessions
+// succeeds, whole.
+func TestAccountsWhileTheirSlotMoves(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	m := managerOver(t, cluster.Client(), Config{Timeout: 10 * time.Second})
+	key := m.records.keys.key(m.records.keys.user("ann"))
+	begin(t, m, "ann")
+	var nodes []*redis.Client
+	var ids []string
+	at := 0
+	for i, s := range cluster.Nodes() {
+		c := s.Client()
+		nodes, ids = append(nodes, c), append(ids, c.Do(t.Context(), "cluster", "myid").Val().(string))
+		if n, err := c.Exists(t.Context(), key).Result(); err == nil && n == 1 {
+			at = i
+		}
+	}
+	slot := nodes[0].ClusterKeySlot(t.Context(), key).Val()
+	do := func(node int, args ...any) {
+		t.Helper()
+		if err := nodes[node].Do(t.Context(), args...).Err(); err != nil {
+			t.Error(err)
+		}
+	}
+	over := make(chan struct{})
+	var moves sync.WaitGroup
+	moved := 0
+	moves.Go(func() {
+		for ; ; moved++ {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			to := (at + 1) % len(nodes)
+			do(to, "cluster", "setslot", slot, "importing", ids[at])
+			do(at, "cluster", "setslot", slot, "migrating", ids[to])
+			time.Sleep(5 * time.Millisecond)
+			host, port, _ := net.SplitHostPort(cluster.Nodes()[to].Addr())
+			do(at, "migrate", host, port, key, 0, 5000)
+			time.Sleep(5 * time.Millisecond)
+			do(to, "cluster", "setslot", slot, "node", ids[to])
+			for node := range nodes {
+				if node != to {
+					do(node, "cluster", "setslot", slot, "node", ids[to])
+				}
+			}
+			at = to
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	for range 60 {
+		a, b := begin(t, m, "ann"), begin(t, m, "ann")
+		a.request(func(ctx context.Context) { m.Put(ctx, "k", 1); _ = m.Rotate(ctx) })
+		a.request(func(ctx context.Context) {
+			if err := m.Confirm(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		if list := listed(t, m, t.Context(), "ann"); len(list) < 2 {
+			t.Errorf("%d are listed", len(list))
+		}
+		if err := m.End(t.Context(), "ann", handleOf(t, m, b), Cause{}); err != nil {
+			t.Error(err)
+		}
+		if answering(t, m, a.cookie) != 1 || answering(t, m, b.cookie) != 0 {
+			t.Error("not the one was ended")
+		}
+		if ended := endAll(t, m, "ann"); len(ended) == 0 || answering(t, m, a.cookie) != 0 {
+			t.Errorf("%d ended", len(ended))
+		}
+		time.Sleep(5 * time.Millisecond) // a login after it is not stale
+	}
+	close(over)
+	moves.Wait()
+	if moved < 5 {
+		t.Errorf("the slot has moved %d times", moved)
+	}
+	t.Logf("the slot has moved %d times", moved)
 }
