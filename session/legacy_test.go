@@ -1194,3 +1194,59 @@ func TestLegacyValuesThatCannotBeStored(t *testing.T) {
 		t.Errorf("logged %q", text)
 	}
 }
+
+// A legacy session of a user is one of the user's: EndAll ends it, copied or not, and it counts.
+func TestLegacySessionsOfAnAccount(t *testing.T) {
+	eachLegacy(t, func(t *testing.T, rb redistest.Backend, store scs.Store, cfg Config) {
+		cfg.Legacy.User = userValue
+		ann, bob, cyd, dan := "ann "+t.Name(), "bob "+t.Name(), "cyd "+t.Name(), "dan "+t.Name() // one Redis is for all stores
+		cfg.Accounts = Accounts{Max: 2}
+		m := manager(t, rb, cfg)
+		legacyOf := func(user string) string {
+			return legacySession(t, store, map[string]any{"user": user}, time.Now().Add(20*time.Hour))
+		}
+		userOf := func(m *Manager, token string) string {
+			ctx, err := m.LoadLegacy(t.Context(), token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m.UserID(ctx)
+		}
+		copied, waiting, bobs := legacyOf(ann), legacyOf(ann), legacyOf(bob)
+		if userOf(m, copied) != ann || len(listed(t, m, t.Context(), ann)) != 1 {
+			t.Fatal("not copied")
+		}
+		// Half of a login plants a fence that nobody has raised.
+		if err := m.BeginLogin(load(t, m), bob, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if userOf(m, bobs) != bob {
+			t.Error("refused, though nothing was ended")
+		}
+		endAll(t, m, ann)
+		advance(t, rb, time.Second, m)
+		for name, token := range map[string]string{"copied": copied, "not copied yet": waiting} {
+			if got := userOf(m, token); got != "" {
+				t.Errorf("%s: %q is logged in after EndAll", name, got)
+			}
+		}
+		// The cap holds for copies.
+		for range 4 {
+			if got := userOf(m, legacyOf(cyd)); got != cyd {
+				t.Errorf("%q", got)
+			}
+			advance(t, rb, time.Second, m)
+		}
+		if list := listed(t, m, t.Context(), cyd); len(list) != 2 {
+			t.Errorf("%d sessions under a cap of 2", len(list))
+		}
+		cfg.Accounts.WhenFull = RefuseLogin
+		if got := userOf(manager(t, rb, cfg), legacyOf(cyd)); got != "" {
+			t.Errorf("%q is logged in beyond the cap", got)
+		}
+		cfg.Accounts = Accounts{NotBefore: rb.Now(t)}
+		if got := userOf(manager(t, rb, cfg), legacyOf(dan)); got != "" {
+			t.Errorf("%q is logged in, by a session that may have begun before NotBefore", got)
+		}
+	})
+}
