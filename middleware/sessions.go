@@ -127,8 +127,8 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 	}
 	outer := fieldsOf(w.Header())
 	hw := &headerWriter{ResponseWriter: w, hijacked: func() { l.Manager.KeepID(ctx) }}
-	hw.before = func(int) error {
-		if m := r.Header["Sec-Fetch-Mode"]; len(m) == 1 && m[0] == "navigate" {
+	hw.before = func(status int) error {
+		if isSeen(r, status) {
 			l.Manager.Told(ctx)
 		}
 		// Whether the client still listens does not matter to what it did.
@@ -160,6 +160,13 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 	} else if hw.err == nil && l.Manager.Pending(ctx) {
 		l.reportLate(r)
 	}
+}
+
+// isSeen reports whether a person sees the response: the page of a navigation that is neither
+// fetched ahead nor sent on.
+func isSeen(r *http.Request, status int) bool {
+	m := r.Header["Sec-Fetch-Mode"]
+	return len(m) == 1 && m[0] == "navigate" && len(r.Header["Sec-Purpose"]) == 0 && (status < 300 || status >= 400)
 }
 
 // load finds the session that the request's cookies name.

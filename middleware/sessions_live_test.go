@@ -231,13 +231,22 @@ func TestEndedSessionsCookieGoesWithThePage(t *testing.T) {
 		t.Fatal(err)
 	}
 	advance(t, over(mini), time.Minute, m)
-	h := s.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, string(m.Ended(r.Context()))) }))
+	h := s.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		why := m.Ended(r.Context())
+		if r.URL.Path == "/elsewhere" {
+			w.WriteHeader(http.StatusSeeOther)
+		}
+		io.WriteString(w, string(why))
+	}))
 	for _, tc := range []struct {
-		mode    string
-		cookies int
-	}{{"cors", 0}, {"", 0}, {"navigate", 1}} {
-		r := httptest.NewRequest("GET", "/", nil)
+		mode, path, purpose string
+		cookies             int
+	}{{"cors", "/", "", 0}, {"", "/", "", 0}, {"navigate", "/", "prefetch", 0}, {"navigate", "/elsewhere", "", 0}, {"navigate", "/", "", 1}} {
+		r := httptest.NewRequest("GET", tc.path, nil)
 		r.AddCookie(c)
+		if tc.purpose != "" {
+			r.Header.Set("Sec-Purpose", tc.purpose)
+		}
 		if tc.mode != "" {
 			r.Header.Set("Sec-Fetch-Mode", tc.mode)
 		}

@@ -272,6 +272,15 @@ func (m *accountsModel) learn(o accountsOrder, a accountsAnswer) {
 			m.kill(m.sessions[o.User][o.Handle], a.Ended, "End")
 		case "logout":
 			m.kill(m.sessions[a.User][a.Handle], a.Ended, "Logout")
+		case "list": // of one moment
+			if len(a.Listed) > accountsMax {
+				m.fault("%d sessions of %s are listed", len(a.Listed), o.User)
+			}
+			for _, h := range a.Listed {
+				if s := m.sessions[o.User][h]; s != nil && s.deadAt != 0 && a.Began > s.deadAt {
+					m.fault("%s of %s is listed %d µs after %s had returned", h, o.User, a.Began-s.deadAt, s.why)
+				}
+			}
 		}
 	}
 	if a.Cookie == "" || a.Cookie == "-" {
@@ -453,6 +462,8 @@ func accounts(t *testing.T, rb redistest.Backend, during time.Duration, browsers
 					m.mu.Unlock()
 				case n < 28:
 					cookie = "" // another browser
+				case n < 31:
+					o.Do = "list"
 				}
 				a, ok := ask(o)
 				switch {

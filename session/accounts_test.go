@@ -1014,10 +1014,10 @@ func TestAccountsWhileTheirSlotMoves(t *testing.T) {
 			to := (at + 1) % len(nodes)
 			do(to, "cluster", "setslot", slot, "importing", ids[at])
 			do(at, "cluster", "setslot", slot, "migrating", ids[to])
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(20 * time.Millisecond)
 			host, port, _ := net.SplitHostPort(cluster.Nodes()[to].Addr())
 			do(at, "migrate", host, port, key, 0, 5000)
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(20 * time.Millisecond)
 			do(to, "cluster", "setslot", slot, "node", ids[to])
 			for node := range nodes {
 				if node != to {
@@ -1025,10 +1025,10 @@ func TestAccountsWhileTheirSlotMoves(t *testing.T) {
 				}
 			}
 			at = to
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(40 * time.Millisecond)
 		}
 	})
-	for range 60 {
+	for range 100 {
 		a, b := begin(t, m, "ann"), begin(t, m, "ann")
 		a.request(func(ctx context.Context) { m.Put(ctx, "k", 1); _ = m.Rotate(ctx) })
 		a.request(func(ctx context.Context) {

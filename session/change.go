@@ -21,6 +21,7 @@ type pending struct {
 	changes map[string][]byte // all that this request has changed since it loaded its session
 	short   bool              // the record stands for a short time, until Finish gives it its own life
 	anew    bool              // nothing of the values from before goes on
+	same    bool              // it is the same login, under a new ID
 	unknown bool              // the reply of a script was lost that may have retired one of old
 }
 
@@ -140,7 +141,9 @@ func (m *Manager) complete(ctx context.Context, st *state, d draft) error {
 		m.undo(ctx, c.mine)
 		st.lost(m, d.epoch, "")
 	case err == nil:
-		m.replaceLegacy(ctx, st)
+		if !d.login.same {
+			m.replaceLegacy(ctx, st)
+		}
 		st.mu.Lock()
 		if st.epoch == d.epoch {
 			st.login = nil
@@ -203,11 +206,18 @@ func (c *completion) retireOthers(ctx context.Context) error {
 		if i == c.beside {
 			continue
 		}
-		how := endRetire
-		if !o.carry {
-			how = endLogout // with what it was rotated to meanwhile
+		var a reply
+		var err error
+		switch {
+		case o.carry:
+			a, err = c.m.records.end(ctx, o.record.id, endRetire, o.record.head.revision, handle{})
+		case o.record.head.handle == c.mine.head.handle: // this request's own, in another place
+			_, err = c.m.records.end(ctx, o.record.id, endLogout, revision{}, handle{})
+			a.outcome = written
+		default: // with what it was rotated to, or confirmed as, meanwhile
+			err = c.m.records.endSession(ctx, o.record)
+			a.outcome = written
 		}
-		a, err := c.m.records.end(ctx, o.record.id, how, o.record.head.revision, handle{})
 		c.st.sent(err != nil)
 		if err != nil {
 			return err

@@ -3,6 +3,8 @@ package session
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,7 +36,7 @@ func (c *clocks) at(at id) *clock {
 // clock is the estimate of one server's clock. The zero value knows nothing yet.
 type clock struct {
 	sample atomic.Pointer[sample]
-	set    atomic.Pointer[setting] // when the clock was set last; nil: it was not
+	past   history
 	asking atomic.Bool
 }
 
@@ -44,12 +46,6 @@ type sample struct {
 	redis    int64 // µs
 	received time.Time
 	within   time.Duration // between sent and received
-}
-
-// setting is that the server's clock was set.
-type setting struct {
-	before  *sample
-	noticed time.Time
 }
 
 const (
@@ -78,29 +74,60 @@ func (c *clock) learn(redis int64, sent, received time.Time) {
 		if age < clockAge/2 && old.err(age) <= next.err(0) && off.Abs() <= old.err(age)+next.err(0) {
 			return
 		}
-		if off.Abs() > old.err(age)+next.err(0) {
-			c.set.Store(&setting{old, received})
-		}
 	}
 	c.sample.Store(next)
+	c.past.add(next)
+}
+
+// history is what a server's clock has been ahead of this process's, at least: to say what it
+// can have shown at a moment before it was set.
+type history struct {
+	mu   sync.Mutex
+	list []ahead // older ones that were not lower are left out
+}
+
+type ahead struct {
+	by    int64     // µs, of the process's time since epoch
+	at    time.Time // of this process, when it was learned
+	since time.Time // from then on it has not been less
+}
+
+const (
+	historyLen = 64
+	historyAge = time.Hour
+)
+
+var epoch = time.Now()
+
+func (h *history) add(s *sample) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next := ahead{s.redis - s.received.Sub(epoch).Microseconds(), s.received, s.received}
+	for n := len(h.list) - 1; n >= 0 && h.list[n].by >= next.by; n-- {
+		next.since, h.list = h.list[n].since, h.list[:n]
+	}
+	h.list = append(h.list, next)
+	if over := len(h.list) - historyLen; over > 0 {
+		h.list = slices.Delete(h.list, 0, over)
+	}
+	for len(h.list) > 1 && s.received.Sub(h.list[1].at) > historyAge {
+		h.list = slices.Delete(h.list, 0, 1)
+	}
 }
 
 // earliest returns the earliest that the server's clock can have shown at a moment of this
-// process, also if it was set since: 0 if nothing is known.
-func (c *clock) earliest(at time.Time) int64 {
-	s, set := c.sample.Load(), c.set.Load()
-	if s == nil {
+// process, however often it was set since: 0 if nothing is known.
+func (h *history) earliest(at time.Time) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.list) == 0 {
 		return 0
 	}
-	t := s.earliest(at)
-	if set != nil && at.Before(set.noticed) {
-		t = min(t, set.before.earliest(at))
-	}
-	return t
-}
-
-func (s *sample) earliest(at time.Time) int64 {
-	return s.now(at) - s.err(at.Sub(s.received).Abs()).Microseconds()
+	// They rise, so that the one that held then is the lowest since.
+	i, _ := slices.BinarySearchFunc(h.list, at, func(a ahead, at time.Time) int { return a.since.Compare(at) })
+	a := h.list[max(0, i-1)]
+	drift := time.Duration(float64(at.Sub(a.at).Abs()) * clockDrift)
+	return at.Sub(epoch).Microseconds() + a.by - drift.Microseconds()
 }
 
 // known returns the estimate as it is, 0 if there is none.

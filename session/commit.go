@@ -260,7 +260,7 @@ func (m *Manager) commit(ctx context.Context, st *state, d draft) error {
 		return m.update(ctx, st, d, d.record, 0)
 	case len(d.changes) > 0:
 		return m.begin(ctx, st, d)
-	case d.told:
+	case d.told && len(d.named) > 0:
 		return m.forget(ctx, st, d)
 	}
 	return nil

@@ -263,7 +263,7 @@ func (c checked) records(client redis.UniversalClient) *records {
 		},
 		grace: c.Rotation.Grace, timeout: c.Timeout,
 		accounts: c.Accounts, notBefore: max(0, c.Accounts.NotBefore.UnixMicro()),
-		fence: max(c.Lifetime, c.Legacy.Lifetime),
-		log:   c.Logger,
+		legacyLife: c.Legacy.Lifetime, fence: max(c.Lifetime, c.Legacy.Lifetime),
+		log: c.Logger,
 	}
 }

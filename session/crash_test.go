@@ -182,7 +182,10 @@ func (c crash) run(t *testing.T, x act) bool {
 	if !x.end && !x.leaves {
 		ran = ran[min(handled, len(ran)):] // only Finish ends an ID
 	}
-	mayBeEnded := slices.Contains(ran, "end") || slices.Contains(ran, "retire")
+	ends := func(ran []string) bool {
+		return slices.Contains(ran, "end") || slices.Contains(ran, "end_all") || slices.Contains(ran, "retire")
+	}
+	mayBeEnded := ends(ran)
 	switch {
 	case old.user != "" && old.user != p.start || old.has("x2"):
 		bad("the first cookie shows the login")
@@ -202,7 +205,7 @@ func (c crash) run(t *testing.T, x act) bool {
 	case x.carries(c.start) && !(now.has("first") && now.has("x")):
 		bad("the error's cookie has not what was there before")
 	case x.carries(c.start) && c.meanwhile && !now.has("y") && (c.lost || command == "end") &&
-		(slices.Contains(sent[handled:c.k-1], "end") || slices.Contains(sent[handled:c.k-1], "retire")):
+		ends(sent[handled:c.k-1]):
 		// The first script that would end the old ID finds out about the other's change, the
 		// second one comes with it. Before that has run, the old ID is as it was.
 		bad("the error's cookie has not what was saved meanwhile")

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -28,42 +29,47 @@ func (m *Manager) Logout(ctx context.Context) error {
 			return err
 		}
 	}
+	return m.logout(ctx, st)
+}
+
+// logout ends all sessions of a request.
+func (m *Manager) logout(ctx context.Context, st *state) error {
 	ended := make(map[id]bool)
 	for {
 		next := st.loggingOut(m, ended)
 		if len(next) == 0 {
 			return nil
 		}
-		for _, at := range next {
-			if _, err := m.records.end(ctx, at, endLogout, revision{}, handle{}); err != nil {
+		for _, r := range next {
+			if err := m.records.endSession(ctx, r); err != nil {
 				return err
 			}
-			ended[at] = true
+			ended[r.id] = true
 		}
 	}
 }
 
 // loggingOut returns what a logout has to end besides what it has ended: another goroutine of
 // the request may have logged in meanwhile. When there is nothing, the state is logged out.
-func (st *state) loggingOut(m *Manager, ended map[id]bool) (next []id) {
+func (st *state) loggingOut(m *Manager, ended map[id]bool) (next []*record) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	add := func(at id) {
-		if !ended[at] {
-			next = append(next, at)
+	add := func(r *record) {
+		if !ended[r.id] {
+			next = append(next, r)
 		}
 	}
 	if st.record != nil {
-		add(st.record.id)
+		add(st.record)
 	}
 	if st.login != nil {
 		for _, o := range st.login.old {
-			add(o.record.id)
+			add(o.record)
 		}
 	}
 	for _, n := range st.named {
 		if steps[n.what][end] == bury {
-			add(n.id)
+			add(&record{id: n.id})
 		}
 	}
 	if len(next) > 0 {
@@ -151,23 +157,27 @@ func (m *Manager) EndAll(ctx context.Context, userID string, c Cause) ([]Info, e
 		return nil, err
 	}
 	infos := m.infos(ctx, ended)
-	if st := m.state(ctx); st != nil {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		if r := st.record; r != nil && r.id.owner == o {
-			st.named = append(st.named, named{r.id, gone})
-			st.leave(m)
-		}
+	if st := m.state(ctx); st != nil && st.of(o) {
+		ctx, cancel := m.bound(context.WithoutCancel(ctx))
+		defer cancel()
+		err = m.logout(ctx, st) // with what a Login of this request has left behind
 	}
-	return infos, nil
+	return infos, err
+}
+
+// of reports whether a request's session is one of an owner.
+func (st *state) of(o owner) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.record != nil && st.record.id.owner == o
 }
 
 // EndOthers ends all sessions of the request's user but that of the request, and returns
 // them. That one gets a new ID, as with [Manager.Confirm]. Of two at once one is [ErrEnded].
 // The rest is as with EndAll.
 //
-// The error may also be [ErrNoSession], [ErrFinished] or [ErrConflict]. After any but
-// ErrEnded the others may have been ended: it may be called again.
+// The error may also be [ErrNoSession], [ErrFinished] or [ErrConflict]. After any of them the
+// others may have been ended: it may be called again, after ErrEnded by who logs in anew.
 func (m *Manager) EndOthers(ctx context.Context, c Cause) ([]Info, error) {
 	c, err := c.check()
 	if err != nil {
@@ -193,7 +203,11 @@ func (m *Manager) EndOthers(ctx context.Context, c Cause) ([]Info, error) {
 	case err != nil:
 		return nil, err
 	case a.outcome != written:
-		st.lost(m, epoch, Lost)
+		why := Lost
+		if s, err := m.records.stand(ctx, r.id, r.id.field, string(r.head.handle[:])); err == nil {
+			why = cmp.Or(s[0].why, why)
+		}
+		st.lost(m, epoch, why)
 		return nil, ErrEnded
 	}
 	return m.infos(ctx, ended), m.renew(ctx, func(*record, int64) {})
@@ -230,8 +244,8 @@ func (st *state) raisedBy(o owner) mark {
 }
 
 // endLegacy ends a session of the legacy store, which this request need not have loaded: a
-// first request elsewhere may have found it, and its copy may come late. So the copy is
-// made, if there is none, and ended: that leaves a tombstone in its place.
+// first request elsewhere may have found it, and its copy may come late. So a tombstone takes
+// its place.
 func (m *Manager) endLegacy(ctx context.Context, legacyToken string) error {
 	b, ok, err := m.legacy.find(ctx, legacyToken)
 	if err != nil {
@@ -240,9 +254,7 @@ func (m *Manager) endLegacy(ctx context.Context, legacyToken string) error {
 	if ok {
 		r, err := m.copied(ctx, legacyToken, b)
 		if err == nil {
-			if _, err = m.records.create(ctx, r, 0); err == nil {
-				_, err = m.records.end(ctx, r.id, endLogout, revision{}, handle{})
-			}
+			err = m.records.endCopy(ctx, r)
 		}
 		if errors.Is(err, ErrUnavailable) && !wrongType(err) || ctx.Err() != nil {
 			return err

@@ -78,8 +78,7 @@ type fleetKin struct{ ends []*fleetAct }
 type fleetAct struct {
 	by    *fleetRequest
 	began time.Duration
-	only  *fleetSession // that is affected; nil: all of the kin
-	off   bool          // it has turned out that it was not done
+	off   bool // it has turned out that it was not done
 }
 
 // fleetNext says that a request has put another session in the place of one.
@@ -261,11 +260,7 @@ func (m *fleetModel) intend(r *fleetRequest, after bool) {
 	}
 	for _, a := range r.acts {
 		if a.Do == "login" {
-			end := &fleetAct{by: r, began: now, only: r.x}
-			if a.User == r.x.user {
-				end.only = nil
-			}
-			m.effect(r, end, &r.x.kin.ends)
+			m.effect(r, &fleetAct{by: r, began: now}, &r.x.kin.ends)
 		}
 	}
 	if r.has("rotate") || m.era.every > 0 {
@@ -359,7 +354,7 @@ func (m *fleetModel) mustLive(x *fleetSession, c *fleetCookie, r *fleetRequest, 
 // two requests.
 func (m *fleetModel) contested(x *fleetSession, but, r *fleetRequest, from, until time.Duration) bool {
 	for _, e := range x.kin.ends {
-		if !e.off && e.by != but && e.by != r && (e.only == nil || e.only == x) && e.began <= until && e.by.effective() >= from {
+		if !e.off && e.by != but && e.by != r && e.began <= until && e.by.effective() >= from {
 			return true
 		}
 	}

@@ -389,6 +389,10 @@ func (p *pair) judgeLogin(r, o *request, now map[*request]seen, bad func(format 
 		return
 	case one && other.user == user && other.id != s.id:
 		bad("two sessions instead of one")
+	case !stands && r.before.user == user && (o.end || o.leaves || slices.ContainsFunc(o.users, func(u string) bool { return u != p.startAs() })):
+		// The other may have ended the session in each place that it had, between the login and
+		// the end of its request, or after it.
+		return
 	case !stands:
 		bad("%s's login does not stand", r.key)
 		return

@@ -108,6 +108,9 @@ func (m *Manager) loadLegacy(ctx context.Context, st *state, legacyToken string)
 		st.stood = a.outcome != refused
 	case f.what == ended:
 		st.dead = true
+		fallthrough
+	default:
+		st.ended = cmp.Or(st.ended, f.reason)
 	}
 	return nil
 }

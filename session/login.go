@@ -94,12 +94,13 @@ func (m *Manager) Login(ctx context.Context, userID string, opts ...LoginOption)
 //
 // Login completes it, and is refused if the user's sessions were ended since, however
 // long the second step took. To begin again for the same user changes nothing about that.
-// An unfinished one becomes a visitor's session when its time is over.
+// An unfinished one becomes a visitor's session when its time is over, and is not used for longer
+// than that one could be.
 //
 // The errors are those of Login, but that neither handle nor number is looked at.
 func (m *Manager) BeginLogin(ctx context.Context, userID string, within time.Duration) error {
-	if within < time.Millisecond || within > m.records.fence {
-		return fmt.Errorf("session: BeginLogin within %v: between a millisecond and %v is possible", within, m.records.fence)
+	if most := m.records.lives[login].lifetime; within < time.Millisecond || within > most {
+		return fmt.Errorf("session: BeginLogin within %v: between a millisecond and %v is possible", within, most)
 	}
 	return m.enter(ctx, userID, func(st *state, d draft) (*record, *pending, entry) {
 		r, p := m.loginOver(d, userID)
@@ -150,9 +151,6 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(*state, dr
 	}
 	return m.changeID(ctx, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
 		r, p, e := over(st, d)
-		if err := m.overtake(ctx, d); err != nil {
-			return nil, nil, err
-		}
 		e.short, e.own = m.short(p), st.raisedBy(r.id.owner)
 		var err error
 		if e.since, err = m.loadedAt(ctx, st, r.id); err != nil {
@@ -180,6 +178,8 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(*state, dr
 		case err == errMargin:
 			m.undo(ctx, r)
 			return nil, nil, ErrStaleLogin
+		case err == nil: // not before it is known that there is a login
+			err = m.overtake(ctx, d)
 		}
 		return r, p, err
 	})
@@ -191,7 +191,7 @@ func (m *Manager) loadedAt(ctx context.Context, st *state, at id) (int64, error)
 	if _, err := m.records.now(ctx, at); err != nil {
 		return 0, err
 	}
-	return m.records.clocks.at(at).earliest(st.began), nil
+	return m.records.clocks.at(at).past.earliest(st.began), nil
 }
 
 // loginOver returns the record of a login over what a draft has, and what is to be retired.
@@ -234,6 +234,9 @@ func (m *Manager) renew(ctx context.Context, change func(r *record, now int64)) 
 			r := d.over(old)
 			r.id = m.records.keys.fresh(old.id.owner)
 			r.who.issued = now
+			if d.client != "" {
+				r.who.client = d.client
+			}
 			change(r, now)
 			a, err := m.records.beside(ctx, r, old, m.records.timeout+m.records.grace)
 			if err != nil {
@@ -241,7 +244,7 @@ func (m *Manager) renew(ctx context.Context, change func(r *record, now int64)) 
 			}
 			if a.outcome != refused {
 				p := d.successor(old)
-				p.short = true
+				p.short, p.same = true, d.login == nil || d.login.same
 				return r, p, nil
 			}
 			f, err := m.records.met(ctx, old.id, a)

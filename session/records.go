@@ -33,9 +33,10 @@ type records struct {
 	timeout time.Duration
 	turns   turns
 
-	accounts  Accounts
-	notBefore int64         // Accounts.NotBefore, µs
-	fence     time.Duration // how long one stands
+	accounts   Accounts
+	notBefore  int64         // Accounts.NotBefore, µs
+	legacyLife time.Duration // Legacy.Lifetime
+	fence      time.Duration // how long one stands
 
 	log *slog.Logger
 
@@ -92,7 +93,14 @@ func (k keys) owns(r *record) bool {
 
 // over reports whether a record's time has passed, by the lives that are configured now.
 func (s *records) over(r *record, now int64) bool {
-	return s.lives[r.head.kind].over(r, now) || (r.who.user != "" || r.who.begun != "") && r.times.born < s.notBefore
+	if s.lives[r.head.kind].over(r, now) {
+		return true
+	}
+	born := r.times.born
+	if r.head.copied { // it began before it was copied, nobody knows when
+		born = r.times.deadline - s.legacyLife.Microseconds()
+	}
+	return (r.who.user != "" || r.who.begun != "") && born < s.notBefore
 }
 
 // run runs a script on the hash of an ID and learns Redis's time from its reply.
@@ -282,7 +290,29 @@ func (s *records) end(ctx context.Context, at id, how string, known revision, ma
 }
 
 func (s *records) endBy(ctx context.Context, by *roundtrip.Sender, at id, how string, known revision, mark handle) (reply, error) {
-	return s.runBy(ctx, by, endScript, at, at.field, how, s.grace.Microseconds(), known[:], mark[:], "")
+	return s.runBy(ctx, by, endScript, at, at.field, how, s.grace.Microseconds(), known[:], mark[:], "", 0)
+}
+
+// endCopy ends the copy of a legacy session, or what it was rotated to, and leaves a tombstone
+// until the legacy session ends, also if there is no copy yet: none is made then.
+func (s *records) endCopy(ctx context.Context, r *record) error {
+	_, err := s.run(ctx, endScript, r.id, r.id.field, endLogout, s.grace.Microseconds(), make([]byte, len(revision{})), make([]byte, len(handle{})), "", r.times.deadline)
+	return err
+}
+
+// endSession ends a session, for a user's in each place that it has: while it changes its ID
+// it has two.
+func (s *records) endSession(ctx context.Context, r *record) error {
+	if r.who.user == "" {
+		_, err := s.end(ctx, r.id, endLogout, revision{}, handle{})
+		return err
+	}
+	_, _, err := s.endAll(ctx, r.id.owner, endOne, r.head.handle, Cause{}, mark{})
+	if wrongType(err) { // no session is there
+		s.reportUnreadable(ctx, "its key is no hash")
+		return nil
+	}
+	return err
 }
 
 // undo ends a record that may or may not have been made. It is tried also where Redis is not

@@ -102,7 +102,7 @@ func advance(t testing.TB, b redistest.Backend, d time.Duration, managers ...*Ma
 func (c *clocks) forget() {
 	for i := range c.of {
 		c.of[i].sample.Store(nil)
-		c.of[i].set.Store(nil)
+		c.of[i].past.list = nil
 	}
 }
 

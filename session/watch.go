@@ -28,7 +28,7 @@ func (m *Manager) Watch(ctx context.Context) (context.Context, error) {
 		return nil, ErrNoSession
 	}
 	st.mu.Lock()
-	r, dead, epoch := st.record, st.dead, st.epoch
+	r, dead := st.record, st.dead
 	st.mu.Unlock()
 	within, end := context.WithCancelCause(ctx)
 	switch {
@@ -41,7 +41,7 @@ func (m *Manager) Watch(ctx context.Context) (context.Context, error) {
 	}
 	w := &watch{at: r.id, handle: r.head.handle}
 	w.end = func(why Reason) {
-		st.lost(m, epoch, why)
+		st.lostSession(m, w.handle, why)
 		end(ErrEnded)
 	}
 	ready := m.watches.add(w)
@@ -58,14 +58,25 @@ func (m *Manager) Watch(ctx context.Context) (context.Context, error) {
 	return within, nil
 }
 
+// lostSession is lost, if the request has that session still.
+func (st *state) lostSession(m *Manager, h handle, why Reason) {
+	st.mu.Lock()
+	epoch, its := st.epoch, st.record != nil && st.record.head.handle == h
+	st.mu.Unlock()
+	if its {
+		st.lost(m, epoch, why)
+	}
+}
+
 // watch is one watched session.
 type watch struct {
 	handle handle
 	end    func(Reason)
 
 	// Under the lock of watches:
-	at    id          // where it was last
-	timer *time.Timer // when it expires, unless it is used; nil: not looked at yet
+	at       id          // where it was last
+	deadline time.Time   // it is over, however much it is used
+	timer    *time.Timer // when it expires, unless it is used; nil: not looked at yet
 }
 
 // watches are the sessions that this process watches. The feed runs while there are any.
@@ -78,7 +89,7 @@ type watches struct {
 	ready chan struct{} // closed when the feed listens; nil: it does not run
 	stop  context.CancelFunc
 	dirty map[owner]bool // that somebody has published
-	due   chan struct{}
+	due   chan struct{}  // of the feed that runs
 }
 
 const watchEvery = 10 * time.Second
@@ -86,7 +97,7 @@ const watchEvery = 10 * time.Second
 func newWatches(s *records) *watches {
 	return &watches{
 		records: s, every: watchEvery,
-		of: make(map[owner]map[*watch]bool), dirty: make(map[owner]bool), due: make(chan struct{}, 1),
+		of: make(map[owner]map[*watch]bool), dirty: make(map[owner]bool),
 	}
 }
 
@@ -103,13 +114,13 @@ func (ws *watches) add(w *watch) <-chan struct{} {
 		var ctx context.Context
 		ctx, ws.stop = context.WithCancel(context.Background())
 		ready := make(chan struct{})
-		ws.ready = ready
+		ws.ready, ws.due = ready, make(chan struct{}, 1)
 		feed := push.Feed{
 			Client: ws.records.redis.Client(), Channel: ws.records.keys.ended(), Every: ws.every,
 			Heard: ws.heard, Look: ws.lookAtAll, Logger: ws.records.log,
 		}
 		go feed.Run(ctx, func() { close(ready) })
-		go ws.lookAtDirty(ctx)
+		go ws.lookAtDirty(ctx, ws.due)
 	}
 	return ws.ready
 }
@@ -150,12 +161,12 @@ func (ws *watches) heard(message string) {
 }
 
 // lookAtDirty looks at those of whom something was heard: once, however much it was.
-func (ws *watches) lookAtDirty(ctx context.Context) {
+func (ws *watches) lookAtDirty(ctx context.Context, due <-chan struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ws.due:
+		case <-due:
 		}
 		ws.mu.Lock()
 		dirty := slices.Collect(maps.Keys(ws.dirty))
@@ -212,7 +223,7 @@ func (ws *watches) look(ctx context.Context, o owner, only ...*watch) error {
 	if len(list) == 0 {
 		return nil
 	}
-	stand, err := ws.records.stand(ctx, list[0].at, args...)
+	stand, err := ws.records.stand(ctx, id{owner: o, key: ws.records.keys.key(o)}, args...)
 	if err != nil {
 		return err
 	}
@@ -230,13 +241,30 @@ func (ws *watches) look(ctx context.Context, o owner, only ...*watch) error {
 func (ws *watches) stands(w *watch, s stand) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	w.at.field = s.field
+	w.at.field, w.deadline = s.field, time.Now().Add(s.most)
 	switch {
 	case !ws.of[w.at.owner][w]: // removed
 	case w.timer == nil:
-		w.timer = time.AfterFunc(s.left, func() { _ = ws.look(context.Background(), w.at.owner, w) })
+		w.timer = time.AfterFunc(s.left, func() { ws.expire(w) })
 	default:
 		w.timer.Reset(s.left)
+	}
+}
+
+// expire looks at a session whose time is over, unless it was used elsewhere. Where Redis cannot
+// be asked it ends at its deadline in any case.
+func (ws *watches) expire(w *watch) {
+	if ws.look(context.Background(), w.at.owner, w) == nil {
+		return
+	}
+	ws.mu.Lock()
+	left := time.Until(w.deadline)
+	if left > 0 && ws.of[w.at.owner][w] {
+		w.timer.Reset(min(left, ws.every))
+	}
+	ws.mu.Unlock()
+	if left <= 0 {
+		w.end("")
 	}
 }
 
@@ -245,6 +273,7 @@ type stand struct {
 	field string
 	times times
 	left  time.Duration // until it expires if it is not used; 0: it is over
+	most  time.Duration // however much it is used
 	why   Reason        // it is over, if others ended it
 }
 
@@ -271,8 +300,9 @@ func (s *records) stand(ctx context.Context, at id, sessions ...any) ([]stand, e
 		}
 		l := s.lives[r.head.kind]
 		if !l.over(&r, a.now) {
-			left := min(r.times.until, l.deadline(&r)) - a.now
-			list[i] = stand{field: field, times: r.times, left: time.Duration(left) * time.Microsecond}
+			most := l.deadline(&r)
+			left := min(r.times.until, most) - a.now
+			list[i] = stand{field: field, times: r.times, left: time.Duration(left) * time.Microsecond, most: time.Duration(most-a.now) * time.Microsecond}
 		}
 	}
 	return list, nil

@@ -137,12 +137,14 @@ func TestWatchOfNothing(t *testing.T) {
 		}
 		cancel()
 		<-within.Done()
-		for start := time.Now(); len(m.watches.of) > 0 && time.Since(start) < 5*time.Second; time.Sleep(time.Millisecond) {
+		watched := func() int {
 			m.watches.mu.Lock()
-			n := len(m.watches.of)
-			m.watches.mu.Unlock()
-			if n == 0 {
-				break
+			defer m.watches.mu.Unlock()
+			return len(m.watches.of)
+		}
+		for start := time.Now(); watched() > 0; time.Sleep(time.Millisecond) {
+			if time.Since(start) > 5*time.Second {
+				t.Fatal("it is still watched")
 			}
 		}
 		if errors.Is(context.Cause(within), ErrEnded) {

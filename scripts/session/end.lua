@@ -14,6 +14,8 @@
 -- ARGV[4]  revision, 8 bytes, of "retire"
 -- ARGV[5]  mark of who leaves it, 9 bytes, in the handle's place; zeros: none
 -- ARGV[6]  reason, at most 32 bytes
+-- ARGV[7]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
+--          1970; 0: it is none
 --
 -- Reply: now, ended; -now, ended, and a sweep is due; {now, 0, there}, not ended: there
 -- stands at the field. now is Redis's time in µs.
@@ -59,7 +61,8 @@ end
 
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. Whoever watches the session is told.
+-- it leads, its reason, and how long it stays. Whoever watches the session is told. What
+-- has lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
 local last = 0
 local function bury(field, there, grace, till, reason, mark)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
@@ -73,25 +76,25 @@ local function bury(field, there, grace, till, reason, mark)
     if #there >= 53 then
       handle = there:sub(15, 23)
       if flags % 16 >= 8 then -- a copy
-        ends = math.max(ends, (times('>I7', there, 31)))
+        lived, ends = '\3', math.max(ends, (times('>I7', there, 31)))
       end
       redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle) -- who may not tell is not heard
     end
     call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
-    if there:byte(2) == 1 then -- or it shows a mark, which this one does not inherit
-      lived, handle = '\1', there:sub(17, 25)
+    if there:byte(2) % 2 == 1 then -- or it shows a mark, which this one does not inherit
+      lived, handle = there:sub(2, 2), there:sub(17, 25)
     end
     ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
     reason = format == 3 and there:sub(42) or reason
   end
   if mark ~= ('\0'):rep(9) then
-    lived, handle = '\0', mark
+    lived, handle = lived == '\3' and lived or '\0', mark
   end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end
-local function stop(field, there) bury(field, there, ARGV[3], 0, ARGV[6], ARGV[5]) end
+local function stop(field, there) bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], ARGV[5]) end
 
 local there = call('HGET', key, field)
 local stands = standing(there)
@@ -99,7 +102,7 @@ if mode == 'mark' and stands > 0 then
   return {now, 0, there}
 elseif mode == 'retire' and (stands == 1 and there:sub(7, 14) ~= ARGV[4] or stands == 2) then
   return {now, 0, there}
-elseif mode == 'logout' and (not there or there:byte(1) == 3) then
+elseif mode == 'logout' and ARGV[7] == '0' and (not there or there:byte(1) == 3) then
   return now
 elseif mode == 'logout' then -- the whole chain of rotations
   local at, r = field, there
@@ -115,6 +118,10 @@ elseif mode == 'logout' then -- the whole chain of rotations
   end
 end
 stop(field, there)
+if ARGV[7] ~= '0' then
+  local tombstone = call('HGET', key, field)
+  call('HSET', key, field, '\3\3' .. tombstone:sub(3))
+end
 local ms = (last - last % 1000) / 1000 + 1
 if call('PEXPIREAT', key, ms, 'GT') == 0 and not there and call('PTTL', key) == -1 then
   call('PEXPIREAT', key, ms)

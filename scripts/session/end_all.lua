@@ -9,7 +9,7 @@
 --          "others"  all but that of the handle, which must stand
 -- ARGV[2]  handle, 9 bytes
 -- ARGV[3]  Grace, µs
--- ARGV[4]  reason, at most 32 bytes
+-- ARGV[4]  reason, at most 32 bytes; "": a logout
 -- ARGV[5]  mark of the fence, 8 bytes; with that of the one that stands, the fence from
 --          before is kept beside it, as the first time
 -- ARGV[6]  how long a fence stands, µs
@@ -47,7 +47,8 @@ local times = struct and struct.unpack or function(format, s, i)
 end
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. Whoever watches the session is told.
+-- it leads, its reason, and how long it stays. Whoever watches the session is told. What
+-- has lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
 local last = 0
 local function bury(field, there, grace, till, reason, mark)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
@@ -61,20 +62,20 @@ local function bury(field, there, grace, till, reason, mark)
     if #there >= 53 then
       handle = there:sub(15, 23)
       if flags % 16 >= 8 then -- a copy
-        ends = math.max(ends, (times('>I7', there, 31)))
+        lived, ends = '\3', math.max(ends, (times('>I7', there, 31)))
       end
       redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle) -- who may not tell is not heard
     end
     call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
-    if there:byte(2) == 1 then -- or it shows a mark, which this one does not inherit
-      lived, handle = '\1', there:sub(17, 25)
+    if there:byte(2) % 2 == 1 then -- or it shows a mark, which this one does not inherit
+      lived, handle = there:sub(2, 2), there:sub(17, 25)
     end
     ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
     reason = format == 3 and there:sub(42) or reason
   end
   if mark ~= ('\0'):rep(9) then
-    lived, handle = '\0', mark
+    lived, handle = lived == '\3' and lived or '\0', mark
   end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
@@ -108,16 +109,18 @@ for _, f in ipairs(doomed) do
   local r = call('HGET', key, f)
   ended[#ended + 1] = f
   ended[#ended + 1] = cut(r)
-  bury(f, r, ARGV[3], (times('>I7', r, 31)), ARGV[4], ('\0'):rep(9))
+  local till = ARGV[4] == '' and 0 or times('>I7', r, 31) -- a reason stays for as long as the session would have
+  bury(f, r, ARGV[3], till, ARGV[4], ('\0'):rep(9))
 end
 if mode ~= 'one' then
-  local fence, at, before = call('HGET', key, 'f'), now, ('\0'):rep(15)
+  local fence, at, before, till = call('HGET', key, 'f'), now, ('\0'):rep(15), now + ARGV[6]
   if fence and #fence == 37 and times('>I7', fence, 8) > now then
+    till = math.max(till, (times('>I7', fence, 8)))
     at = math.max(now, times('>I7', fence, 1) + 1) -- it always grows
     before = fence:sub(15, 22) == ARGV[5] and fence:sub(23) or fence:sub(1, 7) .. fence:sub(15, 22)
   end
-  call('HSET', key, 'f', pack('>I7I7', at, now + ARGV[6]) .. ARGV[5] .. before)
-  last = math.max(last, now + ARGV[6])
+  call('HSET', key, 'f', pack('>I7I7', at, till) .. ARGV[5] .. before)
+  last = math.max(last, till)
 end
 local ms = (last - last % 1000) / 1000 + 1
 if new then -- GT does nothing to a key without a TTL

@@ -64,7 +64,8 @@ local times = struct and struct.unpack or function(format, s, i)
 end
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. Whoever watches the session is told.
+-- it leads, its reason, and how long it stays. Whoever watches the session is told. What
+-- has lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
 local last = 0
 local function bury(field, there, grace, till, reason, mark)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
@@ -78,20 +79,20 @@ local function bury(field, there, grace, till, reason, mark)
     if #there >= 53 then
       handle = there:sub(15, 23)
       if flags % 16 >= 8 then -- a copy
-        ends = math.max(ends, (times('>I7', there, 31)))
+        lived, ends = '\3', math.max(ends, (times('>I7', there, 31)))
       end
       redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle) -- who may not tell is not heard
     end
     call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
-    if there:byte(2) == 1 then -- or it shows a mark, which this one does not inherit
-      lived, handle = '\1', there:sub(17, 25)
+    if there:byte(2) % 2 == 1 then -- or it shows a mark, which this one does not inherit
+      lived, handle = there:sub(2, 2), there:sub(17, 25)
     end
     ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
     reason = format == 3 and there:sub(42) or reason
   end
   if mark ~= ('\0'):rep(9) then
-    lived, handle = '\0', mark
+    lived, handle = lived == '\3' and lived or '\0', mark
   end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)

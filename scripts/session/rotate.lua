@@ -91,11 +91,11 @@ end
 -- A copy's first ID keeps its place until the legacy session ends, so that it is not
 -- copied again.
 local grace = now + ARGV[9]
-local leads = grace
+local leads, lived = grace, '\1'
 if copied and there:byte(53) == 0 and deadline > grace then
-  leads = deadline
+  leads, lived = deadline, '\3'
 end
-call('HSET', key, old, '\2\1' .. pack('>I7I7', grace, leads) .. there:sub(15, 23) .. new .. ARGV[10])
+call('HSET', key, old, '\2' .. lived .. pack('>I7I7', grace, leads) .. there:sub(15, 23) .. new .. ARGV[10])
 if leads > ends then
   ends = leads
 end

@@ -32,8 +32,11 @@ local function look()
   stand, why = {}, {}
   for _, f in ipairs(call('HKEYS', key)) do
     local r = #f == 16 and call('HGET', key, f) or ''
-    if live(r, r:sub(15, 23)) then
-      stand[r:sub(15, 23)] = f
+    if live(r, r:sub(15, 23)) then -- of two the one that stays longer
+      local handle, till = r:sub(15, 23), times('>I7', r, 45)
+      if not stand[handle] or till > stand[handle].till then
+        stand[handle] = {field = f, till = till}
+      end
     elseif r:byte(1) == 3 and #r > 41 then -- it gives a reason
       why[r:sub(17, 25)] = r
     end
@@ -47,7 +50,7 @@ for i = 1, #ARGV, 2 do
     if not stand then
       look()
     end
-    field = stand[handle] or ''
+    field = stand[handle] and stand[handle].field or ''
     r = field ~= '' and call('HGET', key, field) or why[handle] or ''
   end
   out[#out + 1] = field

@@ -12,6 +12,8 @@
 -- ARGV[4]  revision, 8 bytes, of "retire"
 -- ARGV[5]  mark of who leaves it, 9 bytes, in the handle's place; zeros: none
 -- ARGV[6]  reason, at most 32 bytes
+-- ARGV[7]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
+--          1970; 0: it is none
 --
 -- Reply: now, ended; -now, ended, and a sweep is due; {now, 0, there}, not ended: there
 -- stands at the field. now is Redis's time in µs.
@@ -30,7 +32,7 @@ local function standing(s)
 end
 
 -- include _bury.lua
-local function stop(field, there) bury(field, there, ARGV[3], 0, ARGV[6], ARGV[5]) end
+local function stop(field, there) bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], ARGV[5]) end
 
 local there = call('HGET', key, field)
 local stands = standing(there)
@@ -38,7 +40,7 @@ if mode == 'mark' and stands > 0 then
   return {now, 0, there}
 elseif mode == 'retire' and (stands == 1 and there:sub(7, 14) ~= ARGV[4] or stands == 2) then
   return {now, 0, there}
-elseif mode == 'logout' and (not there or there:byte(1) == 3) then
+elseif mode == 'logout' and ARGV[7] == '0' and (not there or there:byte(1) == 3) then
   return now
 elseif mode == 'logout' then -- the whole chain of rotations
   local at, r = field, there
@@ -54,6 +56,10 @@ elseif mode == 'logout' then -- the whole chain of rotations
   end
 end
 stop(field, there)
+if ARGV[7] ~= '0' then
+  local tombstone = call('HGET', key, field)
+  call('HSET', key, field, '\3\3' .. tombstone:sub(3))
+end
 local ms = (last - last % 1000) / 1000 + 1
 if call('PEXPIREAT', key, ms, 'GT') == 0 and not there and call('PTTL', key) == -1 then
   call('PEXPIREAT', key, ms)

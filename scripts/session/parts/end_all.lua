@@ -7,7 +7,7 @@
 --          "others"  all but that of the handle, which must stand
 -- ARGV[2]  handle, 9 bytes
 -- ARGV[3]  Grace, µs
--- ARGV[4]  reason, at most 32 bytes
+-- ARGV[4]  reason, at most 32 bytes; "": a logout
 -- ARGV[5]  mark of the fence, 8 bytes; with that of the one that stands, the fence from
 --          before is kept beside it, as the first time
 -- ARGV[6]  how long a fence stands, µs
@@ -38,16 +38,18 @@ for _, f in ipairs(doomed) do
   local r = call('HGET', key, f)
   ended[#ended + 1] = f
   ended[#ended + 1] = cut(r)
-  bury(f, r, ARGV[3], (times('>I7', r, 31)), ARGV[4], ('\0'):rep(9))
+  local till = ARGV[4] == '' and 0 or times('>I7', r, 31) -- a reason stays for as long as the session would have
+  bury(f, r, ARGV[3], till, ARGV[4], ('\0'):rep(9))
 end
 if mode ~= 'one' then
-  local fence, at, before = call('HGET', key, 'f'), now, ('\0'):rep(15)
+  local fence, at, before, till = call('HGET', key, 'f'), now, ('\0'):rep(15), now + ARGV[6]
   if fence and #fence == 37 and times('>I7', fence, 8) > now then
+    till = math.max(till, (times('>I7', fence, 8)))
     at = math.max(now, times('>I7', fence, 1) + 1) -- it always grows
     before = fence:sub(15, 22) == ARGV[5] and fence:sub(23) or fence:sub(1, 7) .. fence:sub(15, 22)
   end
-  call('HSET', key, 'f', pack('>I7I7', at, now + ARGV[6]) .. ARGV[5] .. before)
-  last = math.max(last, now + ARGV[6])
+  call('HSET', key, 'f', pack('>I7I7', at, till) .. ARGV[5] .. before)
+  last = math.max(last, till)
 end
 local ms = (last - last % 1000) / 1000 + 1
 if new then -- GT does nothing to a key without a TTL

@@ -50,20 +50,22 @@ touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
 local step = idle > 0 and idle / 21 or ARGV[5] / 100
 local last, grace, at, r = ends, now + ARGV[10], old, before
-if r and r:byte(1) == 1 and r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends: its watchers are told
-  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. r:sub(15, 23))
-end
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
     break
   end
-  local stays, next, format = grace, nil, r and r:byte(1)
-  if format == 1 and #r >= 53 and r:byte(2) % 16 >= 8 then -- a copy keeps its place
-    stays = math.max(grace, (times('>I7', r, 31)))
+  local stays, next, lived, format = grace, nil, '\1', r and r:byte(1)
+  if format == 1 and #r >= 53 then
+    if r:byte(2) % 16 >= 8 then -- a copy keeps its place
+      stays, lived = math.max(grace, (times('>I7', r, 31))), '\3'
+    end
+    if r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends: its watchers are told
+      redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. r:sub(15, 23))
+    end
   elseif (format == 2 or format == 3) and #r >= 41 then
-    stays, next = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41)
+    stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
   end
-  call('HSET', key, at, '\3\1' .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[11])
+  call('HSET', key, at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[11])
   if format == 1 and (r:byte(2) or 0) >= 16 then
     call('HDEL', key, 'v' .. at)
   end

@@ -22,6 +22,8 @@ for _, f in ipairs(call('HKEYS', key)) do
     end
     if ends and ends <= now then
       call('HDEL', key, f)
+    elseif format ~= 1 and ends and r:byte(2) == 3 then -- the place of a copy
+      last = math.max(last, ends)
     elseif format ~= 1 and ends then
       local list = times('>I7', r, 3) > now and fresh or others
       list[#list + 1] = {field = f, lived = r:byte(2), ends = ends}

@@ -1,0 +1,294 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2/memstore"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+)
+
+// changesOfID give the session of a user another ID.
+func changesOfID(m *Manager) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
+		"Confirm":   m.Confirm,
+		"EndOthers": func(ctx context.Context) error { _, err := m.EndOthers(ctx, Cause{}); return err },
+		"Login":     func(ctx context.Context) error { return m.Login(ctx, "ann") },
+		"Rotate":    m.Rotate,
+	}
+}
+
+// A session that changes its ID has two places for a while. A logout ends it in both, whether the
+// change is under way or done, and its late answer sets no cookie.
+func TestLogoutBesideAChangeOfID(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		ends := map[string]func(ctx context.Context) error{
+			"Logout":  m.Logout,
+			"End":     func(ctx context.Context) error { return m.End(ctx, "ann", m.Info(ctx).Handle, Cause{}) },
+			"another": func(ctx context.Context) error { return m.Login(ctx, "bob") },
+		}
+		for how, end := range ends {
+			for name, change := range changesOfID(m) {
+				for _, done := range []bool{false, true} {
+					b := begin(t, m, "ann")
+					a, l := load(t, m, b.cookie), load(t, m, b.cookie)
+					if err := change(a); err != nil {
+						t.Fatal(err)
+					}
+					var first, last Outcome
+					if done {
+						first = finish(t, m, a)
+					}
+					if err := end(l); err != nil {
+						t.Fatal(err)
+					}
+					finish(t, m, l)
+					if !done {
+						last = finish(t, m, a)
+					}
+					if last.Action == CookieSet {
+						t.Errorf("%s beside %s: its late answer sets a cookie", how, name)
+					}
+					if n := answering(t, m, b.cookie, first.Value, last.Value); n != 0 || len(listed(t, m, t.Context(), "ann")) != 0 {
+						t.Errorf("%s beside %s (done %v): %d answer, %d listed", how, name, done, n, len(listed(t, m, t.Context(), "ann")))
+					}
+					endAll(t, m, "ann")
+					advance(t, rb, 20*time.Millisecond, m)
+				}
+			}
+		}
+	})
+}
+
+// What of a legacy session was ended stays ended, however many sessions its user ends since, and
+// whatever becomes of the logout that follows.
+func TestEndedLegacySessionsStayEnded(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, _ *Manager) {
+		store := memstore.NewWithCleanupInterval(0)
+		cfg := Config{Legacy: Legacy{Store: store, User: userValue}, Accounts: Accounts{Max: 2}, IdleTimeout: 12 * time.Hour}
+		m := manager(t, rb, cfg)
+		ann := "ann " + t.Name() // one Redis is for all
+		legacyOf := func() string {
+			return legacySession(t, store, map[string]any{"user": ann}, time.Now().Add(20*time.Hour))
+		}
+		within := func(m *Manager, token string) context.Context {
+			ctx, err := m.LoadLegacy(t.Context(), token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return ctx
+		}
+		for _, rotated := range []bool{false, true} {
+			token := legacyOf()
+			ctx := within(m, token)
+			if rotated {
+				_ = m.Rotate(ctx)
+			}
+			b := &browser{t, m, ""}
+			b.take(finish(t, m, ctx))
+			if err := m.End(t.Context(), ann, handleOf(t, m, b), Cause{}); err != nil {
+				t.Fatal(err)
+			}
+			advance(t, rb, time.Minute, m)
+			for range 8 {
+				begin(t, m, ann)
+				advance(t, rb, time.Minute, m)
+			}
+			if got := m.UserID(within(m, token)); got != "" {
+				t.Errorf("rotated %v: %q is back", rotated, got)
+			}
+			if got := m.Ended(within(m, token)); !rotated && got != Revoked {
+				t.Errorf("rotated %v: told %q", rotated, got)
+			}
+		}
+		// A logout by the legacy cookie makes no copy for a moment.
+		token := legacyOf()
+		endAll(t, m, ann)
+		client := rb.NewClient(t)
+		seen := countCommands(client)
+		down := managerOver(t, client, cfg)
+		ctx := within(down, token)
+		seen.reset(func(n int, command string) fate {
+			if command != "time" && n > 1 {
+				return fateRefused
+			}
+			return fateSent
+		})
+		_ = down.Logout(ctx)
+		if got := m.UserID(within(m, token)); got != "" || len(listed(t, m, t.Context(), ann)) != 0 {
+			t.Errorf("a logout that failed has brought %q back", got)
+		}
+		// Nor does the answer of a page that was told take the cookie of a login.
+		late := within(m, token)
+		m.Ended(late)
+		m.Told(late)
+		advance(t, rb, time.Second, m)
+		in := within(m, token)
+		if err := m.Login(in, ann); err != nil {
+			t.Fatal(err)
+		}
+		finish(t, m, in)
+		if o := finish(t, m, late); o.Action != CookieKeep {
+			t.Errorf("%+v", o)
+		}
+		// A copy has begun before it was copied.
+		token = legacySession(t, store, map[string]any{"user": "dan"}, time.Now().Add(20*time.Hour))
+		o := finish(t, m, within(m, token))
+		cfg.Accounts.NotBefore = rb.Now(t).Add(-time.Hour)
+		if strict := manager(t, rb, cfg); strict.UserID(load(t, strict, o.Value)) != "" {
+			t.Error("a copy of four hours passes NotBefore an hour ago")
+		}
+	})
+}
+
+// Another server's shorter Lifetime does not shorten a fence.
+func TestAFenceIsNotShortened(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		short := sameSite(t, m, rb.Client, Config{Lifetime: time.Hour})
+		endAll(t, m, "ann")
+		endAll(t, short, "ann")
+		key := m.records.keys.key(m.records.keys.user("ann"))
+		if left := rb.Client.PTTL(t.Context(), key).Val(); left < 23*time.Hour {
+			t.Errorf("it stands for %v", left)
+		}
+	})
+}
+
+// A refused login leaves the request, and the browser, as they were.
+func TestARefusedLoginChangesNothing(t *testing.T) {
+	each(t, Config{Accounts: Accounts{Max: 1, WhenFull: RefuseLogin}, Visitor: Life{IdleTimeout: time.Minute}}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		begin(t, m, "ann")
+		for _, saves := range []bool{true, false} {
+			b := begin(t, m, "")
+			advance(t, rb, 2*time.Minute, m)
+			b.request(func(ctx context.Context) {
+				if err := m.Login(ctx, "ann"); !errors.Is(err, ErrTooManySessions) {
+					t.Error(err)
+				}
+				if saves {
+					m.Put(ctx, "flash", "too many")
+				}
+			})
+			if got := m.GetString(load(t, m, b.cookie), "flash"); saves && got != "too many" {
+				t.Errorf("a message after the refusal: %q", got)
+			}
+			b.request(func(ctx context.Context) { m.Put(ctx, "csrf", "x") })
+			if got := m.GetString(load(t, m, b.cookie), "csrf"); got != "x" {
+				t.Errorf("the next request's put: %q", got)
+			}
+		}
+	})
+}
+
+// EndAll also ends what a Login of the same request was to retire.
+func TestEndAllAfterALoginOfTheRequest(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		for _, user := range []string{"", "eve"} {
+			b := begin(t, m, user)
+			was := b.cookie
+			b.request(func(ctx context.Context) {
+				for _, err := range []error{m.Login(ctx, "ann"), func() error { _, err := m.EndAll(ctx, "ann", Cause{}); return err }(), m.Login(ctx, "ann")} {
+					if err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			if answering(t, m, b.cookie) != 1 || answering(t, m, was) != 0 || m.Exists(load(t, m, was), "k") {
+				t.Errorf("%q: the session from before goes on", user)
+			}
+			endAll(t, m, "ann")
+			advance(t, rb, 20*time.Millisecond, m)
+		}
+	})
+}
+
+// At its deadline a watch ends also where Redis cannot be asked.
+func TestWatchEndsAtTheDeadlineWithoutRedis(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		if rb.Mini != nil {
+			t.Skip("its keys do not expire by themselves")
+		}
+		client := rb.NewClient(t)
+		seen := countCommands(client)
+		m := managerOver(t, client, Config{Lifetime: time.Second, Timeout: 200 * time.Millisecond})
+		m.watches.every = 200 * time.Millisecond
+		ctx := watched(t, m, begin(t, m, "ann").cookie)
+		var asked atomic.Int64
+		seen.reset(func(int, string) fate { asked.Add(1); return fateRefused })
+		ends(t, ctx, 3*time.Second, "without Redis")
+		if asked.Load() == 0 {
+			t.Error("nobody was asked")
+		}
+	})
+}
+
+// What the session of a watch became in the same request is what ends.
+func TestWatchThenConfirm(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		ctx := load(t, m, begin(t, m, "ann").cookie)
+		within, err := m.Watch(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Describe(ctx, func() string { return "Firefox" })
+		if err := m.Confirm(within); err != nil {
+			t.Fatal(err)
+		}
+		finish(t, m, within)
+		list := listed(t, m, t.Context(), "ann")
+		if len(list) != 1 || list[0].Client != "Firefox" {
+			t.Errorf("%+v", list)
+		}
+		if err := m.End(t.Context(), "ann", list[0].Handle, Cause{Reason: Disabled}); err != nil {
+			t.Fatal(err)
+		}
+		ends(t, within, 5*time.Second, "confirmed")
+		if m.Ended(within) != Disabled || m.UserID(within) != "" {
+			t.Errorf("told %q, user %q", m.Ended(within), m.UserID(within))
+		}
+		// Who loses against another's EndOthers hears that one's reason.
+		a, b := load(t, m, begin(t, m, "ann").cookie), load(t, m, begin(t, m, "ann").cookie)
+		if _, err := m.EndOthers(a, Cause{Reason: PasswordChanged}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.EndOthers(b, Cause{}); !errors.Is(err, ErrEnded) || m.Ended(b) != PasswordChanged {
+			t.Errorf("%v, told %q", err, m.Ended(b))
+		}
+	})
+}
+
+// The earliest that a clock can have shown is found however often it was set since.
+func TestClockHistory(t *testing.T) {
+	var c clock
+	start := time.Now()
+	at := func(d time.Duration) time.Time { return start.Add(d) }
+	learn := func(d, offset time.Duration) {
+		c.learn(start.Add(d+offset).UnixMicro(), at(d), at(d+time.Millisecond))
+	}
+	learn(0, 0)
+	learn(10*time.Second, 10*time.Minute)                    // a step
+	learn(11*time.Second, 10*time.Minute-5*time.Millisecond) // corrected
+	learn(12*time.Second, 10*time.Minute-9*time.Millisecond)
+	for loaded, most := range map[time.Duration]time.Duration{ // offset that may be reckoned with
+		5 * time.Second:                       0,
+		10*time.Second + 500*time.Millisecond: 10 * time.Minute,
+		12*time.Second + 500*time.Millisecond: 10*time.Minute - 9*time.Millisecond,
+	} {
+		got := c.past.earliest(at(loaded))
+		true0 := start.Add(loaded).UnixMicro()
+		if off := time.Duration(got-true0) * time.Microsecond; off > most || off < most-20*time.Millisecond {
+			t.Errorf("a request of %v: %v, at most %v", loaded, off, most)
+		}
+	}
+	learn(20*time.Second, -10*time.Minute)
+	if off := time.Duration(c.past.earliest(at(5*time.Second))-start.Add(5*time.Second).UnixMicro()) * time.Microsecond; off > -9*time.Minute {
+		t.Errorf("after a step back: %v", off)
+	}
+	if (&history{}).earliest(start) != 0 {
+		t.Error("nothing is known")
+	}
+}
