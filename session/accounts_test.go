@@ -429,7 +429,11 @@ func TestNeverMoreSessionsThanAllowed(t *testing.T) {
 			var mu sync.Mutex
 			var cookies []string
 			in := 0
-			atOnce(100, func(i int) {
+			logins := 100
+			if raceEnabled {
+				logins = 30
+			}
+			atOnce(logins, func(i int) {
 				b := &browser{t, m, ""}
 				var err error
 				b.request(func(ctx context.Context) { err = m.Login(ctx, "ann", MaxSessions(most)) })

@@ -199,7 +199,7 @@ func TestTouchKeepsASession(t *testing.T) {
 		m := managerOver(t, rb.Client, cfg)
 		kept, left := begin(t, m, "ann"), begin(t, m, "ann")
 		stream, silent := watched(t, m, kept.cookie), watched(t, m, left.cookie)
-		for i := range 20 {
+		for i := range 10 {
 			if i%5 == 0 {
 				kept.request(func(ctx context.Context) { _ = m.Rotate(ctx) })
 			}

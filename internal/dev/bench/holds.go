@@ -40,13 +40,15 @@ const (
 )
 
 var scriptNames = map[string]string{
-	scripts.Get("session/create.lua").SHA1(): "create",
-	scripts.Get("session/save.lua").SHA1():   "save",
-	scripts.Get("session/rotate.lua").SHA1(): "rotate",
-	scripts.Get("session/retire.lua").SHA1(): "retire",
-	scripts.Get("session/end.lua").SHA1():    "end",
-	scripts.Get("session/sweep.lua").SHA1():  "sweep",
-	scripts.Get("session/time.lua").SHA1():   "time",
+	scripts.Get("session/create.lua").SHA1():  "create",
+	scripts.Get("session/login.lua").SHA1():   "login",
+	scripts.Get("session/end_all.lua").SHA1(): "end_all",
+	scripts.Get("session/save.lua").SHA1():    "save",
+	scripts.Get("session/rotate.lua").SHA1():  "rotate",
+	scripts.Get("session/retire.lua").SHA1():  "retire",
+	scripts.Get("session/end.lua").SHA1():     "end",
+	scripts.Get("session/sweep.lua").SHA1():   "sweep",
+	scripts.Get("session/time.lua").SHA1():    "time",
 }
 
 // operation is something that is done with one session of the owner, and the scripts that it
@@ -78,10 +80,10 @@ var operations = []operation{
 		return b.call(ctx, scripts.Get("session/sweep.lua"), 1000, 100)
 	}},
 	{"rotate", []*scripts.Script{scripts.Get("session/rotate.lua")}, func(ctx context.Context, b *heldBench) error { return b.request(ctx, b.m.Rotate) }},
-	{"login over a login", []*scripts.Script{scripts.Get("session/create.lua"), scripts.Get("session/retire.lua")}, func(ctx context.Context, b *heldBench) error {
+	{"login over a login", []*scripts.Script{scripts.Get("session/login.lua"), scripts.Get("session/retire.lua")}, func(ctx context.Context, b *heldBench) error {
 		return b.request(ctx, func(ctx context.Context) error { return b.m.Login(ctx, holdUser) })
 	}},
-	{"login over a visitor", []*scripts.Script{scripts.Get("session/create.lua"), scripts.Get("session/save.lua")}, func(ctx context.Context, b *heldBench) error {
+	{"login over a visitor", []*scripts.Script{scripts.Get("session/login.lua"), scripts.Get("session/save.lua")}, func(ctx context.Context, b *heldBench) error {
 		cookie, err := newSession(ctx, b.m, "", b.bytes)
 		if err != nil {
 			return err
@@ -115,12 +117,12 @@ var operations = []operation{
 			}
 			format, err := b.client.Eval(ctx, "return redis.call('HGET', KEYS[1], ARGV[1]):byte(1)", []string{b.key}, f).Int()
 			if err == nil && format == 2 {
-				return b.call(ctx, scripts.Get("session/end.lua"), f, "logout", 30_000_000, "00000000", "000000000", "")
+				return b.call(ctx, scripts.Get("session/end.lua"), f, "logout", 30_000_000, "00000000", "000000000", "", 0)
 			}
 		}
 		return fmt.Errorf("bench: nothing rotated among %d fields", len(fields))
 	}},
-	{"logout", []*scripts.Script{scripts.Get("session/end.lua")}, func(ctx context.Context, b *heldBench) error {
+	{"logout", []*scripts.Script{scripts.Get("session/end_all.lua")}, func(ctx context.Context, b *heldBench) error {
 		cookie, err := b.replaced(ctx)
 		if err != nil {
 			return err
@@ -251,7 +253,7 @@ func (s *server) holdsOf(ctx context.Context, sessions, bytes int) ([]hold, erro
 		return nil, fmt.Errorf("bench: %d keys, want the owner's", len(keys))
 	}
 	b.key = keys[0]
-	for _, script := range []*scripts.Script{scripts.Get("session/save.lua"), scripts.Get("session/rotate.lua"), scripts.Get("session/retire.lua"), scripts.Get("session/end.lua"), scripts.Get("session/sweep.lua")} {
+	for _, script := range []*scripts.Script{scripts.Get("session/save.lua"), scripts.Get("session/rotate.lua"), scripts.Get("session/retire.lua"), scripts.Get("session/end.lua"), scripts.Get("session/sweep.lua"), scripts.Get("session/login.lua"), scripts.Get("session/end_all.lua")} {
 		if err := client.ScriptLoad(ctx, script.Source()).Err(); err != nil {
 			return nil, err
 		}

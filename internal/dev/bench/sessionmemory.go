@@ -81,7 +81,7 @@ func (s *server) memoryOf(ctx context.Context, sessions, perUser int, sealed boo
 }
 
 func holdManager(client *redis.Client, sealed bool) (*session.Manager, error) {
-	cfg := session.Config{Timeout: 10 * time.Second} // patience for loaded machines
+	cfg := session.Config{Timeout: 10 * time.Second, Accounts: session.Accounts{Max: 1000}} // patience for loaded machines
 	if sealed {
 		cfg.Secrets, cfg.KeySecret = secrets, keySecret
 	}
