@@ -222,7 +222,7 @@ func TestClientLabels(t *testing.T) {
 	}
 }
 
-// A person who is told why loses the cookie; a script of the page is told and keeps it.
+// The response of a navigation that asks for the reason deletes the cookie; that of a script keeps it.
 func TestEndedSessionsCookieGoesWithThePage(t *testing.T) {
 	m, mini := newManager(t)
 	s := middleware.Sessions{Manager: m}

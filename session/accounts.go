@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 )
 
@@ -23,7 +24,8 @@ type entry struct {
 }
 
 // login makes the record of a login or of half one, or the copy of a legacy session with a
-// user. Its error is one of those of Manager.Login, errOrphaned, or errThere.
+// user. Its error is one of those of Manager.Login, errOrphaned, or errMargin. The outcome is
+// refused if the copy has been made already.
 func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) {
 	l := s.lives[r.head.kind].kept(e.short)
 	out, err := s.sealer.seal(r)
@@ -105,42 +107,44 @@ const (
 	endOthers = "others"
 )
 
-// endAll ends sessions of a user, and returns their records.
-func (s *records) endAll(ctx context.Context, o owner, which string, h handle, c Cause, by mark) ([]*record, reply, error) {
-	at := s.keys.at(o, token{})
-	a, err := s.run(ctx, endAllScript, at, which, h[:], s.grace.Microseconds(), string(c.Reason), by[:], s.fence.Microseconds())
-	if err != nil {
-		return nil, a, err
-	}
-	return s.listed(ctx, o, a), a, nil
+// endAll ends sessions of a user. The reply has their records, for listed.
+func (s *records) endAll(ctx context.Context, o owner, which string, h handle, c Cause, by mark) (reply, error) {
+	return s.run(ctx, endAllScript, s.of(o), which, h[:], s.grace.Microseconds(), string(c.Reason), by[:], s.fence.Microseconds())
 }
 
-// list returns the sessions of a user.
-func (s *records) list(ctx context.Context, o owner) ([]*record, int64, error) {
-	a, err := s.run(ctx, listScript, s.keys.at(o, token{}))
-	if err != nil {
-		return nil, 0, err
-	}
-	return s.listed(ctx, o, a), a.now, nil
-}
+// of is an ID of no session, for what concerns all of an owner.
+func (s *records) of(o owner) id { return id{owner: o, key: s.keys.key(o)} }
 
 // listed reads records without their values. Those that are over by the lives that are
 // configured now, and halves of logins, are left out.
 func (s *records) listed(ctx context.Context, o owner, a reply) (list []*record) {
-	raw, _ := a.more.([]any)
-	for i := 1; i < len(raw); i += 2 {
-		field, _ := raw[i-1].(string)
-		b, _ := raw[i].(string)
-		opened, err := s.sealer.openOwner(id{owner: o, key: s.keys.key(o), field: field}, []byte(b))
-		if err == nil && !s.keys.owns(opened.record) {
-			err = errOwner
-		}
+	for r, err := range s.opened(o, a) {
 		switch {
 		case err != nil:
 			s.reportUnreadable(ctx, err.Error())
-		case opened.who.user != "" && !s.over(opened.record, a.now):
-			list = append(list, opened.record)
+		case r.who.user != "" && !s.over(r, a.now):
+			list = append(list, r)
 		}
 	}
 	return list
+}
+
+// opened reads the records of a reply without their values. The error of one that belongs to
+// another owner is errOwner.
+func (s *records) opened(o owner, a reply) iter.Seq2[*record, error] {
+	return func(yield func(*record, error) bool) {
+		raw, _ := a.more.([]any)
+		for i := 1; i < len(raw); i += 2 {
+			at := s.of(o)
+			at.field, _ = raw[i-1].(string)
+			b, _ := raw[i].(string)
+			opened, err := s.sealer.openOwner(at, []byte(b))
+			if err == nil && !s.keys.owns(opened.record) {
+				err = errOwner
+			}
+			if !yield(opened.record, err) {
+				return
+			}
+		}
+	}
 }

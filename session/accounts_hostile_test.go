@@ -122,7 +122,7 @@ func TestEndedLegacySessionsStayEnded(t *testing.T) {
 		if got := m.UserID(within(m, token)); got != "" || len(listed(t, m, t.Context(), ann)) != 0 {
 			t.Errorf("a logout that failed has brought %q back", got)
 		}
-		// Nor does the answer of a page that was told take the cookie of a login.
+		// The late response of a page that showed the reason keeps the cookie of a login.
 		late := within(m, token)
 		m.Ended(late)
 		m.Told(late)

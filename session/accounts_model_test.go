@@ -30,7 +30,7 @@ const (
 	accountsMax = 4 // sessions of a user
 )
 
-// accountsConfig is what a process is told at its start.
+// accountsConfig configures a process at its start.
 type accountsConfig struct {
 	Addrs   []string
 	Cluster bool

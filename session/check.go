@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
 
@@ -16,9 +17,9 @@ import (
 
 // Check looks at the Redis of the Manager, at start-up or by hand: whether its user may run each
 // command that sessions need, and whether it is old, a replica, evicts keys, forgets in a crash,
-// has another time, does not let ends be told at once, is read through a cache without a limit to its age, or holds sessions that the
-// Manager cannot read, for which it looks at some thousand keys. An error names what does not
-// work, warnings what is likely to surprise. It writes nothing. Where there is no Redis it takes
+// has another time, does not let its user publish ends of sessions, is read through a cache
+// without a limit to its age, or holds sessions that the Manager cannot read, for which it looks
+// at some thousand keys. An error names what does not work, warnings what is likely to surprise. It writes nothing. Where there is no Redis it takes
 // go-redis some seconds to say so: give ctx ten.
 func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	s := m.records
@@ -63,7 +64,7 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 // strangers reports whether there are users' sessions in places that another KeySecret has
 // chosen. It looks at some.
 func (s *records) strangers(ctx context.Context) bool {
-	found := make(chan bool, 1)
+	var found atomic.Bool
 	look := func(ctx context.Context, node *redis.Client) error {
 		keys, _, err := node.ScanType(ctx, 0, globQuote(s.keys.prefix)+"{???}:*", scanPage, "hash").Result()
 		if err != nil {
@@ -74,26 +75,20 @@ func (s *records) strangers(ctx context.Context) bool {
 			if _, err := base64.RawURLEncoding.Decode(o[:], []byte(key[strings.LastIndexByte(key, ':')+1:])); err != nil || s.keys.key(o) != key {
 				continue
 			}
-			a, err := s.run(ctx, listScript, id{owner: o, key: key})
+			a, err := s.run(ctx, listScript, s.of(o))
 			if err != nil {
 				return err
 			}
-			raw, _ := a.more.([]any)
-			for i := 1; i < len(raw); i += 2 {
-				field, _ := raw[i-1].(string)
-				b, _ := raw[i].(string)
-				if r, err := s.sealer.openOwner(id{owner: o, key: key, field: field}, []byte(b)); err == nil && !s.keys.owns(r.record) {
-					select {
-					case found <- true:
-					default:
-					}
+			for _, err := range s.opened(o, a) {
+				if err == errOwner {
+					found.Store(true)
 				}
 			}
 		}
 		return nil
 	}
 	_ = eachServer(ctx, s.redis.Client(), look) // what cannot be asked is told of by others
-	return len(found) > 0
+	return found.Load()
 }
 
 // checkedOwners is how many owners of each server strangers looks at.

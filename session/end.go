@@ -115,7 +115,7 @@ func (m *Manager) End(ctx context.Context, userID, handle string, c Cause) error
 	if m.isOwn(ctx, userID, h) {
 		return m.Logout(ctx)
 	}
-	_, a, err := m.records.endAll(ctx, m.records.keys.user(userID), endOne, h, c, mark{})
+	a, err := m.records.endAll(ctx, m.records.keys.user(userID), endOne, h, c, mark{})
 	if err == nil && a.outcome != written {
 		err = ErrUnknownHandle
 	}
@@ -152,11 +152,11 @@ func (m *Manager) EndAll(ctx context.Context, userID string, c Cause) ([]Info, e
 		return nil, err
 	}
 	o := m.records.keys.user(userID)
-	ended, _, err := m.records.endAll(ctx, o, endEach, handle{}, c, m.state(ctx).raise(o))
+	a, err := m.records.endAll(ctx, o, endEach, handle{}, c, m.state(ctx).raise(o))
 	if err != nil {
 		return nil, err
 	}
-	infos := m.infos(ctx, ended)
+	infos := m.infos(ctx, m.records.listed(ctx, o, a))
 	if st := m.state(ctx); st != nil && st.of(o) {
 		ctx, cancel := m.bound(context.WithoutCancel(ctx))
 		defer cancel()
@@ -198,7 +198,7 @@ func (m *Manager) EndOthers(ctx context.Context, c Cause) ([]Info, error) {
 	case finished:
 		return nil, ErrFinished
 	}
-	ended, a, err := m.records.endAll(ctx, r.id.owner, endOthers, r.head.handle, c, st.raise(r.id.owner))
+	a, err := m.records.endAll(ctx, r.id.owner, endOthers, r.head.handle, c, st.raise(r.id.owner))
 	switch {
 	case err != nil:
 		return nil, err
@@ -210,7 +210,7 @@ func (m *Manager) EndOthers(ctx context.Context, c Cause) ([]Info, error) {
 		st.lost(m, epoch, why)
 		return nil, ErrEnded
 	}
-	return m.infos(ctx, ended), m.renew(ctx, func(*record, int64) {})
+	return m.infos(ctx, m.records.listed(ctx, r.id.owner, a)), m.renew(ctx, func(*record, int64) {})
 }
 
 // raise returns the mark of the fence that a request raises for an owner: the same each
@@ -221,13 +221,11 @@ func (st *state) raise(o owner) mark {
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	for _, r := range st.raised {
-		if r.owner == o {
-			return r.by
-		}
+	by := st.markOf(o)
+	if by == (mark{}) {
+		by = newMark()
+		st.raised = append(st.raised, raise{o, by})
 	}
-	by := newMark()
-	st.raised = append(st.raised, raise{o, by})
 	return by
 }
 
@@ -235,6 +233,11 @@ func (st *state) raise(o owner) mark {
 func (st *state) raisedBy(o owner) mark {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	return st.markOf(o)
+}
+
+// markOf is raisedBy, with mu held.
+func (st *state) markOf(o owner) mark {
 	for _, r := range st.raised {
 		if r.owner == o {
 			return r.by

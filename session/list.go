@@ -16,11 +16,12 @@ func (m *Manager) List(ctx context.Context, userID string) ([]Info, error) {
 	if err := checkUserID(userID); err != nil {
 		return nil, err
 	}
-	records, _, err := m.records.list(ctx, m.records.keys.user(userID))
+	o := m.records.keys.user(userID)
+	a, err := m.records.run(ctx, listScript, m.records.of(o))
 	if err != nil {
 		return nil, err
 	}
-	return m.infos(ctx, records), nil
+	return m.infos(ctx, m.records.listed(ctx, o, a)), nil
 }
 
 func checkUserID(userID string) error {

@@ -72,7 +72,7 @@ func (m *Manager) Login(ctx context.Context, userID string, opts ...LoginOption)
 			return ErrUnknownHandle
 		}
 	}
-	return m.enter(ctx, userID, func(st *state, d draft) (*record, *pending, entry) {
+	return m.enter(ctx, userID, func(d draft) (*record, *pending, entry) {
 		r, p := m.loginOver(d, userID)
 		r.head.kind = login
 		if r.head.persistent {
@@ -102,7 +102,7 @@ func (m *Manager) BeginLogin(ctx context.Context, userID string, within time.Dur
 	if most := m.records.lives[login].lifetime; within < time.Millisecond || within > most {
 		return fmt.Errorf("session: BeginLogin within %v: between a millisecond and %v is possible", within, most)
 	}
-	return m.enter(ctx, userID, func(st *state, d draft) (*record, *pending, entry) {
+	return m.enter(ctx, userID, func(d draft) (*record, *pending, entry) {
 		r, p := m.loginOver(d, userID)
 		if d.record != nil && d.record.who.user != "" {
 			p.startAnew(r)
@@ -142,7 +142,7 @@ func (m *Manager) Confirm(ctx context.Context) error {
 }
 
 // enter makes the record of a Login or a BeginLogin, and has ctx hold it.
-func (m *Manager) enter(ctx context.Context, userID string, over func(*state, draft) (*record, *pending, entry)) error {
+func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*record, *pending, entry)) error {
 	if m.state(ctx) == nil {
 		return ErrNoSession
 	}
@@ -150,7 +150,7 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(*state, dr
 		return err
 	}
 	return m.changeID(ctx, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
-		r, p, e := over(st, d)
+		r, p, e := over(d)
 		e.short, e.own = m.short(p), st.raisedBy(r.id.owner)
 		var err error
 		if e.since, err = m.loadedAt(ctx, st, r.id); err != nil {

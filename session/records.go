@@ -307,7 +307,7 @@ func (s *records) endSession(ctx context.Context, r *record) error {
 		_, err := s.end(ctx, r.id, endLogout, revision{}, handle{})
 		return err
 	}
-	_, _, err := s.endAll(ctx, r.id.owner, endOne, r.head.handle, Cause{}, mark{})
+	_, err := s.endAll(ctx, r.id.owner, endOne, r.head.handle, Cause{}, mark{})
 	if wrongType(err) { // no session is there
 		s.reportUnreadable(ctx, "its key is no hash")
 		return nil

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -223,7 +222,7 @@ func (ws *watches) look(ctx context.Context, o owner, only ...*watch) error {
 	if len(list) == 0 {
 		return nil
 	}
-	stand, err := ws.records.stand(ctx, id{owner: o, key: ws.records.keys.key(o)}, args...)
+	stand, err := ws.records.stand(ctx, ws.records.of(o), args...)
 	if err != nil {
 		return err
 	}
@@ -357,7 +356,7 @@ func (m *Manager) Touch(ctx context.Context) error {
 			st.lost(m, epoch, stand[0].why)
 			return ErrEnded
 		}
-		next.id.field, next.times = strings.Clone(stand[0].field), stand[0].times
+		next.id.field, next.times = stand[0].field, stand[0].times
 	}
 	return ErrConflict
 }

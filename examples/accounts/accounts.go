@@ -155,7 +155,7 @@ func (s *service) page(w http.ResponseWriter, r *http.Request) {
 	render(w, "devices", map[string]any{"User": user, "Devices": devices})
 }
 
-// why is what people are told of why they are logged out.
+// why explains to people why they are logged out.
 var why = map[session.Reason]string{
 	session.Revoked:         "You were logged out from another device.",
 	session.PasswordChanged: "Your password was changed on another device.",

@@ -46,7 +46,7 @@ func show(name string) userHandler {
 	return func(w http.ResponseWriter, _ *http.Request, u User) { page(w, http.StatusOK, name, view{User: u}) }
 }
 
-// why is what people are told about a session that others ended.
+// why explains to people why others ended their session.
 var why = map[session.Reason]string{
 	session.Revoked:         "from another device",
 	session.PasswordChanged: "your password was changed",

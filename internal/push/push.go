@@ -1,5 +1,5 @@
-// Package push tells a process what happens elsewhere: at once, by a channel of Redis, and for
-// certain, by looking every so often. What is published while nobody listens is lost, and a
+// Package push notices what other processes do: at once, through a channel of Redis, and for
+// certain, through a poll. What is published while nobody listens is lost, and a
 // subscription may be dead without a sign, so that the channel alone is not enough.
 package push
 

@@ -42,6 +42,14 @@ local times = struct and struct.unpack or function(format, s, i)
   end
   return unpack(out)
 end
+-- Whether what stands at a field must stay. A copy keeps its place, and is not made again.
+local function taken(there)
+  local format, flags = there:byte(1, 2)
+  if format == 1 then
+    return #there >= 53 and times('>I7', there, flags % 16 >= 8 and 31 or 45) > now
+  end
+  return #there >= 41 and times('>I7', there, 10) > now
+end
 
 local deadline, idle = now + ARGV[4], tonumber(ARGV[5])
 if ARGV[6] ~= '0' then
@@ -62,9 +70,7 @@ local record = ARGV[2] .. when .. '\0' .. ARGV[3]
 local fresh = call('HSETNX', key, field, record) == 1
 if not fresh then
   local there = call('HGET', key, field)
-  local format, flags = there:byte(1, 2)
-  local at = format == 1 and #there >= 53 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
-  if ARGV[8] ~= '1' and (format == 1 and #there >= 53 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now) then
+  if ARGV[8] ~= '1' and taken(there) then
     return {now, 0, there}
   end
   call('HSET', key, field, record)
@@ -75,9 +81,9 @@ if ARGV[7] ~= '' then
 elseif not fresh then
   call('HDEL', key, 'v' .. field)
 end
-local last = ARGV[6] ~= '0' and deadline or ends
+local last, new = ARGV[6] ~= '0' and deadline or ends, n == 1
 local ms = (last - last % 1000) / 1000 + 1
-if n == 1 then -- GT does nothing to a key without a TTL
+if new then -- GT does nothing to a key without a TTL
   call('PEXPIREAT', key, ms)
 else
   call('PEXPIREAT', key, ms, 'GT')

@@ -61,10 +61,15 @@ end
 
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. Whoever watches the session is told. What
--- has lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
+-- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
+-- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
+-- Publishes the end of a session for those who watch it. Where that is not permitted, they
+-- learn of it by looking.
+local function tell(handle)
+  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+end
 local last = 0
-local function bury(field, there, grace, till, reason, mark)
+local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
   local ends = math.max(now + grace, till)
   local format, flags = 0, 0
@@ -78,7 +83,7 @@ local function bury(field, there, grace, till, reason, mark)
       if flags % 16 >= 8 then -- a copy
         lived, ends = '\3', math.max(ends, (times('>I7', there, 31)))
       end
-      redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle) -- who may not tell is not heard
+      tell(handle)
     end
     call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
@@ -91,10 +96,13 @@ local function bury(field, there, grace, till, reason, mark)
   if mark ~= ('\0'):rep(9) then
     lived, handle = lived == '\3' and lived or '\0', mark
   end
+  if copy then
+    lived = '\3'
+  end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end
-local function stop(field, there) bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], ARGV[5]) end
+local function stop(field, there, copy) bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], ARGV[5], copy) end
 
 local there = call('HGET', key, field)
 local stands = standing(there)
@@ -117,11 +125,7 @@ elseif mode == 'logout' then -- the whole chain of rotations
     end
   end
 end
-stop(field, there)
-if ARGV[7] ~= '0' then
-  local tombstone = call('HGET', key, field)
-  call('HSET', key, field, '\3\3' .. tombstone:sub(3))
-end
+stop(field, there, ARGV[7] ~= '0')
 local ms = (last - last % 1000) / 1000 + 1
 if call('PEXPIREAT', key, ms, 'GT') == 0 and not there and call('PTTL', key) == -1 then
   call('PEXPIREAT', key, ms)

@@ -62,12 +62,25 @@ local times = struct and struct.unpack or function(format, s, i)
   end
   return unpack(out)
 end
+-- Whether what stands at a field must stay. A copy keeps its place, and is not made again.
+local function taken(there)
+  local format, flags = there:byte(1, 2)
+  if format == 1 then
+    return #there >= 53 and times('>I7', there, flags % 16 >= 8 and 31 or 45) > now
+  end
+  return #there >= 41 and times('>I7', there, 10) > now
+end
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. Whoever watches the session is told. What
--- has lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
+-- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
+-- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
+-- Publishes the end of a session for those who watch it. Where that is not permitted, they
+-- learn of it by looking.
+local function tell(handle)
+  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+end
 local last = 0
-local function bury(field, there, grace, till, reason, mark)
+local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
   local ends = math.max(now + grace, till)
   local format, flags = 0, 0
@@ -81,7 +94,7 @@ local function bury(field, there, grace, till, reason, mark)
       if flags % 16 >= 8 then -- a copy
         lived, ends = '\3', math.max(ends, (times('>I7', there, 31)))
       end
-      redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle) -- who may not tell is not heard
+      tell(handle)
     end
     call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
@@ -94,18 +107,17 @@ local function bury(field, there, grace, till, reason, mark)
   if mark ~= ('\0'):rep(9) then
     lived, handle = lived == '\3' and lived or '\0', mark
   end
+  if copy then
+    lived = '\3'
+  end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end
 
 local half, copy = ARGV[13] ~= '0', ARGV[6] ~= '0'
 local there = call('HGET', key, field)
-if there then
-  local format, flags = there:byte(1, 2)
-  local at = format == 1 and #there >= 53 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
-  if format == 1 and #there >= 53 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now then
-    return {now, 0, there}
-  end
+if there and taken(there) then
+  return {now, 0, there}
 end
 local deadline, idle = now + ARGV[4], tonumber(ARGV[5])
 if ARGV[6] ~= '0' then
@@ -248,8 +260,9 @@ if ARGV[7] ~= '' then
 elseif there then
   call('HDEL', key, 'v' .. field)
 end
+local new = size == 0
 local ms = (last - last % 1000) / 1000 + 1
-if size == 0 then -- GT does nothing to a key without a TTL
+if new then -- GT does nothing to a key without a TTL
   call('PEXPIREAT', key, ms)
 else
   call('PEXPIREAT', key, ms, 'GT')

@@ -48,6 +48,11 @@ local times = struct and struct.unpack or function(format, s, i)
   end
   return unpack(out)
 end
+-- Publishes the end of a session for those who watch it. Where that is not permitted, they
+-- learn of it by looking.
+local function tell(handle)
+  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+end
 
 local both = call('HMGET', key, new, old)
 local there, before = both[1], both[2]
@@ -87,8 +92,8 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     if r:byte(2) % 16 >= 8 then -- a copy keeps its place
       stays, lived = math.max(grace, (times('>I7', r, 31))), '\3'
     end
-    if r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends: its watchers are told
-      redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. r:sub(15, 23))
+    if r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends
+      tell(r:sub(15, 23))
     end
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'

@@ -1,9 +1,10 @@
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. Whoever watches the session is told. What
--- has lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
+-- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
+-- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
+-- include _tell.lua
 local last = 0
-local function bury(field, there, grace, till, reason, mark)
+local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
   local ends = math.max(now + grace, till)
   local format, flags = 0, 0
@@ -17,7 +18,7 @@ local function bury(field, there, grace, till, reason, mark)
       if flags % 16 >= 8 then -- a copy
         lived, ends = '\3', math.max(ends, (times('>I7', there, 31)))
       end
-      redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle) -- who may not tell is not heard
+      tell(handle)
     end
     call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
@@ -29,6 +30,9 @@ local function bury(field, there, grace, till, reason, mark)
   end
   if mark ~= ('\0'):rep(9) then
     lived, handle = lived == '\3' and lived or '\0', mark
+  end
+  if copy then
+    lived = '\3'
   end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)

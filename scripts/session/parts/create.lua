@@ -14,15 +14,14 @@
 -- there stands at the field, or "" if the deadline has passed. now is Redis's time in µs.
 local call, key, field = redis.call, KEYS[1], ARGV[1]
 -- include _pack.lua
+-- include _taken.lua
 
 -- include _record.lua
 local record = ARGV[2] .. when .. '\0' .. ARGV[3]
 local fresh = call('HSETNX', key, field, record) == 1
 if not fresh then
   local there = call('HGET', key, field)
-  local format, flags = there:byte(1, 2)
-  local at = format == 1 and #there >= 53 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
-  if ARGV[8] ~= '1' and (format == 1 and #there >= 53 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now) then
+  if ARGV[8] ~= '1' and taken(there) then
     return {now, 0, there}
   end
   call('HSET', key, field, record)
@@ -33,13 +32,8 @@ if ARGV[7] ~= '' then
 elseif not fresh then
   call('HDEL', key, 'v' .. field)
 end
-local last = ARGV[6] ~= '0' and deadline or ends
-local ms = (last - last % 1000) / 1000 + 1
-if n == 1 then -- GT does nothing to a key without a TTL
-  call('PEXPIREAT', key, ms)
-else
-  call('PEXPIREAT', key, ms, 'GT')
-end
+local last, new = ARGV[6] ~= '0' and deadline or ends, n == 1
+-- include _expire.lua
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
   return -now
 end

@@ -32,7 +32,7 @@ local function standing(s)
 end
 
 -- include _bury.lua
-local function stop(field, there) bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], ARGV[5]) end
+local function stop(field, there, copy) bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], ARGV[5], copy) end
 
 local there = call('HGET', key, field)
 local stands = standing(there)
@@ -55,11 +55,7 @@ elseif mode == 'logout' then -- the whole chain of rotations
     end
   end
 end
-stop(field, there)
-if ARGV[7] ~= '0' then
-  local tombstone = call('HGET', key, field)
-  call('HSET', key, field, '\3\3' .. tombstone:sub(3))
-end
+stop(field, there, ARGV[7] ~= '0')
 local ms = (last - last % 1000) / 1000 + 1
 if call('PEXPIREAT', key, ms, 'GT') == 0 and not there and call('PTTL', key) == -1 then
   call('PEXPIREAT', key, ms)

@@ -51,10 +51,5 @@ if mode ~= 'one' then
   call('HSET', key, 'f', pack('>I7I7', at, till) .. ARGV[5] .. before)
   last = math.max(last, till)
 end
-local ms = (last - last % 1000) / 1000 + 1
-if new then -- GT does nothing to a key without a TTL
-  call('PEXPIREAT', key, ms)
-else
-  call('PEXPIREAT', key, ms, 'GT')
-end
+-- include _expire.lua
 return {now, 1, '', ended}

@@ -34,16 +34,13 @@
 -- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.
 local call, key, field = redis.call, KEYS[1], ARGV[1]
 -- include _pack.lua
+-- include _taken.lua
 -- include _bury.lua
 
 local half, copy = ARGV[13] ~= '0', ARGV[6] ~= '0'
 local there = call('HGET', key, field)
-if there then
-  local format, flags = there:byte(1, 2)
-  local at = format == 1 and #there >= 53 and flags % 16 >= 8 and 31 or 45 -- a copy keeps its place, and is not made again
-  if format == 1 and #there >= 53 and times('>I7', there, at) > now or format ~= 1 and #there >= 41 and times('>I7', there, 10) > now then
-    return {now, 0, there}
-  end
+if there and taken(there) then
+  return {now, 0, there}
 end
 -- include _record.lua
 
@@ -172,12 +169,8 @@ if ARGV[7] ~= '' then
 elseif there then
   call('HDEL', key, 'v' .. field)
 end
-local ms = (last - last % 1000) / 1000 + 1
-if size == 0 then -- GT does nothing to a key without a TTL
-  call('PEXPIREAT', key, ms)
-else
-  call('PEXPIREAT', key, ms, 'GT')
-end
+local new = size == 0
+-- include _expire.lua
 if count >= most or size >= 15 and size + 1 >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
   return {now, 2, note, margin}
 end

@@ -20,6 +20,7 @@
 -- which was changed or rotated. now is Redis's time in µs.
 local call, key, new, old = redis.call, KEYS[1], ARGV[1], ARGV[8]
 -- include _pack.lua
+-- include _tell.lua
 
 local both = call('HMGET', key, new, old)
 local there, before = both[1], both[2]
@@ -59,8 +60,8 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     if r:byte(2) % 16 >= 8 then -- a copy keeps its place
       stays, lived = math.max(grace, (times('>I7', r, 31))), '\3'
     end
-    if r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends: its watchers are told
-      redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. r:sub(15, 23))
+    if r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends
+      tell(r:sub(15, 23))
     end
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
