@@ -292,3 +292,48 @@ func TestClockHistory(t *testing.T) {
 		t.Error("nothing is known")
 	}
 }
+
+// A clock that steps forth and back lets what is over live again: what EndAll met there stays
+// ended, and what a login did not count is not there to be counted.
+func TestTheClockStepsForthAndBack(t *testing.T) {
+	each(t, Config{Accounts: Accounts{Max: 1}}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		if rb.Mini != nil {
+			t.Skip("the clock of miniredis does not go back")
+		}
+		for what, meanwhile := range map[string]func(user string) (cookies []string){
+			"EndAll": func(user string) []string { endAll(t, m, user); return nil },
+			"EndOthers": func(user string) []string {
+				b := begin(t, m, user)
+				ctx := load(t, m, b.cookie)
+				if _, err := m.EndOthers(ctx, Cause{}); err != nil {
+					t.Fatal(err)
+				}
+				return []string{finish(t, m, ctx).Value}
+			},
+			"a login": func(user string) []string { return []string{begin(t, m, user).cookie} },
+		} {
+			user := "ann, " + what
+			cookie := begin(t, m, user).cookie
+			ctx := load(t, m, cookie)
+			if err := m.Login(ctx, user); err != nil { // it stands for a short time
+				t.Fatal(err)
+			}
+			rb.Advance(t, 10*time.Minute)
+			cookies := meanwhile(user)
+			rb.Advance(t, -10*time.Minute)
+			if n, most := len(listed(t, m, t.Context(), user)), len(cookies); n > most {
+				t.Errorf("%s: %d sessions are listed", what, n)
+			}
+			out, _ := m.Finish(ctx)
+			if out.Action == CookieSet {
+				t.Errorf("%s: the login goes on", what)
+			}
+			if n, most := answering(t, m, append(cookies, cookie, out.Value)...), len(cookies); n > most {
+				t.Errorf("%s: %d sessions answer", what, n)
+			}
+			if n, most := len(listed(t, m, t.Context(), user)), len(cookies); n > most {
+				t.Errorf("%s: %d sessions are listed in the end", what, n)
+			}
+		}
+	})
+}

@@ -30,6 +30,8 @@ const (
 	accountsMax = 4 // sessions of a user
 )
 
+var accountsUsers = []string{"ann", "bob"}
+
 // accountsConfig configures a process at its start.
 type accountsConfig struct {
 	Addrs   []string
@@ -79,6 +81,12 @@ func TestAccountsChild(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	// A process that has never asked this Redis cannot know that its clock has been set.
+	for _, user := range accountsUsers {
+		if _, err := m.List(t.Context(), user); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var mu sync.Mutex
 	out := json.NewEncoder(os.Stdout)
@@ -398,7 +406,7 @@ func (p *accountsProc) ask(o accountsOrder) (accountsAnswer, bool) {
 func accounts(t *testing.T, rb redistest.Backend, during time.Duration, browsers int, broken string) (*accountsModel, bool) {
 	t.Helper()
 	m := &accountsModel{sessions: map[string]map[string]*accountsSession{}, ends: map[string][]accountsEnd{}, counts: map[string]int{}}
-	users := []string{"ann", "bob"}
+	users := accountsUsers
 	for _, u := range users {
 		m.sessions[u] = map[string]*accountsSession{}
 	}

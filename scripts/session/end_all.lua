@@ -102,9 +102,9 @@ end
 local new, stands, ended, doomed = call('HLEN', key) == 0, false, {}, {}
 for _, f in ipairs(call('HKEYS', key)) do
   local r = #f == 16 and call('HGET', key, f) or ''
-  if r:byte(1) == 1 and #r >= 53 and times('>I7', r, 45) > now then
+  if r:byte(1) == 1 and #r >= 53 then
     local its = r:sub(15, 23) == ARGV[2]
-    stands = stands or its
+    stands = stands or its and times('>I7', r, 45) > now
     if its == (mode == 'one') or mode == 'all' then
       doomed[#doomed + 1] = f
     end
@@ -114,11 +114,14 @@ if mode ~= 'all' and not stands then
   return {now, 5, ''}
 end
 for _, f in ipairs(doomed) do
-  local r = call('HGET', key, f)
-  ended[#ended + 1] = f
-  ended[#ended + 1] = cut(r)
-  local till = ARGV[4] == '' and 0 or times('>I7', r, 31) -- a reason stays for as long as the session would have
-  bury(f, r, ARGV[3], till, ARGV[4], ('\0'):rep(9))
+  local r, reason = call('HGET', key, f), ''
+  if times('>I7', r, 45) > now then -- or it is over, until the clock is set back
+    ended[#ended + 1] = f
+    ended[#ended + 1] = cut(r)
+    reason = ARGV[4]
+  end
+  local till = reason == '' and 0 or times('>I7', r, 31) -- a reason stays for as long as the session would have
+  bury(f, r, ARGV[3], till, reason, ('\0'):rep(9))
 end
 if mode ~= 'one' then
   local fence, at, before, till = call('HGET', key, 'f'), now, ('\0'):rep(15), now + ARGV[6]

@@ -86,7 +86,9 @@ local function look()
       if flags % 16 < 8 and not half then
         dies = born + ARGV[17 + remembered]
       end
-      if till > now and dies > now and born >= tonumber(ARGV[21]) and (half or idle == 0 or touched + idle + 2 ^ r:byte(52) > now) then
+      if till <= now then -- or it counts again when the clock is set back
+        bury(f, r, ARGV[23], 0, '', ('\0'):rep(9))
+      elseif dies > now and born >= tonumber(ARGV[21]) and (half or idle == 0 or touched + idle + 2 ^ r:byte(52) > now) then
         local handle = r:sub(15, 23)
         local s = sessions[handle]
         if not s then
