@@ -46,12 +46,12 @@ func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) 
 	planted := newMark()
 	ofLogin, ofRemembered := s.lives[login], s.lives[remembered]
 	sent := s.redis.Now()
-	a, err := s.run(ctx, loginScript, r.id, r.id.field, out.head, out.boxes,
+	a, err := s.act(ctx, loginScript, r.id, told{}, r.id.field, out.head, out.boxes,
 		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values,
 		e.fence, e.since, sent.Sub(e.loaded).Microseconds(), own, s.fence.Microseconds(),
 		e.within.Microseconds(), replacing, e.most, refuse,
 		ofLogin.lifetimeArg(), ofLogin.idleArg(), ofRemembered.lifetimeArg(), ofRemembered.idleArg(),
-		s.notBefore, e.from, s.grace.Microseconds(), planted[:])
+		s.notBefore, e.from, s.grace.Microseconds(), planted[:], l.stepArg(), s.legacyLife.Microseconds())
 	if err != nil {
 		return a, err
 	}
@@ -97,7 +97,7 @@ func (s *records) beside(ctx context.Context, r, old *record, short time.Duratio
 		return reply{}, err
 	}
 	return s.run(ctx, besideScript, r.id, r.id.field, out.head, out.boxes,
-		short.Microseconds(), out.values, old.id.field, old.head.revision[:])
+		short.Microseconds(), out.values, old.id.field, old.head.revision[:], s.lives[old.head.kind].idleArg())
 }
 
 // What endAll ends; scripts/session/end_all.lua says more.
@@ -109,7 +109,7 @@ const (
 
 // endAll ends sessions of a user. The reply has their records, for listed.
 func (s *records) endAll(ctx context.Context, o owner, which string, h handle, c Cause, by mark) (reply, error) {
-	return s.run(ctx, endAllScript, s.of(o), which, h[:], s.grace.Microseconds(), string(c.Reason), by[:], s.fence.Microseconds())
+	return s.act(ctx, endAllScript, s.of(o), told{actor: c.Actor}, which, h[:], s.grace.Microseconds(), string(c.Reason), by[:], s.fence.Microseconds())
 }
 
 // of is an ID of no session, for what concerns all of an owner.

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -278,18 +279,35 @@ func TestClockHistory(t *testing.T) {
 		10*time.Second + 500*time.Millisecond: 10 * time.Minute,
 		12*time.Second + 500*time.Millisecond: 10*time.Minute - 9*time.Millisecond,
 	} {
-		got := c.past.earliest(at(loaded))
+		got, known := c.past.earliest(at(loaded))
 		true0 := start.Add(loaded).UnixMicro()
-		if off := time.Duration(got-true0) * time.Microsecond; off > most || off < most-20*time.Millisecond {
+		if off := time.Duration(got-true0) * time.Microsecond; !known || off > most || off < most-20*time.Millisecond {
 			t.Errorf("a request of %v: %v, at most %v", loaded, off, most)
 		}
 	}
 	learn(20*time.Second, -10*time.Minute)
-	if off := time.Duration(c.past.earliest(at(5*time.Second))-start.Add(5*time.Second).UnixMicro()) * time.Microsecond; off > -9*time.Minute {
+	got, _ := c.past.earliest(at(5 * time.Second))
+	if off := time.Duration(got-at(5*time.Second).UnixMicro()) * time.Microsecond; off > -9*time.Minute {
 		t.Errorf("after a step back: %v", off)
 	}
-	if (&history{}).earliest(start) != 0 {
+	for _, before := range []time.Time{start.Add(-time.Second), time.Now().Add(-time.Hour)} {
+		if _, known := c.past.earliest(before); known {
+			t.Errorf("%v: nothing was read before", before)
+		}
+	}
+	if shown, known := (&history{}).earliest(start); shown != 0 || known {
 		t.Error("nothing is known")
+	}
+
+	// However many small ones follow a step, the lowest is remembered.
+	c = clock{}
+	learn(0, 0)
+	for i := range time.Duration(2 * historyLen) {
+		learn(10*time.Second+i*time.Second, 10*time.Minute+i*5*time.Millisecond)
+	}
+	got, known := c.past.earliest(at(5 * time.Second))
+	if off := time.Duration(got-at(5*time.Second).UnixMicro()) * time.Microsecond; !known || off > 0 || len(c.past.list) > historyLen {
+		t.Errorf("before %d steps: %v, known %v", 2*historyLen, off, known)
 	}
 }
 
@@ -334,6 +352,237 @@ func TestTheClockStepsForthAndBack(t *testing.T) {
 			if n, most := len(listed(t, m, t.Context(), user)), len(cookies); n > most {
 				t.Errorf("%s: %d sessions are listed in the end", what, n)
 			}
+		}
+	})
+}
+
+// A step of Redis's clock that is longer than a fence stands does not let a login pass.
+func TestAStepBeyondTheFence(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m, other := manager(t, rb, Config{Lifetime: 20 * time.Minute}), manager(t, rb, Config{Lifetime: 20 * time.Minute})
+		listed(t, m, t.Context(), "ann") // it has met this Redis
+		ctx := load(t, m)
+		time.Sleep(5 * time.Millisecond)
+		endAll(t, other, "ann")
+		rb.Advance(t, 21*time.Minute)
+		if err := m.Login(ctx, "ann"); !errors.Is(err, ErrStaleLogin) {
+			t.Errorf("login: %v", err)
+		}
+	})
+}
+
+// What a process knows of a cluster's clocks by other users counts for a user whom it meets.
+func TestAStepWhereTheUserIsNew(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		if rb.Name != "cluster" {
+			t.Skip("one server has one clock")
+		}
+		m, other := manager(t, rb, Config{}), manager(t, rb, Config{})
+		ann := "ann " + t.Name()
+		for i := range 100 { // of other partitions, on all servers
+			if user := fmt.Sprint("user ", i); m.records.keys.user(user)[0] != m.records.keys.user(ann)[0] {
+				listed(t, m, t.Context(), user)
+			}
+		}
+		ctx := load(t, m)
+		time.Sleep(5 * time.Millisecond)
+		endAll(t, other, ann)
+		rb.Advance(t, 10*time.Minute)
+		if err := m.Login(ctx, ann); !errors.Is(err, ErrStaleLogin) {
+			t.Errorf("login: %v", err)
+		}
+	})
+}
+
+// Legacy sessions that NotBefore has ended fill no place.
+func TestNotBeforeFreesPlacesOfCopies(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		store := memstore.NewWithCleanupInterval(0)
+		cfg := Config{Legacy: Legacy{Store: store, User: userValue}, Accounts: Accounts{Max: 1, WhenFull: RefuseLogin}, IdleTimeout: 12 * time.Hour}
+		m := manager(t, rb, cfg)
+		ann := "ann " + t.Name()
+		ctx, err := m.LoadLegacy(t.Context(), legacySession(t, store, map[string]any{"user": ann}, time.Now().Add(20*time.Hour)))
+		if err != nil || m.UserID(ctx) != ann {
+			t.Fatalf("%q, %v", m.UserID(ctx), err)
+		}
+		finish(t, m, ctx)
+		cfg.Accounts.NotBefore = rb.Now(t).Add(-time.Hour)
+		strict := manager(t, rb, cfg)
+		if err := strict.Login(load(t, strict), ann); err != nil {
+			t.Errorf("nothing is listed (%v), but: %v", listed(t, strict, t.Context(), ann), err)
+		}
+	})
+}
+
+// A logout ends the session in both places of a change of ID also where the server cannot read
+// it, and where its cookie is that of before the change.
+func TestLogoutWithoutTheRecord(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb, Config{Lifetime: 24 * time.Hour})
+		blind := manager(t, rb, Config{Lifetime: time.Minute, IdleTimeout: 30 * time.Second})
+		for name, change := range changesOfID(m) {
+			for _, how := range []string{"unreadable", "old cookie"} {
+				ann := "ann " + t.Name() + name + how
+				b := begin(t, m, ann)
+				advance(t, rb, 2*time.Minute, m, blind)
+				a := load(t, m, b.cookie)
+				if name == "Login" {
+					change = func(ctx context.Context) error { return m.Login(ctx, ann) }
+				}
+				if err := change(a); err != nil {
+					t.Fatal(err)
+				}
+				by := blind
+				var out Outcome
+				if how == "old cookie" {
+					by = m
+					out = finish(t, m, a)
+				}
+				l := load(t, by, b.cookie)
+				if how == "unreadable" && by.UserID(l) != "" {
+					t.Fatal("it is read")
+				}
+				if err := by.Logout(l); err != nil {
+					t.Fatal(err)
+				}
+				finish(t, by, l)
+				if how == "unreadable" {
+					if out = finish(t, m, a); out.Action == CookieSet {
+						t.Errorf("%s, %s: a cookie is set", name, how)
+					}
+				}
+				if n := answering(t, m, b.cookie, out.Value); n != 0 || len(listed(t, m, t.Context(), ann)) != 0 {
+					t.Errorf("%s, %s: %d answer, %d are listed", name, how, n, len(listed(t, m, t.Context(), ann)))
+				}
+			}
+		}
+	})
+}
+
+// A logout with a visitor's cookie of before a login does not end the login: it may have been
+// planted.
+func TestLogoutWithTheVisitorsCookie(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, _ redistest.Backend, m *Manager) {
+		visitor := begin(t, m, "")
+		ctx := load(t, m, visitor.cookie)
+		if err := m.Login(ctx, "ann"); err != nil {
+			t.Fatal(err)
+		}
+		out := finish(t, m, ctx)
+		ctx = load(t, m, visitor.cookie)
+		if err := m.Logout(ctx); err != nil {
+			t.Fatal(err)
+		}
+		finish(t, m, ctx)
+		if answering(t, m, out.Value) != 1 {
+			t.Error("the login has ended")
+		}
+	})
+}
+
+// When a session is over, nothing that held it since before brings it back: its place is given
+// away.
+func TestNothingBringsBackWhatIsOver(t *testing.T) {
+	cfg := Config{
+		Lifetime: 12 * time.Hour, IdleTimeout: 30 * time.Minute, Remembered: Life{Lifetime: 720 * time.Hour, IdleTimeout: 240 * time.Hour},
+		Accounts: Accounts{Max: 1, WhenFull: RefuseLogin},
+	}
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		long := cfg
+		long.IdleTimeout = 10 * time.Hour
+		m, patient := manager(t, rb, cfg), manager(t, rb, long)
+		over := map[string]func(ann string, held func(cookie string)) (cookie string){
+			"not remembered any more": func(ann string, held func(string)) string {
+				b := &browser{t, m, ""}
+				b.request(func(ctx context.Context) {
+					m.Remember(ctx, true)
+					if err := m.Login(ctx, ann); err != nil {
+						t.Fatal(err)
+					}
+				})
+				held(b.cookie)
+				b.request(func(ctx context.Context) { m.Remember(ctx, false) })
+				held(b.cookie)
+				return b.cookie
+			},
+			"a shorter timeout": func(ann string, held func(string)) string {
+				b := begin(t, patient, ann)
+				held(b.cookie)
+				return b.cookie
+			},
+		}
+		for what, end := range over {
+			for name, late := range map[string]func(context.Context) error{
+				"Commit":  func(ctx context.Context) error { m.Put(ctx, "a", 1); return m.Commit(ctx) },
+				"Confirm": m.Confirm, "Rotate": m.Rotate, "Touch": m.Touch, "Finish": func(context.Context) error { return nil },
+			} {
+				ann := "ann " + t.Name() + what + name
+				var held []context.Context
+				cookie := end(ann, func(cookie string) { held = append(held, load(t, m, cookie)) })
+				advance(t, rb, 2*time.Hour, m, patient)
+				if answering(t, m, cookie) != 0 {
+					t.Fatal("it is not over")
+				}
+				other := begin(t, m, ann)
+				cookies := []string{cookie, other.cookie}
+				for _, ctx := range held {
+					err := late(ctx)
+					out, also := m.Finish(ctx)
+					if n := answering(t, m, append(cookies, out.Value)...); n != 1 {
+						t.Errorf("%s, %s: %v; %d answer", what, name, errors.Join(err, also), n)
+					}
+				}
+			}
+		}
+	})
+}
+
+// A session that another request has made a remembered one is used as that.
+func TestTouchAfterRemember(t *testing.T) {
+	cfg := Config{Lifetime: time.Hour, IdleTimeout: 30 * time.Minute, Remembered: Life{Lifetime: 720 * time.Hour, IdleTimeout: 240 * time.Hour}}
+	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		b := begin(t, m, "ann")
+		stream := load(t, m, b.cookie)
+		b.request(func(ctx context.Context) { m.Remember(ctx, true) })
+		for range 3 {
+			advance(t, rb, 5*24*time.Hour, m)
+			if err := m.Touch(stream); err != nil {
+				t.Fatalf("Touch: %v", err)
+			}
+		}
+		if answering(t, m, b.cookie) != 1 {
+			t.Error("its uses were not noted")
+		}
+	})
+}
+
+// The idlest goes, whatever the timeouts of its kind are.
+func TestTheIdlestOfAllKinds(t *testing.T) {
+	cfg := Config{
+		Lifetime: 12 * time.Hour, IdleTimeout: time.Hour, Remembered: Life{Lifetime: 90 * 24 * time.Hour, IdleTimeout: 30 * 24 * time.Hour},
+		Accounts: Accounts{Max: 2},
+	}
+	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		b := &browser{t, m, ""}
+		b.request(func(ctx context.Context) {
+			m.Remember(ctx, true)
+			if err := m.Login(ctx, "ann"); err != nil {
+				t.Fatal(err)
+			}
+		})
+		use := func() { b.request(func(ctx context.Context) { m.UserID(ctx) }) }
+		for range 10 {
+			advance(t, rb, time.Hour, m)
+			use()
+		}
+		idle := begin(t, m, "ann")
+		for range 10 {
+			advance(t, rb, 5*time.Minute, m)
+			use()
+		}
+		begin(t, m, "ann")
+		if answering(t, m, b.cookie) != 1 || answering(t, m, idle.cookie) != 0 {
+			t.Error("the session in use was ended, and not the one that was unused for 50 minutes")
 		}
 	})
 }

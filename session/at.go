@@ -44,7 +44,7 @@ var steps = [...][4]step{
 	live:       {write, write, bury, bury}, // logIn: at Finish, when the new record stands
 	changed:    {merge, merge, merge, bury},
 	rotated:    {follow, follow, follow, bury}, // end: with all that it leads to
-	ended:      {drop, drop, bury, done},
+	ended:      {drop, drop, bury, bury},       // end: the session may go on under the ID that took its place
 	nothing:    {bury, done, bury, done},
 	gone:       {drop, drop, bury, done},
 	unreadable: {start, done, bury, bury},

@@ -22,7 +22,16 @@ type pending struct {
 	short   bool              // the record stands for a short time, until Finish gives it its own life
 	anew    bool              // nothing of the values from before goes on
 	same    bool              // it is the same login, under a new ID
+	tells   EventKind         // what has happened to the session when it is complete
 	unknown bool              // the reply of a script was lost that may have retired one of old
+}
+
+// undone is what has happened when it was undone.
+func (p *pending) undone() told {
+	if p.same {
+		return told{}
+	}
+	return told{kind: LoginUndone}
 }
 
 // retiree is a record that is ended when the login is complete.
@@ -32,8 +41,9 @@ type retiree struct {
 }
 
 // changeID is what changes of ID without grace have in common: do makes a record beside
-// that of before, which Finish retires. A record that do returns with an error is undone.
-func (m *Manager) changeID(ctx context.Context, do func(context.Context, *state, draft) (*record, *pending, error)) error {
+// that of before, which Finish retires. A record that do returns with an error is undone,
+// which tells what is undone.
+func (m *Manager) changeID(ctx context.Context, undone told, do func(context.Context, *state, draft) (*record, *pending, error)) error {
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession
@@ -58,7 +68,7 @@ func (m *Manager) changeID(ctx context.Context, do func(context.Context, *state,
 		err = ErrConflict // another goroutine of this request has logged in or out
 	}
 	if err != nil && r != nil {
-		m.undo(ctx, r)
+		m.undo(ctx, r, undone)
 	}
 	return err
 }
@@ -138,11 +148,11 @@ func (m *Manager) complete(ctx context.Context, st *state, d draft) error {
 	case errors.Is(err, ErrEnded): // the new ID was ended: nothing is retired, no cookie is set
 		m.lose(ctx, st, d, c.why)
 	case err != nil && !st.unknown():
-		m.undo(ctx, c.mine)
+		m.undo(ctx, c.mine, d.login.undone())
 		st.lost(m, d.epoch, "")
 	case err == nil:
 		if !d.login.same {
-			m.replaceLegacy(ctx, st)
+			m.replaceLegacy(ctx, st, c.mine.head.handle)
 		}
 		st.mu.Lock()
 		if st.epoch == d.epoch {
@@ -180,10 +190,10 @@ func (c *completion) grant(ctx context.Context) error {
 	var a reply
 	var err error
 	if c.beside < 0 {
-		a, err = c.m.records.save(ctx, c.next, c.mine.head.revision, 0)
+		a, err = c.m.records.save(ctx, c.next, c.mine, 0, told{})
 	} else {
 		o := c.old[c.beside]
-		a, err = c.m.records.retire(ctx, c.next, c.mine.head.revision, o)
+		a, err = c.m.records.retire(ctx, c.next, c.mine.head.revision, o, told{kind: c.d.login.tells})
 		c.st.sent(err != nil)
 	}
 	switch {
@@ -212,10 +222,10 @@ func (c *completion) retireOthers(ctx context.Context) error {
 		case o.carry:
 			a, err = c.m.records.end(ctx, o.record.id, endRetire, o.record.head.revision, handle{})
 		case o.record.head.handle == c.mine.head.handle: // this request's own, in another place
-			_, err = c.m.records.end(ctx, o.record.id, endLogout, revision{}, handle{})
+			_, err = c.m.records.end(ctx, o.record.id, endReplace, revision{}, handle{})
 			a.outcome = written
 		default: // with what it was rotated to, or confirmed as, meanwhile
-			err = c.m.records.endSession(ctx, o.record)
+			err = c.m.records.endSession(ctx, o.record.id, o.record.head.handle)
 			a.outcome = written
 		}
 		c.st.sent(err != nil)
@@ -277,20 +287,20 @@ func (m *Manager) Abort(ctx context.Context) {
 	}
 	ctx, cancel := m.bound(context.WithoutCancel(ctx))
 	defer cancel()
-	m.undo(ctx, r)
+	m.undo(ctx, r, p.undone())
 	st.lost(m, epoch, "")
 }
 
 // undo ends a record that a login has, or may have, made. The tombstone stops a script
 // that comes late. If Redis cannot be asked, the record's short life ends it.
-func (m *Manager) undo(ctx context.Context, r *record) {
+func (m *Manager) undo(ctx context.Context, r *record, t told) {
 	left := m.undoTime() // at least
 	if deadline, ok := ctx.Deadline(); ok {
 		left = max(left, min(m.records.timeout, time.Until(deadline)+left))
 	}
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), left, errSlow)
 	defer cancel()
-	if err := m.records.undo(ctx, r.id); err != nil {
+	if err := m.records.undo(ctx, r.id, t); err != nil {
 		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: a login that failed may stand until it expires", slog.Any("error", err))
 	}
 }

@@ -24,13 +24,17 @@ import (
 func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	s := m.records
 	client := s.redis.Client()
-	err = check.Permissions(ctx, s.redis, check.Needs{
+	needs := check.Needs{
 		Key: s.keys.stock("check").key,
 		Scripts: []*scripts.Script{
 			createScript, saveScript, rotateScript, retireScript, endScript, sweepScript, headsScript, readScript, timeScript,
 			loginScript, besideScript, endAllScript, listScript, watchScript,
 		},
-	})
+	}
+	if s.events.Retention > 0 {
+		needs.Scripts = append(needs.Scripts, appendScript)
+	}
+	err = check.Permissions(ctx, s.redis, needs)
 	if err != nil {
 		err = fmt.Errorf("session: %w", err)
 	} else if missing, err := check.Channel(ctx, s.redis, s.keys.stock("check").key, s.keys.ended()); err == nil && len(missing) > 0 {

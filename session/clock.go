@@ -108,7 +108,7 @@ func (h *history) add(s *sample) {
 	}
 	h.list = append(h.list, next)
 	if over := len(h.list) - historyLen; over > 0 {
-		h.list = slices.Delete(h.list, 0, over)
+		h.list = slices.Delete(h.list, 1, 1+over) // the lowest stays: it is safe in the place of those
 	}
 	for len(h.list) > 1 && s.received.Sub(h.list[1].at) > historyAge {
 		h.list = slices.Delete(h.list, 0, 1)
@@ -116,18 +116,33 @@ func (h *history) add(s *sample) {
 }
 
 // earliest returns the earliest that the server's clock can have shown at a moment of this
-// process, however often it was set since: 0 if nothing is known.
-func (h *history) earliest(at time.Time) int64 {
+// process, however often it was set since. It is known if there was a reading before.
+func (h *history) earliest(at time.Time) (shown int64, known bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.list) == 0 {
-		return 0
+		return 0, false
 	}
 	// They rise, so that the one that held then is the lowest since.
 	i, _ := slices.BinarySearchFunc(h.list, at, func(a ahead, at time.Time) int { return a.since.Compare(at) })
 	a := h.list[max(0, i-1)]
 	drift := time.Duration(float64(at.Sub(a.at).Abs()) * clockDrift)
-	return at.Sub(epoch).Microseconds() + a.by - drift.Microseconds()
+	return at.Sub(epoch).Microseconds() + a.by - drift.Microseconds(), !a.since.After(at)
+}
+
+// earliest is that of the server that keeps a session. Where it has not been read before, any
+// of the servers may be the one.
+func (c *clocks) earliest(of id, at time.Time) int64 {
+	shown, known := c.at(of).past.earliest(at)
+	if known {
+		return shown
+	}
+	for i := range c.of {
+		if other, known := c.of[i].past.earliest(at); known {
+			shown = min(shown, other)
+		}
+	}
+	return shown
 }
 
 // known returns the estimate as it is, 0 if there is none.

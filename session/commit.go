@@ -278,7 +278,7 @@ func (m *Manager) update(ctx context.Context, st *state, d draft, over *record, 
 			return m.noteUse(ctx, st, d, over)
 		}
 		next := d.over(over)
-		a, err := m.records.save(ctx, next, over.head.revision, m.short(d.login))
+		a, err := m.records.save(ctx, next, over, m.short(d.login), m.records.used())
 		if err != nil {
 			return err
 		}
@@ -342,7 +342,7 @@ func (m *Manager) noteUse(ctx context.Context, st *state, d draft, r *record) er
 		var a reply
 		var err error
 		if r.head.key != m.records.sealer.ring.Current() {
-			a, err = m.records.save(ctx, &used, r.head.revision, 0)
+			a, err = m.records.save(ctx, &used, r, 0, m.records.used())
 		} else {
 			a, err = m.records.touch(ctx, &used)
 		}

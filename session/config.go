@@ -52,6 +52,9 @@ type Config struct {
 	// Rotation says when a session gets a new ID besides Login.
 	Rotation Rotation
 
+	// Events says what is told of what happens to sessions; see package session/events.
+	Events Events
+
 	// Legacy is another scs store whose sessions keep working.
 	Legacy Legacy
 
@@ -71,9 +74,6 @@ type Life struct {
 	Lifetime    time.Duration // 0: as of a login
 	IdleTimeout time.Duration // 0: as of a login; negative: none
 }
-
-// life is l as it is kept, after check.
-func (l Life) life() life { return life{lifetime: l.Lifetime, idle: l.IdleTimeout}.withArgs() }
 
 // Accounts says how many sessions a user may have at a time. The zero value: 100, and a
 // login that exceeds them ends the one that was idle for the longest.
@@ -196,6 +196,7 @@ func (cfg Config) check(client redis.UniversalClient) (checked, error) {
 	if at := cfg.Accounts.NotBefore; !at.IsZero() && at.UnixMicro() > time.Now().Add(time.Hour).UnixMicro() {
 		bad("Accounts.NotBefore %v is in the future: nobody could log in", at)
 	}
+	cfg.Events.check(bad)
 	cfg.Legacy.check(bad, cfg)
 	if cfg.Legacy.Lifetime == 0 {
 		cfg.Legacy.Lifetime = cfg.Lifetime
@@ -250,20 +251,22 @@ const maxDuration = 100 * 365 * 24 * time.Hour
 
 // records returns where the sessions of a checked Config are.
 func (c checked) records(client redis.UniversalClient) *records {
+	ofLogin := newLife(c.Lifetime, c.IdleTimeout)
+	ofVisitor := newLife(c.Visitor.Lifetime, c.Visitor.IdleTimeout)
 	return &records{
 		redis:  roundtrip.New(client, c.Timeout, c.Logger),
 		keys:   newKeys(c.Prefix, c.KeySecret),
 		sealer: newSealer(c.ring),
 		clocks: newClocks(client),
 		lives: [kinds]life{
-			visitor:    c.Visitor.life(),
-			login:      Life{c.Lifetime, c.IdleTimeout}.life(),
-			remembered: c.Remembered.life(),
-			begun:      c.Visitor.life(),
+			visitor:    ofVisitor,
+			login:      ofLogin,
+			remembered: newLife(c.Remembered.Lifetime, c.Remembered.IdleTimeout, ofLogin),
+			begun:      ofVisitor,
 		},
 		grace: c.Rotation.Grace, timeout: c.Timeout,
 		accounts: c.Accounts, notBefore: max(0, c.Accounts.NotBefore.UnixMicro()),
 		legacyLife: c.Legacy.Lifetime, fence: max(c.Lifetime, c.Legacy.Lifetime),
-		log: c.Logger,
+		events: c.Events, log: c.Logger,
 	}
 }

@@ -25,7 +25,7 @@ func (m *Manager) Logout(ctx context.Context) error {
 	legacy := st.held.legacy
 	st.mu.Unlock()
 	if legacy != "" {
-		if err := m.endLegacy(ctx, legacy); err != nil {
+		if err := m.endLegacy(ctx, legacy, handle{}); err != nil {
 			return err
 		}
 	}
@@ -41,7 +41,7 @@ func (m *Manager) logout(ctx context.Context, st *state) error {
 			return nil
 		}
 		for _, r := range next {
-			if err := m.records.endSession(ctx, r); err != nil {
+			if err := m.records.endSession(ctx, r.id, r.head.handle); err != nil {
 				return err
 			}
 			ended[r.id] = true
@@ -210,7 +210,7 @@ func (m *Manager) EndOthers(ctx context.Context, c Cause) ([]Info, error) {
 		st.lost(m, epoch, why)
 		return nil, ErrEnded
 	}
-	return m.infos(ctx, m.records.listed(ctx, r.id.owner, a)), m.renew(ctx, func(*record, int64) {})
+	return m.infos(ctx, m.records.listed(ctx, r.id.owner, a)), m.renew(ctx, Rotated, func(*record, int64) {})
 }
 
 // raise returns the mark of the fence that a request raises for an owner: the same each
@@ -248,8 +248,8 @@ func (st *state) markOf(o owner) mark {
 
 // endLegacy ends a session of the legacy store, which this request need not have loaded: a
 // first request elsewhere may have found it, and its copy may come late. So a tombstone takes
-// its place.
-func (m *Manager) endLegacy(ctx context.Context, legacyToken string) error {
+// its place. If it went on into a login, of a handle, that stays.
+func (m *Manager) endLegacy(ctx context.Context, legacyToken string, stays handle) error {
 	b, ok, err := m.legacy.find(ctx, legacyToken)
 	if err != nil {
 		return unavailable(ctx, err)
@@ -257,7 +257,7 @@ func (m *Manager) endLegacy(ctx context.Context, legacyToken string) error {
 	if ok {
 		r, err := m.copied(ctx, legacyToken, b)
 		if err == nil {
-			err = m.records.endCopy(ctx, r)
+			err = m.records.endCopy(ctx, r, stays)
 		}
 		if errors.Is(err, ErrUnavailable) && !wrongType(err) || ctx.Err() != nil {
 			return err
@@ -269,15 +269,16 @@ func (m *Manager) endLegacy(ctx context.Context, legacyToken string) error {
 	return nil
 }
 
-// replaceLegacy ends the legacy session of a browser that has logged in anew.
-func (m *Manager) replaceLegacy(ctx context.Context, st *state) {
+// replaceLegacy ends the legacy session of a browser that has logged in anew, by a session of a
+// handle.
+func (m *Manager) replaceLegacy(ctx context.Context, st *state, by handle) {
 	st.mu.Lock()
 	legacy := st.held.legacy
 	st.mu.Unlock()
 	if legacy == "" {
 		return
 	}
-	if err := m.endLegacy(ctx, legacy); err != nil {
+	if err := m.endLegacy(ctx, legacy, by); err != nil {
 		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: legacy session not deleted, old servers still have it", slog.Any("error", err))
 	}
 }

@@ -10,24 +10,38 @@ import (
 type life struct {
 	lifetime time.Duration
 	idle     time.Duration // 0: none
-	args     *[2]any       // lifetime, and idle with its tolerance, as scripts take them; nil: not made yet
+	step     int64         // how often a use is noted, µs
+	args     *[3]any       // lifetime, idle with its tolerance, and step, as scripts take them
 }
 
-// withArgs makes the arguments of scripts once for all writes.
-func (l life) withArgs() life {
-	l.args = &[2]any{
-		strconv.FormatInt(l.lifetime.Microseconds(), 10), strconv.FormatInt(l.slack().Microseconds(), 10),
+// newLife returns a life that notes uses as often as its times want it, and at least as often
+// as another: of a user's sessions of any kind the idlest is to be found.
+func newLife(lifetime, idle time.Duration, another ...life) life {
+	l := life{lifetime: lifetime, idle: idle, step: lifetime.Microseconds() / lastSeenShare}
+	if idle > 0 {
+		l.step = l.slack().Microseconds() / (touchShare + 1)
 	}
+	for _, o := range another {
+		l.step = min(l.step, o.step)
+	}
+	arg := func(µs int64) any { return strconv.FormatInt(µs, 10) }
+	l.args = &[3]any{arg(l.lifetime.Microseconds()), arg(l.slack().Microseconds()), arg(l.step)}
 	return l
 }
 
-// lifetimeArg and idleArg are what a script is told of a life that is kept.
+// lifetimeArg, idleArg and stepArg are what a script is told of a life that is kept.
 func (l life) lifetimeArg() any { return l.args[0] }
 func (l life) idleArg() any     { return l.args[1] }
+func (l life) stepArg() any     { return l.args[2] }
 
-// A use is noted at most every idle/touchShare, and so a session lives up to that much
-// longer than idle after its last use.
-const touchShare = 20
+const (
+	// A use is noted at most every idle/touchShare, and so a session lives up to that much
+	// longer than idle after its last use.
+	touchShare = 20
+	// A session without an idle timeout notes its use, so that LastSeen means something, a
+	// hundred times in its lifetime.
+	lastSeenShare = 100
+)
 
 // slack is how long a session that is not used is there.
 func (l life) slack() time.Duration { return l.idle + l.idle/touchShare }
@@ -36,7 +50,7 @@ func (l life) slack() time.Duration { return l.idle + l.idle/touchShare }
 func (l life) kept(short time.Duration) life {
 	if l.idle = l.slack(); short > 0 && (l.idle == 0 || short < l.idle) {
 		l.idle = short
-		l.args = &[2]any{l.args[0], short.Microseconds()}
+		l.args = &[3]any{l.args[0], short.Microseconds(), l.args[2]}
 	}
 	return l
 }
@@ -58,8 +72,8 @@ func (l life) over(r *record, now int64) bool {
 		return true
 	}
 	end := r.times.touched + l.slack().Microseconds()
-	if step := l.kept(0).step(); r.times.step > power(step) {
-		end += 1<<min(r.times.step, 62) - step
+	if r.times.step > power(l.step) {
+		end += 1<<min(r.times.step, 62) - l.step
 	}
 	return l.idle > 0 && now >= end
 }
@@ -71,24 +85,12 @@ func (l life) touchDue(r *record, now int64) bool { return l.kept(0).moves(r, no
 // or when the configured life would move its end by as much. It is the script's own rule
 // (save.lua), of a life that is kept.
 func (l life) moves(r *record, now int64) bool {
-	step, end := l.step(), l.deadline(r)
+	end := l.deadline(r)
 	if l.idle > 0 {
 		end = min(end, now+l.idle.Microseconds())
 	}
-	return now-r.times.touched >= step || end-r.times.until >= step || r.times.step > power(step)
+	return now-r.times.touched >= l.step || end-r.times.until >= l.step || r.times.step > power(l.step)
 }
 
 // power is the power of two that is above a step, as math.frexp has it in the scripts.
 func power(step int64) uint8 { return uint8(bits.Len64(uint64(step))) }
-
-// step is how often a use is noted, in microseconds, under a life that is kept.
-func (l life) step() int64 {
-	if l.idle > 0 {
-		return l.idle.Microseconds() / (touchShare + 1)
-	}
-	return l.lifetime.Microseconds() / lastSeenShare
-}
-
-// lastSeenShare is how often a session without an idle timeout notes its use, so that
-// LastSeen means something: a hundred times in its lifetime.
-const lastSeenShare = 100

@@ -138,7 +138,7 @@ func (m *Manager) LoginBegun(ctx context.Context) string {
 // The error is [ErrNoUser] if nobody is logged in, [ErrEnded], or one of Login that is no
 // refusal.
 func (m *Manager) Confirm(ctx context.Context) error {
-	return m.renew(ctx, func(r *record, now int64) { r.who.authenticated = now })
+	return m.renew(ctx, Confirmed, func(r *record, now int64) { r.who.authenticated = now })
 }
 
 // enter makes the record of a Login or a BeginLogin, and has ctx hold it.
@@ -149,7 +149,7 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*r
 	if err := checkUserID(userID); err != nil {
 		return err
 	}
-	return m.changeID(ctx, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
+	return m.changeID(ctx, told{kind: LoginUndone}, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
 		r, p, e := over(d)
 		e.short, e.own = m.short(p), st.raisedBy(r.id.owner)
 		var err error
@@ -175,8 +175,8 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*r
 			return nil, nil, err
 		case err == nil && a.outcome == refused:
 			err = ErrConflict // nobody else knows the ID
-		case err == errMargin:
-			m.undo(ctx, r)
+		case err == errMargin: // what it has ended at the cap stays ended
+			m.undo(ctx, r, told{kind: LoginUndone})
 			return nil, nil, ErrStaleLogin
 		case err == nil: // not before it is known that there is a login
 			err = m.overtake(ctx, d)
@@ -191,7 +191,7 @@ func (m *Manager) loadedAt(ctx context.Context, st *state, at id) (int64, error)
 	if _, err := m.records.now(ctx, at); err != nil {
 		return 0, err
 	}
-	return m.records.clocks.at(at).past.earliest(st.began), nil
+	return m.records.clocks.earliest(at, st.began), nil
 }
 
 // loginOver returns the record of a login over what a draft has, and what is to be retired.
@@ -216,9 +216,9 @@ func (m *Manager) loginOver(d draft, userID string) (*record, *pending) {
 	return r, p
 }
 
-// renew gives the session of a user a new ID without grace.
-func (m *Manager) renew(ctx context.Context, change func(r *record, now int64)) error {
-	return m.changeID(ctx, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
+// renew gives the session of a user a new ID without grace, which tells what it is.
+func (m *Manager) renew(ctx context.Context, tells EventKind, change func(r *record, now int64)) error {
+	return m.changeID(ctx, told{}, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
 		old := d.record
 		for {
 			switch {
@@ -244,7 +244,7 @@ func (m *Manager) renew(ctx context.Context, change func(r *record, now int64)) 
 			}
 			if a.outcome != refused {
 				p := d.successor(old)
-				p.short, p.same = true, d.login == nil || d.login.same
+				p.short, p.same, p.tells = true, d.login == nil || d.login.same, tells
 				return r, p, nil
 			}
 			f, err := m.records.met(ctx, old.id, a)

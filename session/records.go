@@ -37,10 +37,11 @@ type records struct {
 	notBefore  int64         // Accounts.NotBefore, µs
 	legacyLife time.Duration // Legacy.Lifetime
 	fence      time.Duration // how long one stands
+	events     Events
 
 	log *slog.Logger
 
-	unreadable, conflicts, dropped atomic.Uint64
+	unreadable, conflicts, dropped, lostEvents atomic.Uint64
 }
 
 // reply is what each script answers.
@@ -49,6 +50,8 @@ type reply struct {
 	outcome int64  // refused, written, …
 	there   string // what stands at the ID, if nothing was done
 	more    any    // see the script
+
+	happened []any // events that the script has not appended
 }
 
 // The scripts. Each has one key, the hash of the session's owner.
@@ -109,8 +112,13 @@ func (s *records) run(ctx context.Context, script *scripts.Script, at id, args .
 }
 
 func (s *records) runBy(ctx context.Context, by *roundtrip.Sender, script *scripts.Script, at id, args ...any) (reply, error) {
+	return s.runOver(ctx, by, script, at, []string{at.key}, args...)
+}
+
+// runOver is runBy over keys, of which the first is the hash of an ID.
+func (s *records) runOver(ctx context.Context, by *roundtrip.Sender, script *scripts.Script, at id, keys []string, args ...any) (reply, error) {
 	sent := s.redis.Now()
-	raw, err := by.Run(ctx, script, []string{at.key}, args...)
+	raw, err := by.Run(ctx, script, keys, args...)
 	if wrongType(err) && script != createScript && script != loginScript && script != endAllScript { // no session is there, and none can be
 		s.reportUnreadable(ctx, "its key is no hash")
 		if script == endScript {
@@ -121,10 +129,12 @@ func (s *records) runBy(ctx context.Context, by *roundtrip.Sender, script *scrip
 	if err != nil {
 		return reply{}, unavailable(ctx, err)
 	}
+	raw, happened := splitEvents(raw)
 	r, ok := readReply(raw)
 	if !ok {
 		return reply{}, unavailable(ctx, fmt.Errorf("unexpected reply of type %T", raw))
 	}
+	r.happened = happened
 	s.clocks.at(at).learn(r.now, sent, s.redis.Now())
 	if r.outcome == sweepDue {
 		s.sweep(ctx, at)
@@ -185,7 +195,7 @@ func (s *records) make(ctx context.Context, r *record, short time.Duration, over
 		return reply{}, err
 	}
 	a, err := s.run(ctx, createScript, r.id, r.id.field, out.head, out.boxes,
-		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values, over)
+		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values, over, l.stepArg())
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
 	}
@@ -204,39 +214,40 @@ func (r *record) written(now int64, l life) {
 		end = min(end, r.times.touched+l.idle.Microseconds())
 	}
 	r.times.until = max(r.times.until, end)
-	r.times.step = power(l.step())
+	r.times.step = power(l.step)
 }
 
-// save writes r if the record at its ID still has a revision. short is as in create.
-func (s *records) save(ctx context.Context, r *record, known revision, short time.Duration) (reply, error) {
+// save writes r over old, if that still has its revision. short is as in create. t is told if by
+// it a use is noted.
+func (s *records) save(ctx context.Context, r, old *record, short time.Duration, t told) (reply, error) {
 	l := s.lives[r.head.kind].kept(short)
 	out, err := s.sealer.seal(r)
 	if err != nil {
 		return reply{}, err
 	}
-	a, err := s.run(ctx, saveScript, r.id, r.id.field, known[:], out.head, out.boxes,
-		l.lifetimeArg(), l.idleArg(), out.values)
+	a, err := s.act(ctx, saveScript, r.id, t, r.id.field, old.head.revision[:], out.head, out.boxes,
+		l.lifetimeArg(), l.idleArg(), out.values, l.stepArg(), s.lives[old.head.kind].idleArg())
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
 	}
 	return a, err
 }
 
-// touch notes a use of the session.
+// touch notes a use of the session, if it still is of its kind.
 func (s *records) touch(ctx context.Context, r *record) (reply, error) {
 	l := s.lives[r.head.kind].kept(0)
-	a, err := s.run(ctx, saveScript, r.id, r.id.field, "", "", "",
-		l.lifetimeArg(), l.idleArg(), "")
+	a, err := s.act(ctx, saveScript, r.id, s.used(), r.id.field, []byte{byte(r.head.kind)}, "", "",
+		l.lifetimeArg(), l.idleArg(), "", l.stepArg(), l.idleArg())
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
 	}
 	return a, err
 }
 
-// rotate writes r under its new ID and has the old one, which still must have a
+// rotate writes r under its new ID and has that of old, which still must have its
 // revision, lead to it.
-func (s *records) rotate(ctx context.Context, old id, known revision, r *record) (reply, error) {
-	leads, err := s.sealer.leadsTo(old, r.id)
+func (s *records) rotate(ctx context.Context, r, old *record) (reply, error) {
+	leads, err := s.sealer.leadsTo(old.id, r.id)
 	if err != nil {
 		return reply{}, err
 	}
@@ -245,8 +256,9 @@ func (s *records) rotate(ctx context.Context, old id, known revision, r *record)
 		return reply{}, err
 	}
 	l := s.lives[r.head.kind].kept(0)
-	a, err := s.run(ctx, rotateScript, r.id, old.field, known[:], r.id.field, out.head, out.boxes,
-		l.lifetimeArg(), l.idleArg(), out.values, s.grace.Microseconds(), leads)
+	a, err := s.act(ctx, rotateScript, r.id, told{}, old.id.field, old.head.revision[:], r.id.field, out.head, out.boxes,
+		l.lifetimeArg(), l.idleArg(), out.values, s.grace.Microseconds(), leads,
+		l.stepArg(), s.lives[old.head.kind].idleArg())
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
 	}
@@ -255,8 +267,8 @@ func (s *records) rotate(ctx context.Context, old id, known revision, r *record)
 
 // retire gives r, which must have a revision, its own life, and ends the old ID and what
 // took its place meanwhile in one step. What is to be carried over must still have its
-// revision.
-func (s *records) retire(ctx context.Context, r *record, known revision, old retiree) (reply, error) {
+// revision. t is what has happened to the session by it.
+func (s *records) retire(ctx context.Context, r *record, known revision, old retiree, t told) (reply, error) {
 	var theirs []byte // any
 	if old.carry {
 		theirs = old.record.head.revision[:]
@@ -266,9 +278,9 @@ func (s *records) retire(ctx context.Context, r *record, known revision, old ret
 		return reply{}, err
 	}
 	l := s.lives[r.head.kind].kept(0)
-	a, err := s.run(ctx, retireScript, r.id, r.id.field, known[:], out.head, out.boxes,
+	a, err := s.act(ctx, retireScript, r.id, t, r.id.field, known[:], out.head, out.boxes,
 		l.lifetimeArg(), l.idleArg(), out.values,
-		old.record.id.field, theirs, s.grace.Microseconds(), "")
+		old.record.id.field, theirs, s.grace.Microseconds(), "", l.stepArg())
 	if err == nil && a.outcome != refused && a.outcome != oldMoved {
 		r.written(a.now, l)
 	}
@@ -284,41 +296,35 @@ const (
 )
 
 // end leaves a tombstone at an ID. known is the revision of endRetire, mark what a
-// tombstone where nothing stood shows of who left it.
+// tombstone where nothing stood shows of who left it, or the session of endLogout.
 func (s *records) end(ctx context.Context, at id, how string, known revision, mark handle) (reply, error) {
-	return s.endBy(ctx, s.redis, at, how, known, mark)
+	return s.endBy(ctx, s.redis, at, how, known, mark, told{})
 }
 
-func (s *records) endBy(ctx context.Context, by *roundtrip.Sender, at id, how string, known revision, mark handle) (reply, error) {
-	return s.runBy(ctx, by, endScript, at, at.field, how, s.grace.Microseconds(), known[:], mark[:], "", 0)
+func (s *records) endBy(ctx context.Context, by *roundtrip.Sender, at id, how string, known revision, mark handle, t told) (reply, error) {
+	return s.actBy(ctx, by, endScript, at, t, at.field, how, s.grace.Microseconds(), known[:], mark[:], "", 0)
 }
 
-// endCopy ends the copy of a legacy session, or what it was rotated to, and leaves a tombstone
-// until the legacy session ends, also if there is no copy yet: none is made then.
-func (s *records) endCopy(ctx context.Context, r *record) error {
-	_, err := s.run(ctx, endScript, r.id, r.id.field, endLogout, s.grace.Microseconds(), make([]byte, len(revision{})), make([]byte, len(handle{})), "", r.times.deadline)
+// endCopy ends the copy of a legacy session in each place that it has, and leaves a tombstone
+// until the legacy session ends, also if there is no copy yet: none is made then. If it went on
+// into a login, of a handle, that stays.
+func (s *records) endCopy(ctx context.Context, r *record, stays handle) error {
+	_, err := s.act(ctx, endScript, r.id, told{kind: LoggedOut}, r.id.field, endLogout, s.grace.Microseconds(), stays[:], make([]byte, len(handle{})), "", r.times.deadline)
 	return err
 }
 
-// endSession ends a session, for a user's in each place that it has: while it changes its ID
-// it has two.
-func (s *records) endSession(ctx context.Context, r *record) error {
-	if r.who.user == "" {
-		_, err := s.end(ctx, r.id, endLogout, revision{}, handle{})
-		return err
-	}
-	_, err := s.endAll(ctx, r.id.owner, endOne, r.head.handle, Cause{}, mark{})
-	if wrongType(err) { // no session is there
-		s.reportUnreadable(ctx, "its key is no hash")
-		return nil
-	}
+// endSession ends a session in each place that it has. Without a handle it is the one that an ID
+// names or named.
+func (s *records) endSession(ctx context.Context, at id, h handle) error {
+	_, err := s.endBy(ctx, s.redis, at, endLogout, revision{}, h, told{kind: LoggedOut})
 	return err
 }
 
 // undo ends a record that may or may not have been made. It is tried also where Redis is not
-// asked because it did not answer, as that may have been the record's making.
-func (s *records) undo(ctx context.Context, at id) error {
-	_, err := s.endBy(ctx, s.redis.Persistent(), at, endReplace, revision{}, handle{})
+// asked because it did not answer, as that may have been the record's making. t is what has
+// happened if it had been made.
+func (s *records) undo(ctx context.Context, at id, t told) error {
+	_, err := s.endBy(ctx, s.redis.Persistent(), at, endReplace, revision{}, handle{}, t)
 	return err
 }
 

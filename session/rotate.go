@@ -57,7 +57,7 @@ func (m *Manager) rotateID(ctx context.Context, st *state, d draft) (err error) 
 		if next.who.issued, err = m.records.loadedNow(ctx, next.id); err != nil {
 			return err
 		}
-		a, err := m.records.rotate(ctx, over.id, over.head.revision, next)
+		a, err := m.records.rotate(ctx, next, over)
 		if err != nil {
 			return err
 		}

@@ -17,13 +17,14 @@ type Stats struct {
 	Unreadable uint64 // records that could not be read: corrupt, or sealed under another secret
 	Conflicts  uint64 // commits that met a concurrent change and were merged
 	Dropped    uint64 // commits of sessions that had ended meanwhile; nothing was written
+	LostEvents uint64 // what has happened and is not told: it could not be appended
 }
 
 // Stats returns the counters of this Manager.
 func (m *Manager) Stats() Stats { return m.records.stats() }
 
 func (s *records) stats() Stats {
-	return Stats{Unreadable: s.unreadable.Load(), Conflicts: s.conflicts.Load(), Dropped: s.dropped.Load()}
+	return Stats{Unreadable: s.unreadable.Load(), Conflicts: s.conflicts.Load(), Dropped: s.dropped.Load(), LostEvents: s.lostEvents.Load()}
 }
 
 // SecretUse says how many records in Redis are sealed under which secret.

@@ -33,6 +33,7 @@ func NewStore(client redis.UniversalClient, cfg Config) (*Store, error) {
 		{"Persistent", cfg.Persistent},
 		{"Accounts", cfg.Accounts != Accounts{}},
 		{"Rotation", cfg.Rotation != Rotation{}},
+		{"Events", cfg.Events != Events{}},
 		{"Legacy", cfg.Legacy.Store != nil || cfg.Legacy.User != nil || cfg.Legacy.Lifetime != 0},
 	} {
 		if f.set {

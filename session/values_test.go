@@ -655,7 +655,7 @@ func putEncoded(t testing.TB, m *Manager, cookie, key string, b []byte) {
 	}
 	next := *f.record
 	next.values = next.values.Change(map[string][]byte{key: b})
-	if a, err := m.records.save(ctx, &next, f.record.head.revision, 0); err != nil || a.outcome == refused {
+	if a, err := m.records.save(ctx, &next, f.record, 0, told{}); err != nil || a.outcome == refused {
 		t.Fatalf("not saved: %+v, %v", a, err)
 	}
 }

@@ -270,6 +270,7 @@ func (ws *watches) expire(w *watch) {
 // stand is where a session stands that is known by its handle.
 type stand struct {
 	field string
+	kind  kind
 	times times
 	left  time.Duration // until it expires if it is not used; 0: it is over
 	most  time.Duration // however much it is used
@@ -301,7 +302,7 @@ func (s *records) stand(ctx context.Context, at id, sessions ...any) ([]stand, e
 		if !l.over(&r, a.now) {
 			most := l.deadline(&r)
 			left := min(r.times.until, most) - a.now
-			list[i] = stand{field: field, times: r.times, left: time.Duration(left) * time.Microsecond, most: time.Duration(most-a.now) * time.Microsecond}
+			list[i] = stand{field: field, kind: r.head.kind, times: r.times, left: time.Duration(left) * time.Microsecond, most: time.Duration(most-a.now) * time.Microsecond}
 		}
 	}
 	return list, nil
@@ -332,7 +333,7 @@ func (m *Manager) Touch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !m.records.lives[r.head.kind].touchDue(used, now) {
+	if !m.records.lives[used.head.kind].touchDue(used, now) {
 		return nil
 	}
 	next := *used
@@ -356,7 +357,7 @@ func (m *Manager) Touch(ctx context.Context) error {
 			st.lost(m, epoch, stand[0].why)
 			return ErrEnded
 		}
-		next.id.field, next.times = stand[0].field, stand[0].times
+		next.id.field, next.head.kind, next.times = stand[0].field, stand[0].kind, stand[0].times
 	}
 	return ErrConflict
 }

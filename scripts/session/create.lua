@@ -11,10 +11,11 @@
 -- ARGV[6]  deadline that the record keeps, µs since 1970; 0: its lifetime decides
 -- ARGV[7]  values in a field of their own, or ""
 -- ARGV[8]  "1": overwrite what is there
+-- ARGV[9]  how often a use is noted, µs
 --
 -- Reply: now, created; -now, created, and a sweep is due; {now, 0, there}, not created:
 -- there stands at the field, or "" if the deadline has passed. now is Redis's time in µs.
-local call, key, field = redis.call, KEYS[1], ARGV[1]
+local call, key, field, step = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[9])
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -58,12 +59,9 @@ end
 if deadline <= now then
   return {now, 0, ''}
 end
-local ends, step = deadline, ARGV[4] / 100
+local ends = deadline
 if idle > 0 then
-  step = idle / 21
-  if now + idle < deadline then
-    ends = now + idle
-  end
+  ends = math.min(deadline, now + idle)
 end
 local when = pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step)))
 local record = ARGV[2] .. when .. '\0' .. ARGV[3]

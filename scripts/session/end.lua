@@ -4,22 +4,26 @@
 -- sets a cookie.
 --
 -- KEYS[1]  the owner's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field
 -- ARGV[2]  what may be ended:
 --          "mark"    nothing: only a place where nothing stands is taken
---          "logout"  the record, or all that a rotated ID leads to; nothing stays nothing
+--          "logout"  the session in each place that it has: while it changes its ID it has
+--                    two, and its IDs of before lead to it; nothing stays nothing
 --          "retire"  the record of the revision in ARGV[4], or nothing
 --          "replace" whatever is there
 -- ARGV[3]  Grace, µs
--- ARGV[4]  revision, 8 bytes, of "retire"
--- ARGV[5]  mark of who leaves it, 9 bytes, in the handle's place; zeros: none
+-- ARGV[4]  revision, 8 bytes, of "retire". Of "logout" the handle of a session that goes on
+-- ARGV[5]  mark of who leaves it, 9 bytes, in the handle's place; zeros: none. Of "logout"
+--          the session's handle; zeros: that of what stands there
 -- ARGV[6]  reason, at most 32 bytes
 -- ARGV[7]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
 --          1970; 0: it is none
+-- ARGV[8]  what is told in events: see parts/_happens.lua
 --
 -- Reply: now, ended; -now, ended, and a sweep is due; {now, 0, there}, not ended: there
 -- stands at the field. now is Redis's time in µs.
-local call, key, field, mode = redis.call, KEYS[1], ARGV[1], ARGV[2]
+local call, key, field, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[2], ARGV[8]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -57,6 +61,16 @@ local function standing(s)
     return times('>I7', s, 3) > now and format or 0
   end
   return s and #s > 0 and 4 or 0
+end
+
+-- the handle of the session that a record or a tombstone is of
+local function handle(s)
+  local format = s and s:byte(1)
+  if format == 1 and #s >= 53 then
+    return s:sub(15, 23)
+  elseif (format == 2 or format == 3) and #s >= 41 and s:byte(2) % 2 == 1 then
+    return s:sub(17, 25)
+  end
 end
 
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
@@ -102,7 +116,56 @@ local function bury(field, there, grace, till, reason, mark, copy)
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end
-local function stop(field, there, copy) bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], ARGV[5], copy) end
+-- A record without its values: up to the end of the owner's box.
+local function cut(r)
+  local at = r:byte(53) == 1 and 70 or 54
+  if r:byte(2) % 4 == 3 then
+    at = at + 22
+  end
+  local high, low = r:byte(at, at + 1)
+  local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
+  return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
+end
+-- What happens to a user's session goes into the stream of the partition in the same script. told
+-- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
+-- kind of what it does, and who does it; "": no events are wanted. An event is its format, its
+-- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
+-- record without its values.
+local happened = {}
+local function happens(kind, field, record, reason)
+  local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
+  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+    local n = #happened
+    happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
+      field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+  end
+end
+-- Appends what has happened, and gives the script's reply. The caller appends it if there is no
+-- second key, or that holds something else.
+local function done(reply)
+  if #happened == 0 then
+    return reply
+  end
+  local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
+  local ok = stream
+  for _, event in ipairs(happened) do
+    ok = ok and type(redis.pcall('XADD', stream, 'MAXLEN', '~', most, '*', 'e', event)) == 'string'
+  end
+  if ok then
+    redis.pcall('XTRIM', stream, 'MINID', '~', string.format('%.0f', (now - longest) / 1000))
+    ok = redis.pcall('PEXPIRE', stream, string.format('%.0f', longest / 1000)) == 1
+  end
+  return ok and reply or {reply, happened}
+end
+local kind = told and told:byte(23) or 0
+local none = ('\0'):rep(9)
+local function stop(field, there, copy)
+  if kind > 0 and standing(there) == 1 then
+    happens(kind, field, there, '')
+    kind = 0 -- it is one session
+  end
+  bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], mode == 'logout' and none or ARGV[5], copy)
+end
 
 local there = call('HGET', key, field)
 local stands = standing(there)
@@ -110,31 +173,33 @@ if mode == 'mark' and stands > 0 then
   return {now, 0, there}
 elseif mode == 'retire' and (stands == 1 and there:sub(7, 14) ~= ARGV[4] or stands == 2) then
   return {now, 0, there}
-elseif mode == 'logout' and ARGV[7] == '0' and (not there or there:byte(1) == 3) then
-  return now
-elseif mode == 'logout' then -- the whole chain of rotations
-  local at, r = field, there
-  for _ = 1, 4096 do -- no more IDs are in their Grace
-    if not r or r:byte(1) ~= 2 or #r < 41 then
-      break
-    end
-    at = r:sub(26, 41)
-    r = call('HGET', key, at)
-    if r and (r:byte(1) == 1 or r:byte(1) == 2) then
-      stop(at, r)
+elseif mode == 'logout' then
+  call('HDEL', key, 'v' .. field) -- a full Redis lets a script go on that has freed something first
+  local through = there and there:byte(1) == 2 -- by an ID that was rotated: with the IDs after it
+  local mine = ARGV[5] ~= none and ARGV[5] or handle(there)
+  for _, f in ipairs(mine and mine ~= ARGV[4] and call('HKEYS', key) or {}) do
+    local r = #f == 16 and f ~= field and call('HGET', key, f) or ''
+    if (r:byte(1) == 1 or through and r:byte(1) == 2) and handle(r) == mine then
+      stop(f, r)
     end
   end
 end
-stop(field, there, ARGV[7] ~= '0')
+local kept = mode == 'logout' and ARGV[7] == '0' and (not there or there:byte(1) == 3)
+if not kept then
+  stop(field, there, ARGV[7] ~= '0')
+end
+if last == 0 then
+  return now
+end
 local ms = (last - last % 1000) / 1000 + 1
 if call('PEXPIREAT', key, ms, 'GT') == 0 and not there and call('PTTL', key) == -1 then
   call('PEXPIREAT', key, ms)
 end
-if there then -- no field more
-  return now
+if there or kept then -- no field more
+  return done(now)
 end
 local n = call('HLEN', key)
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return -now
+  return done(-now)
 end
-return now
+return done(now)

@@ -4,6 +4,7 @@
 -- request was loaded before is refused, however late it comes.
 --
 -- KEYS[1]  the user's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  "one"     that of the handle
 --          "all"     all
 --          "others"  all but that of the handle, which must stand
@@ -13,11 +14,12 @@
 -- ARGV[5]  mark of the fence, 8 bytes; with that of the one that stands, the fence from
 --          before is kept beside it, as the first time
 -- ARGV[6]  how long a fence stands, µs
+-- ARGV[7]  what is told in events: see parts/_happens.lua
 --
 -- Reply: {now, 1, "", {record, …}}, what was ended: the first 52 bytes of the records, up to
 -- the end of the owner's box, each after its field; {now, 5, ""}, nothing was ended: no
 -- session of the handle stands. now is Redis's time in µs.
-local call, key, mode = redis.call, KEYS[1], ARGV[1]
+local call, key, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[7]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -98,8 +100,39 @@ local function cut(r)
   local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
   return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
 end
+-- What happens to a user's session goes into the stream of the partition in the same script. told
+-- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
+-- kind of what it does, and who does it; "": no events are wanted. An event is its format, its
+-- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
+-- record without its values.
+local happened = {}
+local function happens(kind, field, record, reason)
+  local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
+  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+    local n = #happened
+    happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
+      field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+  end
+end
+-- Appends what has happened, and gives the script's reply. The caller appends it if there is no
+-- second key, or that holds something else.
+local function done(reply)
+  if #happened == 0 then
+    return reply
+  end
+  local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
+  local ok = stream
+  for _, event in ipairs(happened) do
+    ok = ok and type(redis.pcall('XADD', stream, 'MAXLEN', '~', most, '*', 'e', event)) == 'string'
+  end
+  if ok then
+    redis.pcall('XTRIM', stream, 'MINID', '~', string.format('%.0f', (now - longest) / 1000))
+    ok = redis.pcall('PEXPIRE', stream, string.format('%.0f', longest / 1000)) == 1
+  end
+  return ok and reply or {reply, happened}
+end
 
-local new, stands, ended, doomed = call('HLEN', key) == 0, false, {}, {}
+local new, stands, ended, doomed, heard = call('HLEN', key) == 0, false, {}, {}, {}
 for _, f in ipairs(call('HKEYS', key)) do
   local r = #f == 16 and call('HGET', key, f) or ''
   if r:byte(1) == 1 and #r >= 53 then
@@ -119,6 +152,10 @@ for _, f in ipairs(doomed) do
     ended[#ended + 1] = f
     ended[#ended + 1] = cut(r)
     reason = ARGV[4]
+    if not heard[r:sub(15, 23)] then -- while it changes its ID it has two places
+      heard[r:sub(15, 23)] = true
+      happens(5, f, r, reason)
+    end
   end
   local till = reason == '' and 0 or times('>I7', r, 31) -- a reason stays for as long as the session would have
   bury(f, r, ARGV[3], till, reason, ('\0'):rep(9))
@@ -139,4 +176,4 @@ if new then -- GT does nothing to a key without a TTL
 else
   call('PEXPIREAT', key, ms, 'GT')
 end
-return {now, 1, '', ended}
+return done({now, 1, '', ended})

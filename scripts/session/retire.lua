@@ -5,6 +5,7 @@
 -- it meanwhile: of two logins at once from one ID, one stays.
 --
 -- KEYS[1]  the owner's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field of the new ID
 -- ARGV[2]  revision of the new record that the caller knows, 8 bytes
 -- ARGV[3]  head of the new record, 23 bytes
@@ -16,11 +17,13 @@
 -- ARGV[9]  revision of the old record that the caller knows; "": any
 -- ARGV[10] Grace, µs
 -- ARGV[11] reason, at most 32 bytes
+-- ARGV[12] how often a use is noted, µs
+-- ARGV[13] what is told in events: see parts/_happens.lua
 --
 -- Reply: now, done; nothing done: {now, 0, there}, there
 -- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
 -- which was changed or rotated. now is Redis's time in µs.
-local call, key, new, old = redis.call, KEYS[1], ARGV[1], ARGV[8]
+local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[8], ARGV[13]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -53,6 +56,47 @@ end
 local function tell(handle)
   redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
 end
+-- A record without its values: up to the end of the owner's box.
+local function cut(r)
+  local at = r:byte(53) == 1 and 70 or 54
+  if r:byte(2) % 4 == 3 then
+    at = at + 22
+  end
+  local high, low = r:byte(at, at + 1)
+  local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
+  return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
+end
+-- What happens to a user's session goes into the stream of the partition in the same script. told
+-- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
+-- kind of what it does, and who does it; "": no events are wanted. An event is its format, its
+-- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
+-- record without its values.
+local happened = {}
+local function happens(kind, field, record, reason)
+  local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
+  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+    local n = #happened
+    happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
+      field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+  end
+end
+-- Appends what has happened, and gives the script's reply. The caller appends it if there is no
+-- second key, or that holds something else.
+local function done(reply)
+  if #happened == 0 then
+    return reply
+  end
+  local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
+  local ok = stream
+  for _, event in ipairs(happened) do
+    ok = ok and type(redis.pcall('XADD', stream, 'MAXLEN', '~', most, '*', 'e', event)) == 'string'
+  end
+  if ok then
+    redis.pcall('XTRIM', stream, 'MINID', '~', string.format('%.0f', (now - longest) / 1000))
+    ok = redis.pcall('PEXPIRE', stream, string.format('%.0f', longest / 1000)) == 1
+  end
+  return ok and reply or {reply, happened}
+end
 
 local both = call('HMGET', key, new, old)
 local there, before = both[1], both[2]
@@ -81,7 +125,7 @@ if flags % 16 < 8 then -- not a copy, whose deadline is its own
 end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
-local step = idle > 0 and idle / 21 or ARGV[5] / 100
+local step = tonumber(ARGV[12])
 local last, grace, at, r = ends, now + ARGV[10], old, before
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
@@ -94,6 +138,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     end
     if r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends
       tell(r:sub(15, 23))
+      happens(5, at, r, 'replaced')
     end
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
@@ -109,7 +154,12 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   end
   at = next
 end
-call('HSET', key, new, ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4])
+local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4]
+call('HSET', key, new, record)
+local kind = told and told:byte(23) or 0
+if kind > 0 then
+  happens(kind, new, record, '')
+end
 if ARGV[7] ~= '' then
   call('HSET', key, 'v' .. new, ARGV[7])
 elseif flags >= 16 then
@@ -117,4 +167,4 @@ elseif flags >= 16 then
 end
 local ms = (last - last % 1000) / 1000 + 1
 call('PEXPIREAT', key, ms, 'GT')
-return now
+return done(now)

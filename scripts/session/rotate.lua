@@ -4,6 +4,7 @@
 -- old ID leads to the new one until its Grace ends.
 --
 -- KEYS[1]  the owner's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field of the old ID
 -- ARGV[2]  revision that the caller knows, 8 bytes
 -- ARGV[3]  field of the new ID
@@ -14,10 +15,13 @@
 -- ARGV[8]  values in a field of their own, or ""
 -- ARGV[9]  Grace, µs
 -- ARGV[10] where the old ID leads to, sealed
+-- ARGV[11] how often a use is noted, µs
+-- ARGV[12] idle timeout of what stands at the old ID, as ARGV[7]: it may be of another kind
+-- ARGV[13] what is told in events: see parts/_happens.lua
 --
 -- Reply: now, rotated; -now, rotated, and a sweep is due; {now, 0, there}, not rotated:
 -- there stands at the old ID, "" for nothing. now is Redis's time in µs.
-local call, key, old, new = redis.call, KEYS[1], ARGV[1], ARGV[3]
+local call, key, old, new, told = redis.call, KEYS[1], ARGV[1], ARGV[3], ARGV[13]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -59,23 +63,65 @@ local copied = flags % 16 >= 8
 if not copied then
   deadline = born + ARGV[6]
 end
-if ends <= now or deadline <= now then
+-- Whether what stands is over, by its own time or the idle timeout that is configured now. Who
+-- held it while it did not answer does not bring it back.
+local function over(touched, ends, idle)
+  idle = tonumber(idle)
+  return ends <= now or idle > 0 and touched + idle + 2 ^ there:byte(52) <= now
+end
+-- A record without its values: up to the end of the owner's box.
+local function cut(r)
+  local at = r:byte(53) == 1 and 70 or 54
+  if r:byte(2) % 4 == 3 then
+    at = at + 22
+  end
+  local high, low = r:byte(at, at + 1)
+  local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
+  return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
+end
+-- What happens to a user's session goes into the stream of the partition in the same script. told
+-- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
+-- kind of what it does, and who does it; "": no events are wanted. An event is its format, its
+-- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
+-- record without its values.
+local happened = {}
+local function happens(kind, field, record, reason)
+  local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
+  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+    local n = #happened
+    happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
+      field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+  end
+end
+-- Appends what has happened, and gives the script's reply. The caller appends it if there is no
+-- second key, or that holds something else.
+local function done(reply)
+  if #happened == 0 then
+    return reply
+  end
+  local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
+  local ok = stream
+  for _, event in ipairs(happened) do
+    ok = ok and type(redis.pcall('XADD', stream, 'MAXLEN', '~', most, '*', 'e', event)) == 'string'
+  end
+  if ok then
+    redis.pcall('XTRIM', stream, 'MINID', '~', string.format('%.0f', (now - longest) / 1000))
+    ok = redis.pcall('PEXPIRE', stream, string.format('%.0f', longest / 1000)) == 1
+  end
+  return ok and reply or {reply, happened}
+end
+if deadline <= now or over(touched, ends, ARGV[12]) then
   return {now, 0, ''}
 end
-local idle, next, step = tonumber(ARGV[7]), deadline, ARGV[6] / 100
-if now > touched then
-  touched = now
-end
-if idle > 0 and touched + idle < deadline then
-  next = touched + idle
-end
+local idle, next, step = tonumber(ARGV[7]), deadline, tonumber(ARGV[11])
+touched = math.max(touched, now)
 if idle > 0 then
-  step = idle / 21
+  next = math.min(touched + idle, deadline)
 end
-if next > ends then
-  ends = next
-end
-call('HSET', key, new, ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[5])
+ends = math.max(ends, next)
+local record = ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[5]
+call('HSET', key, new, record)
+happens(4, new, record, '')
 if flags >= 16 then
   call('HDEL', key, 'v' .. old)
 end
@@ -103,6 +149,6 @@ local ms = (ends - ends % 1000) / 1000 + 1
 call('PEXPIREAT', key, ms, 'GT')
 local n = call('HLEN', key)
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return -now
+  return done(-now)
 end
-return now
+return done(now)

@@ -2,20 +2,24 @@
 --
 -- Writes a record anew if it is still the one that the caller knows, or notes that it
 -- was used. Born and a deadline of its own stay, no time goes back, and the others are
--- set only if they move by a twentieth of the idle timeout, or a hundredth of the lifetime.
+-- set only if a use is to be noted, or the end moves by as much.
 --
 -- KEYS[1]  the owner's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field
--- ARGV[2]  revision that the caller knows, 8 bytes; "": any, for a touch
+-- ARGV[2]  revision that the caller knows, 8 bytes; for a touch the kind, one byte
 -- ARGV[3]  head, 23 bytes; "": a touch, head and boxes stay
 -- ARGV[4]  boxes
 -- ARGV[5]  lifetime, µs
 -- ARGV[6]  idle timeout and its tolerance of a twentieth, µs; 0: none
 -- ARGV[7]  values in a field of their own, or ""
+-- ARGV[8]  how often a use is noted, µs
+-- ARGV[9]  idle timeout of what stands there, as ARGV[6]: it may be of another kind
+-- ARGV[10] what is told in events of a use: see parts/_happens.lua
 --
 -- Reply: now, written; {now, 0, there}, not written: there stands at the field, "" for
 -- nothing. now is Redis's time in µs.
-local call, key, field = redis.call, KEYS[1], ARGV[1]
+local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[10]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -49,19 +53,67 @@ if not there then
   return {now, 0, ''}
 end
 local format, flags = there:byte(1, 2)
-if format ~= 1 or #there < 53 or ARGV[2] ~= '' and there:sub(7, 14) ~= ARGV[2] then
+local known = ARGV[3] == '' and flags % 4 == ARGV[2]:byte() or there:sub(7, 14) == ARGV[2]
+if format ~= 1 or #there < 53 or not known then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
 if flags % 16 < 8 then -- not a copy, whose deadline is its own
   deadline = born + ARGV[5]
 end
-if ends <= now or deadline <= now then
+-- Whether what stands is over, by its own time or the idle timeout that is configured now. Who
+-- held it while it did not answer does not bring it back.
+local function over(touched, ends, idle)
+  idle = tonumber(idle)
+  return ends <= now or idle > 0 and touched + idle + 2 ^ there:byte(52) <= now
+end
+-- A record without its values: up to the end of the owner's box.
+local function cut(r)
+  local at = r:byte(53) == 1 and 70 or 54
+  if r:byte(2) % 4 == 3 then
+    at = at + 22
+  end
+  local high, low = r:byte(at, at + 1)
+  local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
+  return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
+end
+-- What happens to a user's session goes into the stream of the partition in the same script. told
+-- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
+-- kind of what it does, and who does it; "": no events are wanted. An event is its format, its
+-- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
+-- record without its values.
+local happened = {}
+local function happens(kind, field, record, reason)
+  local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
+  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+    local n = #happened
+    happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
+      field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+  end
+end
+-- Appends what has happened, and gives the script's reply. The caller appends it if there is no
+-- second key, or that holds something else.
+local function done(reply)
+  if #happened == 0 then
+    return reply
+  end
+  local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
+  local ok = stream
+  for _, event in ipairs(happened) do
+    ok = ok and type(redis.pcall('XADD', stream, 'MAXLEN', '~', most, '*', 'e', event)) == 'string'
+  end
+  if ok then
+    redis.pcall('XTRIM', stream, 'MINID', '~', string.format('%.0f', (now - longest) / 1000))
+    ok = redis.pcall('PEXPIRE', stream, string.format('%.0f', longest / 1000)) == 1
+  end
+  return ok and reply or {reply, happened}
+end
+if deadline <= now or over(touched, ends, ARGV[9]) then
   return {now, 0, ''}
 end
-local idle, next, step = tonumber(ARGV[6]), deadline, ARGV[5] / 100
+local idle, next, step = tonumber(ARGV[6]), deadline, tonumber(ARGV[8])
 if idle > 0 then
-  next, step = math.min(now + idle, deadline), idle / 21
+  next = math.min(now + idle, deadline)
 end
 local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or 2 ^ there:byte(52) > 2 * step
 if moved then
@@ -95,9 +147,13 @@ elseif ARGV[7] ~= '' then
 elseif flags >= 16 then
   call('HDEL', key, 'v' .. field)
 end
-call('HSET', key, field, head .. when .. before .. boxes)
+local record = head .. when .. before .. boxes
+call('HSET', key, field, record)
 if moved then
+  if told and told:byte(23) == 8 then
+    happens(8, field, record, '')
+  end
   local ms = (ends - ends % 1000) / 1000 + 1
   call('PEXPIREAT', key, ms, 'GT')
 end
-return now
+return done(now)

@@ -5,11 +5,8 @@ end
 if deadline <= now then
   return {now, 0, ''}
 end
-local ends, step = deadline, ARGV[4] / 100
+local ends = deadline
 if idle > 0 then
-  step = idle / 21
-  if now + idle < deadline then
-    ends = now + idle
-  end
+  ends = math.min(deadline, now + idle)
 end
 local when = pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step)))

@@ -9,10 +9,11 @@
 -- ARGV[6]  deadline that the record keeps, µs since 1970; 0: its lifetime decides
 -- ARGV[7]  values in a field of their own, or ""
 -- ARGV[8]  "1": overwrite what is there
+-- ARGV[9]  how often a use is noted, µs
 --
 -- Reply: now, created; -now, created, and a sweep is due; {now, 0, there}, not created:
 -- there stands at the field, or "" if the deadline has passed. now is Redis's time in µs.
-local call, key, field = redis.call, KEYS[1], ARGV[1]
+local call, key, field, step = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[9])
 -- include _pack.lua
 -- include _taken.lua
 

@@ -2,6 +2,7 @@
 -- request was loaded before is refused, however late it comes.
 --
 -- KEYS[1]  the user's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  "one"     that of the handle
 --          "all"     all
 --          "others"  all but that of the handle, which must stand
@@ -11,16 +12,17 @@
 -- ARGV[5]  mark of the fence, 8 bytes; with that of the one that stands, the fence from
 --          before is kept beside it, as the first time
 -- ARGV[6]  how long a fence stands, µs
+-- ARGV[7]  what is told in events: see parts/_happens.lua
 --
 -- Reply: {now, 1, "", {record, …}}, what was ended: the first 52 bytes of the records, up to
 -- the end of the owner's box, each after its field; {now, 5, ""}, nothing was ended: no
 -- session of the handle stands. now is Redis's time in µs.
-local call, key, mode = redis.call, KEYS[1], ARGV[1]
+local call, key, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[7]
 -- include _pack.lua
 -- include _bury.lua
--- include _cut.lua
+-- include _happens.lua
 
-local new, stands, ended, doomed = call('HLEN', key) == 0, false, {}, {}
+local new, stands, ended, doomed, heard = call('HLEN', key) == 0, false, {}, {}, {}
 for _, f in ipairs(call('HKEYS', key)) do
   local r = #f == 16 and call('HGET', key, f) or ''
   if r:byte(1) == 1 and #r >= 53 then
@@ -40,6 +42,10 @@ for _, f in ipairs(doomed) do
     ended[#ended + 1] = f
     ended[#ended + 1] = cut(r)
     reason = ARGV[4]
+    if not heard[r:sub(15, 23)] then -- while it changes its ID it has two places
+      heard[r:sub(15, 23)] = true
+      happens(5, f, r, reason)
+    end
   end
   local till = reason == '' and 0 or times('>I7', r, 31) -- a reason stays for as long as the session would have
   bury(f, r, ARGV[3], till, reason, ('\0'):rep(9))
@@ -55,4 +61,4 @@ if mode ~= 'one' then
   last = math.max(last, till)
 end
 -- include _expire.lua
-return {now, 1, '', ended}
+return done({now, 1, '', ended})

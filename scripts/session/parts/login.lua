@@ -3,6 +3,7 @@
 -- under way when all sessions were ended, and at the cap.
 --
 -- KEYS[1]  the user's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field
 -- ARGV[2]  head, 23 bytes
 -- ARGV[3]  boxes
@@ -25,6 +26,9 @@
 -- ARGV[22] field of the session that this one goes on from, whose handle it keeps; "": none
 -- ARGV[23] Grace, µs
 -- ARGV[24] mark of a fence that may have to be planted, 8 bytes
+-- ARGV[25] how often a use is noted, µs
+-- ARGV[26] lifetime of legacy sessions: a copy was born by so much before its deadline, µs
+-- ARGV[27] what is told in events: see parts/_happens.lua
 --
 -- Reply: {now, 1, note, margin}, created; {now, 2, note, margin}, and a sweep is due. note
 -- is the end of half a login and the fence that it noted, 22 bytes, or "". margin is how
@@ -32,10 +36,11 @@
 -- Not created: {now, 0, there}, there stands at the field; {now, 4, ""} the fence refuses
 -- it; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
 -- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.
-local call, key, field = redis.call, KEYS[1], ARGV[1]
+local call, key, field, step, told = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[25]), ARGV[27]
 -- include _pack.lua
 -- include _taken.lua
 -- include _bury.lua
+-- include _happens.lua
 
 local half, copy = ARGV[13] ~= '0', ARGV[6] ~= '0'
 local there = call('HGET', key, field)
@@ -45,7 +50,7 @@ end
 -- include _record.lua
 
 -- The fence: its time, until, mark, and the time and mark of the one that it replaced.
-local fence, margin, stale = call('HGET', key, 'f'), -1, tonumber(ARGV[10]) > tonumber(ARGV[12])
+local fence, margin, stale = call('HGET', key, 'f'), -1, math.max(ARGV[10], now - ARGV[9]) > tonumber(ARGV[12])
 if fence and (#fence ~= 37 or times('>I7', fence, 8) <= now) then
   fence = false
 end
@@ -68,8 +73,14 @@ elseif fence then
   margin = now - ARGV[10] - at
   stale = stale or tonumber(ARGV[9]) <= at or margin <= 0
 end
+local function refuse(outcome, why)
+  if not copy then
+    happens(6, field, ARGV[2] .. when .. '\0' .. (half and ('\0'):rep(22) or '') .. ARGV[3], why)
+  end
+  return done({now, outcome, ''})
+end
 if stale then
-  return {now, 4, ''}
+  return refuse(4, 'stale')
 end
 
 -- The sessions that there are, by handle: those of the same kind, whole or half.
@@ -83,7 +94,9 @@ local function look()
       local born, dies, touched, till = times('>I7I7I7I7', r, 24)
       local remembered = flags % 4 == 2 and 2 or 0
       local idle = tonumber(ARGV[18 + remembered])
-      if flags % 16 < 8 and not half then
+      if flags % 16 >= 8 then -- a copy, whose deadline is its own
+        born = dies - ARGV[26]
+      elseif not half then
         dies = born + ARGV[17 + remembered]
       end
       if till <= now then -- or it counts again when the clock is set back
@@ -105,8 +118,11 @@ local function look()
   end
 end
 local function over(s)
-  for _, f in ipairs(s) do
+  for i, f in ipairs(s) do
     local r = call('HGET', key, f)
+    if i == 1 then
+      happens(5, f, r, 'replaced')
+    end
     bury(f, r, ARGV[23], (times('>I7', r, 31)), 'replaced', ('\0'):rep(9))
   end
 end
@@ -125,10 +141,10 @@ if not sessions and (ARGV[14] ~= '' or size >= most) then
   look()
 end
 if ARGV[14] ~= '' and not sessions[ARGV[14]] then
-  return {now, 5, ''}
+  return refuse(5, 'unknown')
 end
 if count >= most and ARGV[16] == '1' and not half then
-  return {now, 6, ''}
+  return refuse(6, 'full')
 end
 if ARGV[14] ~= '' and ARGV[14] ~= mine then
   over(sessions[ARGV[14]])
@@ -165,7 +181,9 @@ if half then
   note = pack('>I7', now + ARGV[13]) .. fence:sub(1, 7) .. fence:sub(15, 22)
   last = math.max(last, till)
 end
-call('HSET', key, field, ARGV[2] .. when .. '\0' .. note .. ARGV[3])
+local record = ARGV[2] .. when .. '\0' .. note .. ARGV[3]
+call('HSET', key, field, record)
+happens(copy and 7 or 1, field, record, '')
 if ARGV[7] ~= '' then
   call('HSET', key, 'v' .. field, ARGV[7])
 elseif there then
@@ -174,6 +192,6 @@ end
 local new = size == 0
 -- include _expire.lua
 if count >= most or size >= 15 and size + 1 >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return {now, 2, note, margin}
+  return done({now, 2, note, margin})
 end
-return {now, 1, note, margin}
+return done({now, 1, note, margin})

@@ -3,6 +3,7 @@
 -- it meanwhile: of two logins at once from one ID, one stays.
 --
 -- KEYS[1]  the owner's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field of the new ID
 -- ARGV[2]  revision of the new record that the caller knows, 8 bytes
 -- ARGV[3]  head of the new record, 23 bytes
@@ -14,13 +15,16 @@
 -- ARGV[9]  revision of the old record that the caller knows; "": any
 -- ARGV[10] Grace, µs
 -- ARGV[11] reason, at most 32 bytes
+-- ARGV[12] how often a use is noted, µs
+-- ARGV[13] what is told in events: see parts/_happens.lua
 --
 -- Reply: now, done; nothing done: {now, 0, there}, there
 -- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
 -- which was changed or rotated. now is Redis's time in µs.
-local call, key, new, old = redis.call, KEYS[1], ARGV[1], ARGV[8]
+local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[8], ARGV[13]
 -- include _pack.lua
 -- include _tell.lua
+-- include _happens.lua
 
 local both = call('HMGET', key, new, old)
 local there, before = both[1], both[2]
@@ -49,7 +53,7 @@ if flags % 16 < 8 then -- not a copy, whose deadline is its own
 end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
-local step = idle > 0 and idle / 21 or ARGV[5] / 100
+local step = tonumber(ARGV[12])
 local last, grace, at, r = ends, now + ARGV[10], old, before
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
@@ -62,6 +66,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     end
     if r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends
       tell(r:sub(15, 23))
+      happens(5, at, r, 'replaced')
     end
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
@@ -77,7 +82,12 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   end
   at = next
 end
-call('HSET', key, new, ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4])
+local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4]
+call('HSET', key, new, record)
+local kind = told and told:byte(23) or 0
+if kind > 0 then
+  happens(kind, new, record, '')
+end
 if ARGV[7] ~= '' then
   call('HSET', key, 'v' .. new, ARGV[7])
 elseif flags >= 16 then
@@ -85,4 +95,4 @@ elseif flags >= 16 then
 end
 local ms = (last - last % 1000) / 1000 + 1
 call('PEXPIREAT', key, ms, 'GT')
-return now
+return done(now)

@@ -2,6 +2,7 @@
 -- old ID leads to the new one until its Grace ends.
 --
 -- KEYS[1]  the owner's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field of the old ID
 -- ARGV[2]  revision that the caller knows, 8 bytes
 -- ARGV[3]  field of the new ID
@@ -12,10 +13,13 @@
 -- ARGV[8]  values in a field of their own, or ""
 -- ARGV[9]  Grace, µs
 -- ARGV[10] where the old ID leads to, sealed
+-- ARGV[11] how often a use is noted, µs
+-- ARGV[12] idle timeout of what stands at the old ID, as ARGV[7]: it may be of another kind
+-- ARGV[13] what is told in events: see parts/_happens.lua
 --
 -- Reply: now, rotated; -now, rotated, and a sweep is due; {now, 0, there}, not rotated:
 -- there stands at the old ID, "" for nothing. now is Redis's time in µs.
-local call, key, old, new = redis.call, KEYS[1], ARGV[1], ARGV[3]
+local call, key, old, new, told = redis.call, KEYS[1], ARGV[1], ARGV[3], ARGV[13]
 -- include _pack.lua
 
 local there = call('HGET', key, old)
@@ -31,23 +35,20 @@ local copied = flags % 16 >= 8
 if not copied then
   deadline = born + ARGV[6]
 end
-if ends <= now or deadline <= now then
+-- include _over.lua
+-- include _happens.lua
+if deadline <= now or over(touched, ends, ARGV[12]) then
   return {now, 0, ''}
 end
-local idle, next, step = tonumber(ARGV[7]), deadline, ARGV[6] / 100
-if now > touched then
-  touched = now
-end
-if idle > 0 and touched + idle < deadline then
-  next = touched + idle
-end
+local idle, next, step = tonumber(ARGV[7]), deadline, tonumber(ARGV[11])
+touched = math.max(touched, now)
 if idle > 0 then
-  step = idle / 21
+  next = math.min(touched + idle, deadline)
 end
-if next > ends then
-  ends = next
-end
-call('HSET', key, new, ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[5])
+ends = math.max(ends, next)
+local record = ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[5]
+call('HSET', key, new, record)
+happens(4, new, record, '')
 if flags >= 16 then
   call('HDEL', key, 'v' .. old)
 end
@@ -75,6 +76,6 @@ local ms = (ends - ends % 1000) / 1000 + 1
 call('PEXPIREAT', key, ms, 'GT')
 local n = call('HLEN', key)
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return -now
+  return done(-now)
 end
-return now
+return done(now)

@@ -1,19 +1,23 @@
 -- Writes a record anew if it is still the one that the caller knows, or notes that it
 -- was used. Born and a deadline of its own stay, no time goes back, and the others are
--- set only if they move by a twentieth of the idle timeout, or a hundredth of the lifetime.
+-- set only if a use is to be noted, or the end moves by as much.
 --
 -- KEYS[1]  the owner's hash
+-- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field
--- ARGV[2]  revision that the caller knows, 8 bytes; "": any, for a touch
+-- ARGV[2]  revision that the caller knows, 8 bytes; for a touch the kind, one byte
 -- ARGV[3]  head, 23 bytes; "": a touch, head and boxes stay
 -- ARGV[4]  boxes
 -- ARGV[5]  lifetime, µs
 -- ARGV[6]  idle timeout and its tolerance of a twentieth, µs; 0: none
 -- ARGV[7]  values in a field of their own, or ""
+-- ARGV[8]  how often a use is noted, µs
+-- ARGV[9]  idle timeout of what stands there, as ARGV[6]: it may be of another kind
+-- ARGV[10] what is told in events of a use: see parts/_happens.lua
 --
 -- Reply: now, written; {now, 0, there}, not written: there stands at the field, "" for
 -- nothing. now is Redis's time in µs.
-local call, key, field = redis.call, KEYS[1], ARGV[1]
+local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[10]
 -- include _pack.lua
 
 local there = call('HGET', key, field)
@@ -21,19 +25,22 @@ if not there then
   return {now, 0, ''}
 end
 local format, flags = there:byte(1, 2)
-if format ~= 1 or #there < 53 or ARGV[2] ~= '' and there:sub(7, 14) ~= ARGV[2] then
+local known = ARGV[3] == '' and flags % 4 == ARGV[2]:byte() or there:sub(7, 14) == ARGV[2]
+if format ~= 1 or #there < 53 or not known then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
 if flags % 16 < 8 then -- not a copy, whose deadline is its own
   deadline = born + ARGV[5]
 end
-if ends <= now or deadline <= now then
+-- include _over.lua
+-- include _happens.lua
+if deadline <= now or over(touched, ends, ARGV[9]) then
   return {now, 0, ''}
 end
-local idle, next, step = tonumber(ARGV[6]), deadline, ARGV[5] / 100
+local idle, next, step = tonumber(ARGV[6]), deadline, tonumber(ARGV[8])
 if idle > 0 then
-  next, step = math.min(now + idle, deadline), idle / 21
+  next = math.min(now + idle, deadline)
 end
 local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or 2 ^ there:byte(52) > 2 * step
 if moved then
@@ -67,9 +74,13 @@ elseif ARGV[7] ~= '' then
 elseif flags >= 16 then
   call('HDEL', key, 'v' .. field)
 end
-call('HSET', key, field, head .. when .. before .. boxes)
+local record = head .. when .. before .. boxes
+call('HSET', key, field, record)
 if moved then
+  if told and told:byte(23) == 8 then
+    happens(8, field, record, '')
+  end
   local ms = (ends - ends % 1000) / 1000 + 1
   call('PEXPIREAT', key, ms, 'GT')
 end
-return now
+return done(now)

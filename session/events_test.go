@@ -1,0 +1,343 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2/memstore"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+)
+
+// told is what stands in all streams, of each in its order.
+func toldOf(t testing.TB, client redis.UniversalClient, m *Manager) (list []Event) {
+	t.Helper()
+	for i, stream := range m.EventLog().Streams() {
+		entries, err := client.XRange(context.Background(), stream, "-", "+").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, entry := range entries {
+			raw, _ := entry.Values["e"].(string)
+			e, err := m.EventLog().Open(i, raw)
+			if err != nil {
+				t.Fatalf("%q: %v", raw, err)
+			}
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+func kindsOf(list []Event) string {
+	var words []string
+	for _, e := range list {
+		word := e.UserID + " " + e.Kind.String()
+		if e.Cause != (Cause{}) {
+			word += fmt.Sprintf("(%s %s)", e.Cause.Reason, e.Cause.Actor)
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, ", ")
+}
+
+// Each act on a user's session has its event, and nothing else has one.
+func TestEventsOfEachAct(t *testing.T) {
+	store := memstore.NewWithCleanupInterval(0)
+	cfg := Config{
+		Events: Events{Retention: time.Hour, LastSeen: true}, Accounts: Accounts{Max: 2}, Lifetime: 10 * time.Hour, IdleTimeout: time.Hour,
+		Legacy: Legacy{Store: store, User: userValue},
+	}
+	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		b := &browser{t, m, ""}
+		do := func(f func(ctx context.Context) error) func() {
+			return func() {
+				t.Helper()
+				b.request(func(ctx context.Context) {
+					m.Describe(ctx, func() string { return "Firefox" })
+					if err := f(ctx); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		}
+		login := func(user string, opts ...LoginOption) func(context.Context) error {
+			return func(ctx context.Context) error { return m.Login(ctx, user, opts...) }
+		}
+		elsewhere := &browser{t, m, ""}
+		var handle string
+		for _, step := range []struct {
+			name string
+			do   func()
+			want string
+		}{
+			{"a visitor's put", do(func(ctx context.Context) error { m.Put(ctx, "k", 1); return nil }), ""},
+			{"a visitor's rotation", do(m.Rotate), ""},
+			{"half a login", do(func(ctx context.Context) error { return m.BeginLogin(ctx, "ann", time.Minute) }), ""},
+			{"a login", do(login("ann")), "ann logged-in"},
+			{"a put", do(func(ctx context.Context) error { m.Put(ctx, "k", 2); return nil }), ""},
+			{"a use", func() {
+				advance(t, rb, 10*time.Minute, m)
+				do(func(ctx context.Context) error { m.UserID(ctx); return nil })()
+			}, "ann used"},
+			{"a rotation", do(m.Rotate), "ann rotated"},
+			{"a confirmation", do(m.Confirm), "ann confirmed"},
+			{"a confirmation that fails", func() {
+				ctx := load(t, m, b.cookie)
+				if err := m.Confirm(ctx); err != nil {
+					t.Error(err)
+				}
+				m.Abort(ctx)
+			}, ""},
+			{"a login that fails", func() {
+				ctx := load(t, m, b.cookie)
+				if err := m.Login(ctx, "ann"); err != nil {
+					t.Error(err)
+				}
+				m.Abort(ctx)
+			}, "ann logged-in, ann login-undone"},
+			{"a login over it", do(login("ann")), "ann logged-in"},
+			{"a login elsewhere", func() {
+				advance(t, rb, 10*time.Minute, m)
+				elsewhere.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
+			}, "ann logged-in"},
+			{"one too many", func() {
+				advance(t, rb, 20*time.Minute, m)
+				begin(t, m, "ann")
+			}, "ann ended(replaced ), ann logged-in"},
+			{"as somebody else", func() { b.cookie = elsewhere.cookie; do(login("bob"))() }, "ann logged-out, bob logged-in"},
+			{"an unknown one to be replaced", func() {
+				ctx := load(t, m)
+				if err := m.Login(ctx, "bob", Replacing(newHandle().String())); err != ErrUnknownHandle {
+					t.Error(err)
+				}
+			}, "bob login-refused(unknown )"},
+			{"end of others", func() {
+				begin(t, m, "bob")
+				advance(t, rb, time.Millisecond, m)
+				do(func(ctx context.Context) error { _, err := m.EndOthers(ctx, Cause{Actor: "desk 4"}); return err })()
+			}, "bob ended(revoked desk 4), bob logged-in, bob rotated"},
+			{"a stale login", func() {
+				ctx := load(t, m)
+				advance(t, rb, 2*time.Millisecond)
+				endAll(t, m, "cy")
+				if err := m.Login(ctx, "cy"); err != ErrStaleLogin {
+					t.Error(err)
+				}
+			}, "cy login-refused(stale )"},
+			{"an end", func() {
+				handle = m.Info(load(t, m, b.cookie)).Handle
+				if err := m.End(t.Context(), "bob", handle, Cause{Reason: PasswordChanged}); err != nil {
+					t.Error(err)
+				}
+			}, "bob ended(password-changed )"},
+			{"a logout", func() {
+				advance(t, rb, 20*time.Millisecond, m)
+				b.cookie = ""
+				do(login("bob"))()
+				do(m.Logout)()
+			}, "bob logged-in, bob logged-out"},
+			{"a copy", func() {
+				ctx, err := m.LoadLegacy(t.Context(), legacySession(t, store, map[string]any{"user": "dee " + t.Name()}, time.Now().Add(time.Hour)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				finish(t, m, ctx)
+			}, "dee " + t.Name() + " imported"},
+			{"the end of all", func() { endAll(t, m, "ann") }, "ann ended(revoked )"},
+		} {
+			before := toldOf(t, rb.Client, m)
+			step.do()
+			var news []Event
+			seen := map[string]bool{}
+			for _, e := range before {
+				seen[e.ID] = true
+			}
+			for _, e := range toldOf(t, rb.Client, m) {
+				if !seen[e.ID] {
+					news = append(news, e)
+				}
+				seen[e.ID] = true
+			}
+			words := strings.Split(kindsOf(news), ", ")
+			slices.Sort(words)
+			if got := strings.Join(words, ", "); got != step.want {
+				words = strings.Split(step.want, ", ")
+				slices.Sort(words)
+				if got != strings.Join(words, ", ") {
+					t.Errorf("%s: %q is told, want %q", step.name, got, step.want)
+				}
+			}
+			for _, e := range news {
+				if (e.Handle == "") != (e.Kind == LoginRefused) || e.Time.Sub(rb.Now(t)).Abs() > 10*time.Second {
+					t.Errorf("%s: %+v", step.name, e)
+				}
+				if step.name == "an end" && e.Handle != handle || step.name == "a rotation" && e.Client != "Firefox" {
+					t.Errorf("%s: %+v", step.name, e)
+				}
+			}
+		}
+		if list := toldOf(t, rb.Client, m); len(list) == 0 {
+			t.Fatal("nothing is told")
+		}
+		for _, stream := range m.EventLog().Streams() { // sealed, and bounded in time
+			entries := rb.Client.XRange(t.Context(), stream, "-", "+").Val()
+			for _, entry := range entries {
+				if raw := fmt.Sprint(entry.Values); m.records.sealer.ring.Len() > 0 && (strings.Contains(raw, "ann") || strings.Contains(raw, "Firefox")) {
+					t.Errorf("%q shows who it is", raw)
+				}
+			}
+			if left := rb.Client.PTTL(t.Context(), stream).Val(); len(entries) > 0 && (left <= 0 || left > time.Hour) {
+				t.Errorf("%s stays for %v", stream, left)
+			}
+			rb.Client.Del(t.Context(), stream)
+		}
+	})
+}
+
+// Without Events nothing is written, and no command has a second key.
+func TestNoEvents(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		b := begin(t, m, "ann")
+		b.request(func(ctx context.Context) { _ = m.Rotate(ctx) })
+		endAll(t, m, "ann")
+		if list := toldOf(t, rb.Client, m); len(list) > 0 {
+			t.Errorf("%v", list)
+		}
+	})
+}
+
+// A stream is bounded in length, and what is older than Retention goes.
+func TestEventsAreBounded(t *testing.T) {
+	each(t, Config{Events: Events{Retention: time.Hour, MaxLen: 100}}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		if rb.Mini != nil {
+			t.Skip("miniredis trims nothing by age")
+		}
+		stream := m.records.keys.events(m.records.keys.user("ann")[0])
+		b := begin(t, m, "ann")
+		for range 700 {
+			b.request(func(ctx context.Context) { _ = m.Rotate(ctx) })
+		}
+		if n := rb.Client.XLen(t.Context(), stream).Val(); n < 100 || n > 250 {
+			t.Errorf("%d events", n)
+		}
+		for range 2 {
+			advance(t, rb, 45*time.Minute, m)
+			b.request(func(ctx context.Context) { m.Put(ctx, "a", 1); _ = m.Rotate(ctx) })
+		}
+		if n := rb.Client.XLen(t.Context(), stream).Val(); n > 110 { // whole nodes of a hundred go
+			t.Errorf("%d events after their time", n)
+		}
+		rb.Client.Del(t.Context(), stream)
+		endAll(t, m, "ann")
+		rb.Client.Del(t.Context(), stream)
+	})
+}
+
+// What stands at the stream's key, or that nothing may be written there, fails no login: the loss
+// is told.
+func TestEventsThatCannotBeAppended(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, rb redistest.Backend, _ *Manager) {
+		log := &logged{}
+		m := manager(t, rb, Config{Events: Events{Retention: time.Hour}, Logger: log.logger(), Prefix: "strange:"})
+		stream := m.records.keys.events(m.records.keys.user("ann")[0])
+		if err := rb.Client.Set(t.Context(), stream, "somebody else's", time.Minute).Err(); err != nil {
+			t.Fatal(err)
+		}
+		b := begin(t, m, "ann")
+		if answering(t, m, b.cookie) != 1 {
+			t.Error("no login")
+		}
+		if m.Stats().LostEvents != 1 || !strings.Contains(log.String(), "events are lost") {
+			t.Errorf("%d lost: %s", m.Stats().LostEvents, log)
+		}
+		rb.Client.Del(t.Context(), stream)
+	})
+}
+
+// While a slot is moved Redis refuses what has two keys in it: the act is done all the same, and its
+// event follows.
+func TestEventsWhileTheirSlotMoves(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	client := cluster.Client()
+	m := managerOver(t, client, Config{Timeout: 10 * time.Second, Events: Events{Retention: time.Hour}, Logger: slog.Default()})
+	key := m.records.keys.key(m.records.keys.user("ann"))
+	stream := m.records.keys.events(m.records.keys.user("ann")[0])
+	begin(t, m, "ann")
+	var nodes []*redis.Client
+	var ids []string
+	at := 0
+	for i, s := range cluster.Nodes() {
+		c := s.Client()
+		nodes, ids = append(nodes, c), append(ids, c.Do(t.Context(), "cluster", "myid").Val().(string))
+		if n, err := c.Exists(t.Context(), key).Result(); err == nil && n == 1 {
+			at = i
+		}
+	}
+	slot := nodes[0].ClusterKeySlot(t.Context(), key).Val()
+	do := func(node int, args ...any) {
+		if err := nodes[node].Do(t.Context(), args...).Err(); err != nil {
+			t.Error(err)
+		}
+	}
+	over := make(chan struct{})
+	var moves sync.WaitGroup
+	moved := 0
+	moves.Go(func() {
+		for ; ; moved++ {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			to := (at + 1) % len(nodes)
+			do(to, "cluster", "setslot", slot, "importing", ids[at])
+			do(at, "cluster", "setslot", slot, "migrating", ids[to])
+			host, port, _ := net.SplitHostPort(cluster.Nodes()[to].Addr())
+			do(at, "migrate", host, port, key, 0, 5000)
+			time.Sleep(100 * time.Millisecond) // the hash is there, the stream here
+			do(at, "migrate", host, port, stream, 0, 5000)
+			do(to, "cluster", "setslot", slot, "node", ids[to])
+			for node := range nodes {
+				if node != to {
+					do(node, "cluster", "setslot", slot, "node", ids[to])
+				}
+			}
+			at = to
+			time.Sleep(40 * time.Millisecond)
+		}
+	})
+	rotations := 0
+	ctx := load(t, m)
+	if err := m.Login(ctx, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	b := &browser{t, m, finish(t, m, ctx).Value}
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); rotations++ {
+		b.request(func(ctx context.Context) {
+			if err := m.Rotate(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	close(over)
+	moves.Wait()
+	told := 0
+	for _, e := range toldOf(t, client, m) {
+		if e.Kind == Rotated {
+			told++
+		}
+	}
+	if told != rotations || rotations < 20 || moved < 5 || m.Stats().LostEvents != 0 {
+		t.Errorf("%d rotations, %d told, %d lost, in %d moves", rotations, told, m.Stats().LostEvents, moved)
+	}
+	t.Logf("%d rotations in %d moves", rotations, moved)
+}
