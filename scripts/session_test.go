@@ -53,7 +53,7 @@ func TestEachSessionScriptIsItsFileAndCompiles(t *testing.T) {
 			for i := range args {
 				args[i] = "0000000000000000"
 			}
-			err = b.Client.Eval(t.Context(), text, []string{"{scratch}:" + name}, args...).Err()
+			err = b.Client.Eval(t.Context(), text, []string{"{scratch}:" + name, "{scratch}:" + name + ":2"}, args...).Err()
 			if err != nil && err != redis.Nil {
 				t.Errorf("session/%s.lua: %v", name, err)
 			}
