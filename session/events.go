@@ -24,8 +24,8 @@ import (
 // that expire: nobody does that.
 //
 // In a cluster whose slot is being moved Redis refuses a script that writes a session and
-// an event. Then the event follows in a command of its own, and is lost if the process is killed
-// in between.
+// an event. Then the event follows in a command of its own, perhaps after those of later acts, and
+// is lost if the process is killed in between.
 type Events struct {
 	// Retention is how long an event can be read, at least a minute; 0: nothing is told.
 	Retention time.Duration

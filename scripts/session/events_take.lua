@@ -24,9 +24,10 @@ local tries, batch, single = tonumber(g[4]) or 0, tonumber(g[5]) or 0, tonumber(
 if held > now and held <= now + 2 * ARGV[2] and g[7] ~= ARGV[1] then -- or the clock was set back
   return {now, {}, 0, -1, 0, 0}
 end
-local length, added = 0, 0
+local length, added = 0, 0 -- added is false on miniredis, which does not count
 if call('EXISTS', stream) == 1 then
   local info = call('XINFO', 'STREAM', stream)
+  added = false
   for i = 1, #info, 2 do
     if info[i] == 'length' then
       length = info[i + 1]
@@ -36,12 +37,12 @@ if call('EXISTS', stream) == 1 then
   end
 end
 local missed, begins = 0, not g[1] and length > 0
-if added < pos then -- the stream was deleted, or has expired
+if added and added < pos then -- the stream was deleted, or has expired
   cursor, pos, tries, batch, single, begins = '0-0', 0, 0, 0, 0, true
   call('HSET', group, 'cursor', cursor, 'pos', 0, 'tries', 0, 'single', 0)
   call('PEXPIRE', group, ARGV[4])
 end
-if added - length > pos then
+if added and added - length > pos then
   missed, pos = added - length - pos, added - length
   tries, single = 0, 0
 end
@@ -67,4 +68,4 @@ for _, entry in ipairs(entries) do
   end
   out[#out + 1] = event
 end
-return {now, out, tries, added - pos, missed, begins and 1 or 0}
+return {now, out, tries, added and added - pos or #entries, missed, begins and 1 or 0}

@@ -356,9 +356,11 @@ func (s *run) work(ctx context.Context, partition int, t taken) bool {
 	return false
 }
 
-// backoff is how long the next try waits: a second, then twice as long, at most a minute.
+// firstPause is how long the second try waits. The others wait twice as long each, at most a minute.
+var firstPause = time.Second
+
 func (s *run) backoff(partition int) time.Duration {
-	d := time.Second << min(s.later[partition], 6)
+	d := firstPause << min(s.later[partition], 10)
 	s.later[partition]++
 	return min(d, time.Minute)
 }

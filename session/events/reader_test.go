@@ -1,0 +1,429 @@
+package events_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/session"
+	"github.com/gatehouse-go/gatehouse/session/events"
+)
+
+func TestMain(m *testing.M) {
+	*events.FirstPause = 20 * time.Millisecond
+	redistest.Main(m)
+}
+
+func manager(t testing.TB, client redis.UniversalClient, e session.Events) *session.Manager {
+	t.Helper()
+	m, err := session.New(client, session.Config{
+		Prefix: strings.Map(func(r rune) rune {
+			if r == '/' || r == '{' || r == '}' {
+				return '-'
+			}
+			return r
+		}, t.Name()) + ":",
+		Events: e, Logger: slog.New(slog.DiscardHandler), Timeout: 5 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// login logs a user in and rotates the session a number of times.
+func login(t testing.TB, m *session.Manager, user string, rotations int) {
+	t.Helper()
+	cookie := ""
+	for i := range 1 + rotations {
+		ctx, err := m.Load(context.Background(), cookie)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			err = m.Login(ctx, user)
+		} else {
+			err = m.Rotate(ctx)
+		}
+		out, also := m.Finish(ctx)
+		if err = errors.Join(err, also); err != nil {
+			t.Fatal(err)
+		}
+		cookie = out.Value
+	}
+}
+
+// recorder keeps what a reader was given.
+type recorder struct {
+	mu      sync.Mutex
+	list    []session.Event
+	letters []events.DeadLetter
+}
+
+func (r *recorder) handle(_ context.Context, list []session.Event) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.list = append(r.list, list...)
+	return nil
+}
+
+func (r *recorder) dead(_ context.Context, d events.DeadLetter) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.letters = append(r.letters, d)
+	return nil
+}
+
+func (r *recorder) len() (handled, dead int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.list), len(r.letters)
+}
+
+// of is what was given of a user, in its order.
+func (r *recorder) of(user string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var words []string
+	for _, e := range r.list {
+		if e.UserID == user {
+			words = append(words, e.Kind.String())
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func quick(m *session.Manager, rec *recorder) *events.Reader {
+	return &events.Reader{
+		Manager: m, Group: "test", DeadLetter: rec.dead, Interval: 10 * time.Millisecond, Timeout: 200 * time.Millisecond,
+		Tries: 2, Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+// start runs a reader until the returned function is called.
+func start(t testing.TB, r *events.Reader, handle func(context.Context, []session.Event) error) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx, handle) }()
+	return func() {
+		t.Helper()
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("Run does not return")
+		}
+	}
+}
+
+func await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no %s after 30 seconds", what)
+		}
+	}
+}
+
+// Every group gets all events of a user in their order, once, whoever of it reads; who reads
+// later goes on where the others were.
+func TestGroups(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		var rec, other recorder
+		var stops []func()
+		for range 3 {
+			stops = append(stops, start(t, quick(m, &rec), rec.handle))
+		}
+		var logins sync.WaitGroup
+		for i := range 20 {
+			logins.Go(func() { login(t, m, fmt.Sprint("user ", i), 10) })
+		}
+		logins.Wait()
+		await(t, "220 events", func() bool { n, _ := rec.len(); return n >= 220 })
+		for _, stop := range stops {
+			stop()
+		}
+		login(t, m, "late", 0)
+		defer start(t, quick(m, &rec), rec.handle)()
+		r := quick(m, &other)
+		r.Group = "another"
+		defer start(t, r, other.handle)()
+		await(t, "221 events of both", func() bool {
+			n, _ := rec.len()
+			o, _ := other.len()
+			return n >= 221 && o >= 221
+		})
+		want := "logged-in" + strings.Repeat(" rotated", 10)
+		for i := range 20 {
+			user := fmt.Sprint("user ", i)
+			if rec.of(user) != want || other.of(user) != want {
+				t.Errorf("%s: %q, %q", user, rec.of(user), other.of(user))
+			}
+		}
+		if n, dead := rec.len(); n != 221 || dead != 0 {
+			t.Errorf("%d events, %d dead", n, dead)
+		}
+		await(t, "count", func() bool { return r.Stats().Handled == 221 && r.Stats().Waiting == 0 && r.Stats().Lag == 0 })
+		redistest.AssertAllTTL(t, rb.Client)
+	})
+}
+
+// What fails holds up those behind it for its tries, and goes to DeadLetter: with an error, a panic,
+// by not coming back, or for an error of DeadLetter, too.
+func TestPoison(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		login(t, m, "ann", 2)
+		login(t, m, "ann", 1)
+		for name, fail := range map[string]func(context.Context) error{
+			"error":   func(context.Context) error { return errors.New("broken") },
+			"panic":   func(context.Context) error { panic("broken") },
+			"timeout": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+		} {
+			var rec recorder
+			tries := 0
+			r := quick(m, &rec)
+			r.Group = name
+			letters := 0
+			r.DeadLetter = func(ctx context.Context, d events.DeadLetter) error {
+				if letters++; letters == 1 {
+					return errors.New("no paper")
+				}
+				return rec.dead(ctx, d)
+			}
+			stop := start(t, r, func(ctx context.Context, list []session.Event) error {
+				for i, e := range list {
+					if e.Kind == session.Rotated && strings.Contains(rec.of("ann"), "logged-in rotated") && !strings.Contains(rec.of("ann"), "logged-in rotated logged-in") || len(list) > 1 && i > 0 {
+						tries++
+						return fail(ctx)
+					}
+				}
+				return rec.handle(ctx, list)
+			})
+			await(t, "dead letter", func() bool { n, dead := rec.len(); return n == 4 && dead == 1 })
+			stop()
+			d := rec.letters[0]
+			if got := rec.of("ann"); got != "logged-in rotated logged-in rotated" || tries < 3 || d.Event.Kind != session.Rotated || d.Err == nil || d.Tries < 2 {
+				t.Errorf("%s: %q, %d tries, dead %+v", name, got, tries, d)
+			}
+			if s := r.Stats(); s.Dead != 1 || s.Failed < 3 {
+				t.Errorf("%s: %+v", name, s)
+			}
+		}
+	})
+}
+
+// A handler whose target is away for longer than its tries take loses nothing to DeadLetter.
+func TestLater(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		login(t, m, "ann", 2)
+		var rec recorder
+		calls := 0
+		r := quick(m, &rec)
+		r.Tries = 1
+		defer start(t, r, func(ctx context.Context, list []session.Event) error {
+			if calls++; calls <= 3 {
+				return fmt.Errorf("database: %w", events.ErrLater)
+			}
+			return rec.handle(ctx, list)
+		})()
+		await(t, "three events", func() bool { n, _ := rec.len(); return n == 3 })
+		if _, dead := rec.len(); dead != 0 || calls != 4 {
+			t.Errorf("%d dead, %d calls", dead, calls)
+		}
+	})
+}
+
+// What a reader that hangs, or is gone, had taken comes to another when its lease is over.
+func TestTakeover(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		if rb.Mini != nil {
+			t.Skip("a lease is of Redis's clock")
+		}
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		login(t, m, "ann", 0)
+		var rec recorder
+		hanging := make(chan struct{})
+		let := make(chan struct{})
+		first := start(t, quick(m, &rec), func(context.Context, []session.Event) error {
+			select {
+			case <-let:
+			default:
+				close(hanging)
+				<-let
+			}
+			return nil
+		})
+		<-hanging
+		second := start(t, quick(m, &rec), rec.handle)
+		time.Sleep(100 * time.Millisecond)
+		if n, _ := rec.len(); n != 0 {
+			t.Error("two readers have the events at once")
+		}
+		rb.Advance(t, 6*time.Second) // Timeout and five seconds
+		await(t, "takeover", func() bool { n, _ := rec.len(); return n == 1 })
+		close(let)
+		first()
+		second()
+		// The first's answer came too late to move anything.
+		login(t, m, "ann", 0)
+		defer start(t, quick(m, &rec), rec.handle)()
+		await(t, "next event", func() bool { n, _ := rec.len(); return n == 2 })
+	})
+}
+
+// What is gone, deleted or somebody else's is told and gone on from.
+func TestStrangeStreams(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		if rb.Mini != nil {
+			t.Skip("miniredis counts no entries")
+		}
+		ctx := t.Context()
+		log := &redistest.Journal{}
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour, MaxLen: 100})
+		login(t, m, "ann", 0)
+		stream := ""
+		for _, s := range m.EventLog().Streams() {
+			if rb.Client.XLen(ctx, s).Val() > 0 {
+				stream = s
+			}
+		}
+		var rec recorder
+		r := quick(m, &rec)
+		r.Logger = slog.New(slog.NewTextHandler(log, nil))
+		n := 0
+		more := func(want int) {
+			t.Helper()
+			n += want
+			await(t, fmt.Sprint(n, " events"), func() bool { h, _ := rec.len(); return h >= n })
+		}
+		stop := start(t, r, rec.handle)
+		more(1)
+		stop()
+
+		login(t, m, "ann", 499) // more than the stream keeps
+		left := int(rb.Client.XLen(ctx, stream).Val())
+		stop = start(t, r, rec.handle)
+		more(left)
+		if got := r.Stats().Missed; got != uint64(500-left) || !strings.Contains(log.String(), "gone before they were read") {
+			t.Errorf("%d missed, of %d", got, 500-left)
+		}
+
+		rb.Client.Del(ctx, stream) // the stream is lost, its IDs begin anew
+		login(t, m, "ann", 0)
+		more(1)
+		rb.Client.Del(ctx, stream+":test") // the cursor is lost: all come again
+		more(1)
+		if !strings.Contains(log.String(), "read from the oldest") {
+			t.Errorf("nothing is told: %s", log)
+		}
+
+		for _, garbage := range []map[string]any{{"x": "y"}, {"e": ""}, {"e": "\x01garbage"}, {"e": strings.Repeat("\x01", 300)}} {
+			if err := rb.Client.XAdd(ctx, &redis.XAddArgs{Stream: stream, Values: garbage}).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		login(t, m, "ann", 0)
+		more(1)
+		if _, dead := rec.len(); dead != 4 || rec.letters[3].Raw != strings.Repeat("\x01", 300) || rec.letters[0].Err == nil {
+			t.Errorf("%d dead letters: %+v", dead, rec.letters)
+		}
+
+		rb.Client.Del(ctx, stream)
+		rb.Client.Set(ctx, stream, "a string", time.Minute)
+		time.Sleep(100 * time.Millisecond)
+		login(t, m, "bob", 0) // another's stream goes on
+		more(1)
+		rb.Client.Del(ctx, stream)
+		login(t, m, "ann", 0)
+		more(1)
+		stop()
+		if got := strings.Count(log.String(), "a stream cannot be read"); got != 1 {
+			t.Errorf("told %d times: %s", got, log)
+		}
+		if handled, _ := rec.len(); handled != n {
+			t.Errorf("%d events, want %d", handled, n)
+		}
+	})
+}
+
+// Run says what is wrong with a Reader, and returns when its context ends.
+func TestReaderErrors(t *testing.T) {
+	rb := redistest.Shared(t)
+	m := manager(t, rb.Client(), session.Events{Retention: time.Hour})
+	quiet := manager(t, rb.Client(), session.Events{})
+	var rec recorder
+	for want, r := range map[string]*events.Reader{
+		"Manager is nil":     {Group: "a", DeadLetter: rec.dead},
+		"has no Events":      {Manager: quiet, Group: "a", DeadLetter: rec.dead},
+		`Group ""`:           {Manager: m, DeadLetter: rec.dead},
+		`Group "a b"`:        {Manager: m, Group: "a b", DeadLetter: rec.dead},
+		"DeadLetter is nil":  {Manager: m, Group: "a"},
+		"Tries -1":           {Manager: m, Group: "a", DeadLetter: rec.dead, Tries: -1},
+		"Batch 2000":         {Manager: m, Group: "a", DeadLetter: rec.dead, Batch: 2000},
+		"Parallel 300":       {Manager: m, Group: "a", DeadLetter: rec.dead, Parallel: 300},
+		"Timeout 1ns":        {Manager: m, Group: "a", DeadLetter: rec.dead, Timeout: 1},
+		"Interval 24h0m0s":   {Manager: m, Group: "a", DeadLetter: rec.dead, Interval: 24 * time.Hour},
+		"the handler is nil": {Manager: m, Group: "a", DeadLetter: rec.dead},
+	} {
+		handle := rec.handle
+		if want == "the handler is nil" {
+			handle = nil
+		}
+		if err := r.Run(t.Context(), handle); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := quick(m, &rec).Run(ctx, rec.handle); err != nil {
+		t.Error(err)
+	}
+}
+
+// A reader goes on after an outage of Redis, and says so once.
+func TestOutage(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	m := manager(t, server.Client(), session.Events{Retention: time.Hour})
+	var rec recorder
+	log := &redistest.Journal{}
+	r := quick(m, &rec)
+	r.Logger = slog.New(slog.NewTextHandler(log, nil))
+	defer start(t, r, rec.handle)()
+	login(t, m, "ann", 0)
+	await(t, "event", func() bool { n, _ := rec.len(); return n == 1 })
+	server.Kill()
+	await(t, "word of it", func() bool { return strings.Contains(log.String(), "Redis does not answer") })
+	server.Restart()
+	await(t, "login", func() bool {
+		ctx, err := m.Load(context.Background())
+		if err == nil {
+			if err = m.Login(ctx, "ann"); err == nil {
+				_, err = m.Finish(ctx)
+			}
+		}
+		return err == nil
+	})
+	await(t, "event", func() bool { n, _ := rec.len(); return n >= 2 })
+	if got := strings.Count(log.String(), "Redis does not answer"); got != 1 {
+		t.Errorf("told %d times: %s", got, log)
+	}
+	if !slices.ContainsFunc(rec.list, func(e session.Event) bool { return e.Kind == session.LoggedIn }) {
+		t.Error("no login")
+	}
+}
