@@ -120,7 +120,12 @@ func redisCPU(b *testing.B, m *Manager) (total float64) {
 
 // BenchmarkAccounts measures, of each act on the sessions of a user, how long it takes one caller
 // and what it costs Redis.
-func BenchmarkAccounts(b *testing.B) {
+func BenchmarkAccounts(b *testing.B) { benchmarkAccounts(b, Events{}) }
+
+// BenchmarkAccountsWithEvents is the same with events.
+func BenchmarkAccountsWithEvents(b *testing.B) { benchmarkAccounts(b, Events{Retention: time.Hour}) }
+
+func benchmarkAccounts(b *testing.B, events Events) {
 	for _, row := range []struct {
 		name     string
 		sessions int
@@ -175,7 +180,7 @@ func BenchmarkAccounts(b *testing.B) {
 		b.Run(row.name, func(b *testing.B) {
 			client := redistest.Shared(b).Client(func(o *redis.Options) { o.MaxRetries = -1 })
 			client.FlushAll(b.Context())
-			m := managerOver(b, client, Config{Secrets: [][]byte{secret}, Timeout: 30 * time.Second, Accounts: Accounts{Max: max(100, row.sessions)}})
+			m := managerOver(b, client, Config{Secrets: [][]byte{secret}, Timeout: 30 * time.Second, Accounts: Accounts{Max: max(100, row.sessions)}, Events: events})
 			var mu sync.Mutex
 			cookie := ""
 			atOnce(row.sessions, func(int) {

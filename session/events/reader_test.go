@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -393,6 +394,52 @@ func TestReaderErrors(t *testing.T) {
 	cancel()
 	if err := quick(m, &rec).Run(ctx, rec.handle); err != nil {
 		t.Error(err)
+	}
+}
+
+// A reader, and what writes events, may do no more than docs/acl.md says.
+func TestEventsUnderTheLeastACL(t *testing.T) {
+	text, err := os.ReadFile("../../docs/acl.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := redistest.Start(t)
+	user := []any{"ACL", "SETUSER", "service", "reset", "on", ">pw", "~least:{*", "+eval", "+evalsha"}
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(line, " | ")
+		for _, feature := range []string{"| sessions", "| `Config.Events`", "| `session/events`"} {
+			if len(cells) == 3 && strings.HasPrefix(cells[0], feature) {
+				rows++
+				for _, word := range strings.Fields(cells[1]) {
+					user = append(user, "+"+strings.Trim(word, "`"))
+				}
+			}
+		}
+	}
+	if rows != 3 {
+		t.Fatalf("%d rows of docs/acl.md", rows)
+	}
+	if err := server.Client().Do(t.Context(), user...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	client := server.Client(func(o *redis.Options) { o.Username, o.Password = "service", "pw" })
+	m, err := session.New(client, session.Config{Prefix: "least:", Events: session.Events{Retention: time.Hour}, Timeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	var rec recorder
+	log := &redistest.Journal{}
+	r := quick(m, &rec)
+	r.Logger = slog.New(slog.NewTextHandler(log, nil))
+	defer start(t, r, rec.handle)()
+	login(t, m, "ann", 1)
+	await(t, "two events", func() bool { n, _ := rec.len(); return n == 2 || strings.Contains(log.String(), "NOPERM") })
+	if n, _ := rec.len(); n != 2 || m.Stats().LostEvents != 0 {
+		t.Errorf("%d events, %d lost: %s", n, m.Stats().LostEvents, log)
 	}
 }
 

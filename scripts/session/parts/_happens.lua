@@ -20,13 +20,13 @@ local function done(reply)
     return reply
   end
   local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
-  local ok = stream
+  local ok, oldest = stream, math.max(0, math.floor((now - longest) / 1000))
   for _, event in ipairs(happened) do
-    ok = ok and type(redis.pcall('XADD', stream, 'MAXLEN', '~', most, '*', 'e', event)) == 'string'
+    ok = ok and type(redis.pcall('XADD', stream, 'MINID', '~', oldest, '*', 'e', event)) == 'string'
   end
-  if ok then
-    redis.pcall('XTRIM', stream, 'MINID', '~', string.format('%.0f', (now - longest) / 1000))
-    ok = redis.pcall('PEXPIRE', stream, string.format('%.0f', longest / 1000)) == 1
+  ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
+  if ok and told:byte(1) < 16 then -- that is random
+    redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
   end
   return ok and reply or {reply, happened}
 end
