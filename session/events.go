@@ -132,7 +132,7 @@ func (s *records) act(ctx context.Context, script *scripts.Script, at id, t told
 
 func (s *records) actBy(ctx context.Context, by *roundtrip.Sender, script *scripts.Script, at id, t told, args ...any) (reply, error) {
 	if s.events.Retention == 0 {
-		return s.runBy(ctx, by, script, at, append(args, "")...)
+		return s.runBy(ctx, by, script, at, args...)
 	}
 	args = append(args, s.toldArg(t))
 	stream := s.keys.events(at.owner[0])

@@ -79,7 +79,7 @@ local function cut(r)
 end
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
--- kind of what it does, and who does it; "": no events are wanted. An event is its format, its
+-- kind of what it does, and who does it; nil: no events are wanted. An event is its format, its
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local happened = {}
