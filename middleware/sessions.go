@@ -68,6 +68,10 @@ type Sessions struct {
 	// have one name, ours replaces it, and old servers do not know it.
 	LegacyCookie string
 
+	// StripCookie has the handler get requests without the session's cookie, and without that of
+	// LegacyCookie: for a gateway, whose backends are not to know it.
+	StripCookie bool
+
 	// Client labels who asks, such as "Firefox on Windows": the Manager's List shows it for the
 	// sessions that logged in with it. See [session.Manager.Describe]. nil: nothing is stored.
 	Client func(*http.Request) string
@@ -122,6 +126,9 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 	outside := r
 	r = r.WithContext(ctx)
 	defer handBack(outside, r)
+	if l.StripCookie {
+		r.Header = withoutCookies(r.Header, l.cookie.Name, l.local.Name, l.LegacyCookie)
+	}
 	if l.Client != nil {
 		l.Manager.Describe(ctx, func() string { return l.Client(r) })
 	}

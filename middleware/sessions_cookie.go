@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/textproto"
+	"slices"
 	"strings"
 	"time"
 
@@ -135,6 +137,26 @@ func cookiesNamed(values []string, r *http.Request, name string) []string {
 		}
 	}
 	return values
+}
+
+// withoutCookies returns a header without the cookies of some names. The others stand as they came.
+func withoutCookies(h http.Header, names ...string) http.Header {
+	lines := h["Cookie"]
+	if len(lines) == 0 {
+		return h
+	}
+	h = maps.Clone(h)
+	delete(h, "Cookie")
+	for _, line := range lines {
+		parts := slices.DeleteFunc(strings.Split(line, ";"), func(part string) bool {
+			name, _, _ := strings.Cut(part, "=")
+			return slices.Contains(names, textproto.TrimString(name))
+		})
+		if left := textproto.TrimString(strings.Join(parts, ";")); left != "" {
+			h["Cookie"] = append(h["Cookie"], left)
+		}
+	}
+	return h
 }
 
 // isPlain reports whether s consists of what base64url and the joints of session cookies do.

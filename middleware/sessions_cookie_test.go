@@ -36,5 +36,11 @@ func FuzzCookiesNamed(f *testing.F) {
 				t.Errorf("%q, %q: %q, want %q", first, second, got, want)
 			}
 		}
+		// What is left without them are the others.
+		others := slices.DeleteFunc(r.Cookies(), func(c *http.Cookie) bool { return c.Name == "session" })
+		left := (&http.Request{Header: withoutCookies(r.Header, "session", "")}).Cookies()
+		if !slices.EqualFunc(left, others, func(a, b *http.Cookie) bool { return a.String() == b.String() }) {
+			t.Errorf("%q, %q: %v is left, want %v", first, second, left, others)
+		}
 	})
 }
