@@ -74,7 +74,8 @@ func (m *Manager) overtake(ctx context.Context, d draft) error {
 				continue
 			}
 		}
-		if _, err := m.records.end(ctx, n.id, endReplace, revision{}, handle{}); err != nil {
+		// A session of a user that this server cannot read ends by it.
+		if _, err := m.records.endBy(ctx, m.records.redis, n.id, endReplace, revision{}, handle{}, told{kind: LoggedOut}); err != nil {
 			return err
 		}
 	}

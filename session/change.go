@@ -23,21 +23,16 @@ type pending struct {
 	anew    bool              // nothing of the values from before goes on
 	same    bool              // it is the same login, under a new ID
 	tells   EventKind         // what has happened to the session when it is complete
+	undone  told              // what has happened if the record that it is about is undone
 	unknown bool              // the reply of a script was lost that may have retired one of old
-}
-
-// undone is what has happened when it was undone.
-func (p *pending) undone() told {
-	if p.same {
-		return told{}
-	}
-	return told{kind: LoginUndone}
 }
 
 // retiree is a record that is ended when the login is complete.
 type retiree struct {
 	record *record
 	carry  bool // what others have saved in it meanwhile belongs into the login
+	made   bool // this request has made it, and nobody else knows it
+	undone told // of what this request has made: what has happened if it is undone
 }
 
 // changeID is what changes of ID without grace have in common: do makes a record beside
@@ -82,12 +77,14 @@ func (m *Manager) isFinished(st *state) bool {
 // successor returns what a record that takes the place of another has to retire.
 func (d draft) successor(old *record) *pending {
 	p := &pending{changes: d.changes}
-	if d.login != nil { // a second change of ID in this request
+	made, undone := d.login != nil, told{}
+	if made { // a second change of ID in this request
 		p.old = append(p.old, d.login.old...)
 		p.changes = merged(d.login.changes, d.changes)
+		p.tells, undone = d.login.tells, d.login.undone
 	}
 	if old != nil {
-		p.old = append(p.old, retiree{old, d.login == nil}) // nobody else knows this request's own
+		p.old = append(p.old, retiree{record: old, carry: !made, made: made, undone: undone})
 	}
 	return p
 }
@@ -148,7 +145,7 @@ func (m *Manager) complete(ctx context.Context, st *state, d draft) error {
 	case errors.Is(err, ErrEnded): // the new ID was ended: nothing is retired, no cookie is set
 		m.lose(ctx, st, d, c.why)
 	case err != nil && !st.unknown():
-		m.undo(ctx, c.mine, d.login.undone())
+		m.undoAll(ctx, c.mine, d.login)
 		st.lost(m, d.epoch, "")
 	case err == nil:
 		if !d.login.same {
@@ -184,13 +181,13 @@ var errAgain = errors.New("again")
 // grant writes the record of a login with its own life, together with the retirement of
 // what stands beside it.
 func (c *completion) grant(ctx context.Context) error {
-	if !c.d.login.short && !c.d.wanted() {
+	if !c.d.login.short && !c.d.wanted() && c.d.login.tells == 0 {
 		return nil // it has its own life since Login
 	}
 	var a reply
 	var err error
 	if c.beside < 0 {
-		a, err = c.m.records.save(ctx, c.next, c.mine, 0, told{})
+		a, err = c.m.records.save(ctx, c.next, c.mine, 0, told{kind: c.d.login.tells})
 	} else {
 		o := c.old[c.beside]
 		a, err = c.m.records.retire(ctx, c.next, c.mine.head.revision, o, told{kind: c.d.login.tells})
@@ -287,7 +284,7 @@ func (m *Manager) Abort(ctx context.Context) {
 	}
 	ctx, cancel := m.bound(context.WithoutCancel(ctx))
 	defer cancel()
-	m.undo(ctx, r, p.undone())
+	m.undoAll(ctx, r, p)
 	st.lost(m, epoch, "")
 }
 
@@ -302,6 +299,16 @@ func (m *Manager) undo(ctx context.Context, r *record, t told) {
 	defer cancel()
 	if err := m.records.undo(ctx, r.id, t); err != nil {
 		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: a login that failed may stand until it expires", slog.Any("error", err))
+	}
+}
+
+// undoAll ends all that the changes of ID of a request have made, the last of which is r.
+func (m *Manager) undoAll(ctx context.Context, r *record, p *pending) {
+	m.undo(ctx, r, p.undone)
+	for _, o := range p.old {
+		if o.made {
+			m.undo(ctx, o.record, o.undone)
+		}
 	}
 }
 

@@ -24,8 +24,8 @@ const (
 // in particular.
 type Cause struct {
 	Reason Reason
-	// Actor names who does it, in at most 64 bytes, for what is told of the end. It is not
-	// kept with the session.
+	// Actor names who does it, in at most 64 bytes, for the event of the end. It is not kept with
+	// the session. Like Reason it can be read in Redis, also with Secrets: let it be an ID.
 	Actor string
 }
 

@@ -66,7 +66,7 @@ type EventKind uint8
 // What happens to the sessions of users.
 const (
 	LoggedIn     EventKind = iota + 1 // Login
-	Confirmed                         // Confirm, when its response was sent
+	Confirmed                         // Confirm, when its response was sent; the ID is new, too
 	LoggedOut                         // Logout, or a Login as somebody else
 	Rotated                           // it has a new ID, by itself, by Rotate or by EndOthers
 	Ended                             // by others, for the Cause
@@ -212,7 +212,9 @@ func (l EventLog) Streams() []string {
 func (l EventLog) Redis() *roundtrip.Sender { return l.records.redis }
 
 // Open reads the event of a stream's partition from an entry's field "e". Its error says
-// why it cannot be read: somebody else wrote it, or with another secret.
+// why it cannot be read: it is none, of another partition, or of another secret. With Secrets the user,
+// the client and the handle are those of an event that was written; who can write to Redis can
+// change everything else in it, and repeat it.
 func (l EventLog) Open(partition int, raw string) (e Event, err error) {
 	const fixed = 2 + 10 + timeLen + fieldLen
 	if len(raw) < fixed || raw[0] != 1 {

@@ -37,6 +37,12 @@ func toldOf(t testing.TB, client redis.UniversalClient, m *Manager) (list []Even
 	return list
 }
 
+func forgetEvents(rb redistest.Backend, m *Manager) {
+	for _, stream := range m.EventLog().Streams() {
+		rb.Client.Del(context.Background(), stream)
+	}
+}
+
 func kindsOf(list []Event) string {
 	var words []string
 	for _, e := range list {
@@ -340,4 +346,90 @@ func TestEventsWhileTheirSlotMoves(t *testing.T) {
 		t.Errorf("%d rotations, %d told, %d lost, in %d moves", rotations, told, m.Stats().LostEvents, moved)
 	}
 	t.Logf("%d rotations in %d moves", rotations, moved)
+}
+
+// What a request has made by several changes of its ID is undone, all of it, and told as often as it
+// was told before.
+func TestUndoOfSeveralChangesOfID(t *testing.T) {
+	each(t, Config{Events: Events{Retention: time.Hour}}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		defer forgetEvents(rb, m)
+		for name, second := range map[string]func(ctx context.Context, user string) error{
+			"login":   func(ctx context.Context, user string) error { return m.Login(ctx, user) },
+			"confirm": func(ctx context.Context, _ string) error { return m.Confirm(ctx) },
+			"another": func(ctx context.Context, user string) error { return m.Login(ctx, "not "+user) },
+			"others":  func(ctx context.Context, _ string) error { _, err := m.EndOthers(ctx, Cause{}); return err },
+			"half":    func(ctx context.Context, user string) error { return m.BeginLogin(ctx, "not "+user, time.Minute) },
+		} {
+			user := name + " " + t.Name()
+			ctx := load(t, m)
+			if err := m.Login(ctx, user); err != nil {
+				t.Fatal(err)
+			}
+			if err := second(ctx, user); err != nil {
+				t.Fatal(err)
+			}
+			m.Abort(ctx) // a panic
+			for _, user := range []string{user, "not " + user} {
+				logins := 0
+				for _, e := range toldOf(t, rb.Client, m) {
+					switch {
+					case e.UserID == user && e.Kind == LoggedIn:
+						logins++
+					case e.UserID == user && e.Kind == LoginUndone:
+						logins--
+					}
+				}
+				if list := listed(t, m, t.Context(), user); len(list) > 0 || logins != 0 {
+					t.Errorf("%s: %q has %d sessions, and %d logins that were not undone: %s", name, user, len(list), logins, kindsOf(toldOf(t, rb.Client, m)))
+				}
+			}
+		}
+	})
+}
+
+// Several acts in one request have their events; so has a session that ends by somebody's login at
+// its cookie, on a server that does not accept it.
+func TestEventsOfOneRequest(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb, Config{Events: Events{Retention: time.Hour}})
+		login := func(ctx context.Context) error { return m.Login(ctx, "ann "+t.Name()) }
+		others := func(ctx context.Context) error { _, err := m.EndOthers(ctx, Cause{}); return err }
+		for want, acts := range map[string][]func(context.Context) error{
+			"logged-in confirmed": {login, m.Confirm}, "logged-in rotated": {login, others}, "logged-in confirmed ": {login, m.Confirm, others},
+			"logged-in logged-in": {login, login}, "logged-in logged-out": {login, m.Logout},
+		} {
+			rb.Client.Del(t.Context(), m.records.keys.events(m.records.keys.user("ann " + t.Name())[0]))
+			endAll(t, m, "ann "+t.Name())
+			advance(t, rb, 20*time.Millisecond, m)
+			ctx := load(t, m)
+			for _, act := range acts {
+				if err := act(ctx); err != nil {
+					t.Fatalf("%s: %v", want, err)
+				}
+			}
+			finish(t, m, ctx)
+			var got []string
+			for _, e := range toldOf(t, rb.Client, m) {
+				if e.UserID == "ann "+t.Name() && e.Kind != Ended {
+					got = append(got, e.Kind.String())
+				}
+			}
+			if strings.Join(got, " ") != strings.TrimSpace(want) {
+				t.Errorf("%q is told, want %q", got, want)
+			}
+		}
+
+		b := begin(t, m, "bob "+t.Name())
+		strict := manager(t, rb, Config{Events: Events{Retention: time.Hour}, Accounts: Accounts{NotBefore: time.Now().Add(50 * time.Minute)}})
+		advance(t, rb, 55*time.Minute, m, strict)
+		b.m = strict
+		b.request(func(ctx context.Context) {
+			if err := strict.Login(ctx, "cy "+t.Name()); err != nil {
+				t.Error(err)
+			}
+		})
+		if got := kindsOf(toldOf(t, rb.Client, m)); !strings.Contains(got, "bob "+t.Name()+" logged-out") {
+			t.Errorf("%s is told", got)
+		}
+	})
 }

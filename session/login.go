@@ -80,6 +80,7 @@ func (m *Manager) Login(ctx context.Context, userID string, opts ...LoginOption)
 		}
 		r.who.user, r.who.authenticated = userID, atBirth
 		p.short = len(p.old) > 0 || m.records.accounts.WhenFull == RefuseLogin
+		p.tells, p.undone = 0, told{kind: LoginUndone}
 		return r, p, entry{most: o.most, replacing: replaced}
 	})
 }
@@ -108,7 +109,7 @@ func (m *Manager) BeginLogin(ctx context.Context, userID string, within time.Dur
 			p.startAnew(r)
 		}
 		r.head.kind, r.who.begun = begun, userID
-		p.short = len(p.old) > 0
+		p.short, p.tells = len(p.old) > 0, 0
 		return r, p, entry{within: within, most: m.records.accounts.Max}
 	})
 }
@@ -244,7 +245,10 @@ func (m *Manager) renew(ctx context.Context, tells EventKind, change func(r *rec
 			}
 			if a.outcome != refused {
 				p := d.successor(old)
-				p.short, p.same, p.tells = true, d.login == nil || d.login.same, tells
+				p.short, p.same = true, d.login == nil || d.login.same
+				if p.tells != Confirmed { // whose ID is new, too
+					p.tells = tells
+				}
 				return r, p, nil
 			}
 			f, err := m.records.met(ctx, old.id, a)

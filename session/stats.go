@@ -30,7 +30,8 @@ func (s *records) stats() Stats {
 // SecretUse says how many records in Redis are sealed under which secret.
 type SecretUse struct {
 	// Secrets has the numbers for each of Config.Secrets, in its order. When that of an
-	// old secret has come to zero, no session needs it any more.
+	// old secret has come to zero, no session needs it any more, but events may for as long as
+	// Events.Retention.
 	Secrets []int
 	// Unsealed records were written without a secret. When Secrets are set they cannot be
 	// read.

@@ -21,5 +21,5 @@ if ARGV[2] ~= '' then
 elseif ARGV[5] == '1' then
   call('HSET', group, 'tries', math.max(0, tries - 1))
 end
-call('HSET', group, 'holder', '', 'until', string.format('%.0f', now + ARGV[4]))
+call('HSET', group, 'holder', '', 'until', string.format('%.0f', now + ARGV[4]), 'for', ARGV[4])
 return 1

@@ -149,10 +149,11 @@ elseif flags >= 16 then
 end
 local record = head .. when .. before .. boxes
 call('HSET', key, field, record)
+local kind = told and told:byte(23) or 0
+if kind > 0 and (kind ~= 8 or moved) then -- a use is told as often as it is noted
+  happens(kind, field, record, '')
+end
 if moved then
-  if told and told:byte(23) == 8 then
-    happens(8, field, record, '')
-  end
   local ms = (ends - ends % 1000) / 1000 + 1
   call('PEXPIREAT', key, ms, 'GT')
 end

@@ -4,6 +4,7 @@
 package events
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -12,6 +13,8 @@ import (
 	mathrand "math/rand/v2"
 	"regexp"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +22,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
+	"github.com/gatehouse-go/gatehouse/internal/seal"
 	"github.com/gatehouse-go/gatehouse/scripts"
 	"github.com/gatehouse-go/gatehouse/session"
 )
@@ -55,7 +59,7 @@ type Reader struct {
 
 	handled, failed, dead, missed atomic.Uint64
 	waiting                       [partitions]atomic.Int64
-	oldest                        [partitions]atomic.Int64 // age of the oldest that waits, µs
+	oldest                        [partitions]atomic.Int64 // when the oldest that waits came, by this clock, µs; 0: none waits
 }
 
 const partitions = 256
@@ -70,7 +74,8 @@ type DeadLetter struct {
 	Err     error // why: of the last try
 }
 
-// Stats counts what this Reader did. Waiting and Lag are of its last look at each stream.
+// Stats counts what this Reader did. Waiting and Lag are of all readers of the group, as of this
+// one's last look at each stream.
 type Stats struct {
 	Handled uint64        // events for which the handler has returned nil
 	Failed  uint64        // calls of the handler that failed, panicked or took too long
@@ -85,7 +90,9 @@ func (r *Reader) Stats() Stats {
 	s := Stats{Handled: r.handled.Load(), Failed: r.failed.Load(), Dead: r.dead.Load(), Missed: r.missed.Load()}
 	for i := range r.waiting {
 		s.Waiting += r.waiting[i].Load()
-		s.Lag = max(s.Lag, time.Duration(r.oldest[i].Load())*time.Microsecond)
+		if came := r.oldest[i].Load(); came != 0 {
+			s.Lag = max(s.Lag, time.Since(time.UnixMicro(came)))
+		}
 	}
 	return s
 }
@@ -93,20 +100,40 @@ func (r *Reader) Stats() Stats {
 // The lease outlasts the handler by leaseMargin, in which the cursor is moved.
 const leaseMargin = 5 * time.Second
 
+// firstPause is how long the second try waits. The others wait twice as long each, at most a minute.
+var firstPause = time.Second
+
 var groupName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // run is a Run.
 type run struct {
 	*Reader
+	tries, batch, parallel int
+	timeout, interval      time.Duration
+	logger                 *slog.Logger
+
 	log     session.EventLog
 	redis   *roundtrip.Sender
 	streams []string
 	handle  func(context.Context, []session.Event) error
-	as      string        // this reader, in leases
+	as      string        // this Run, in leases
 	keep    time.Duration // how long Redis remembers the group
-	away    atomic.Bool   // Redis does not answer, and the log says so
-	later   [partitions]int
-	refused [partitions]bool
+
+	mu     sync.Mutex
+	of     [partitions]partition
+	silent int // partitions whose server does not answer
+}
+
+// partition is one stream. Whoever has set busy has all of it.
+type partition struct {
+	busy bool
+	due  time.Time
+
+	failures      int           // in a row, for the pause
+	lastID        string        // of the event that failed last
+	lastErr       error         // and why
+	hangs         chan struct{} // a call that did not come back; closed when it does
+	silent, wrong bool          // the log says so
 }
 
 // Run hands events to a handler until ctx ends; then it waits for the calls that are under way and
@@ -114,49 +141,70 @@ type run struct {
 // the handler. Its error names what is wrong with the Reader.
 //
 // When the handler has returned nil its events are done with. If it fails, or its process dies,
-// they come again, one by one: of each user's the first comes first, and those behind it wait. An
-// event may come twice, with the same ID: let the handler be idempotent. It is called for up to
-// Parallel batches at a time, which have no users in common.
+// they come again, one by one: of each user's the first comes first, and those behind it wait. A
+// process that dies counts as a try, since an event may be what kills it. An event may come twice,
+// with the same ID: let the handler be idempotent. It is called for up to Parallel batches at a
+// time, which have no users in common.
 func (r *Reader) Run(ctx context.Context, handle func(context.Context, []session.Event) error) error {
-	if err := r.check(handle); err != nil {
+	s, err := r.settings(handle)
+	if err != nil {
 		return err
 	}
-	log := r.Manager.EventLog()
-	s := &run{Reader: r, log: log, redis: log.Redis(), streams: log.Streams(), handle: handle, as: rand.Text(), keep: log.Retention() + 24*time.Hour}
-	for ctx.Err() == nil {
-		var found atomic.Bool
-		var next atomic.Int64
-		order := mathrand.Perm(partitions) // several readers meet seldom
-		var workers sync.WaitGroup
-		for range r.Parallel {
-			workers.Go(func() {
-				for ctx.Err() == nil {
-					i := int(next.Add(1)) - 1
-					if i >= partitions || s.away.Load() && i > 0 {
-						return
-					}
-					if s.read(ctx, order[i]) {
-						found.Store(true)
-					}
-				}
-			})
-		}
-		workers.Wait()
-		if !found.Load() {
-			sleep(ctx, r.Interval)
-		}
+	now := time.Now()
+	for i := range s.of {
+		s.of[i].due = now.Add(mathrand.N(s.interval)) // several readers meet seldom
 	}
+	var workers sync.WaitGroup
+	for range s.parallel {
+		workers.Go(func() {
+			for {
+				i, wait := s.next()
+				if sleep(ctx, wait); ctx.Err() != nil {
+					return
+				}
+				p := &s.of[i]
+				after := s.read(ctx, i, p)
+				s.mu.Lock()
+				p.busy, p.due = false, time.Now().Add(after)
+				s.mu.Unlock()
+			}
+		})
+	}
+	workers.Wait()
 	return nil
 }
 
-// check fills in defaults and says what is wrong.
-func (r *Reader) check(handle func(context.Context, []session.Event) error) error {
+// next returns the partition that is due first, and when, for the caller alone.
+func (s *run) next() (first int, wait time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first = -1
+	for i := range s.of {
+		if p := &s.of[i]; !p.busy && (first < 0 || p.due.Before(s.of[first].due)) {
+			first = i
+		}
+	}
+	s.of[first].busy = true // there are as many as workers at least
+	return first, time.Until(s.of[first].due)
+}
+
+// settings fills in defaults and says what is wrong.
+func (r *Reader) settings(handle func(context.Context, []session.Event) error) (*run, error) {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("events: "+format, args...)) }
+	s := &run{
+		Reader: r, tries: cmp.Or(r.Tries, 5), batch: cmp.Or(r.Batch, 100), parallel: cmp.Or(r.Parallel, 4),
+		timeout: cmp.Or(r.Timeout, 30*time.Second), interval: cmp.Or(r.Interval, time.Second), logger: r.Logger, handle: handle, as: rand.Text(),
+	}
+	if s.logger == nil {
+		s.logger = slog.Default()
+	}
 	if r.Manager == nil {
 		bad("Reader.Manager is nil")
-	} else if r.Manager.EventLog().Retention() == 0 {
+	} else if s.log = r.Manager.EventLog(); s.log.Retention() == 0 {
 		bad("the Manager has no Events: there is nothing to read")
+	} else {
+		s.redis, s.streams, s.keep = s.log.Redis(), s.log.Streams(), s.log.Retention()+24*time.Hour
 	}
 	if !groupName.MatchString(r.Group) {
 		bad("Reader.Group %q: 1 to 64 letters, digits, dots, dashes and underscores are possible", r.Group)
@@ -169,36 +217,28 @@ func (r *Reader) check(handle func(context.Context, []session.Event) error) erro
 	}
 	for _, n := range []struct {
 		name        string
-		value       *int
-		byDef, most int
-	}{{"Tries", &r.Tries, 5, 1000}, {"Batch", &r.Batch, 100, 1000}, {"Parallel", &r.Parallel, 4, partitions}} {
-		if *n.value == 0 {
-			*n.value = n.byDef
-		}
-		if *n.value < 1 || *n.value > n.most {
-			bad("Reader.%s %d is not between 1 and %d", n.name, *n.value, n.most)
+		value, most int
+	}{{"Tries", s.tries, 1000}, {"Batch", s.batch, 1000}, {"Parallel", s.parallel, partitions}} {
+		if n.value < 1 || n.value > n.most {
+			bad("Reader.%s %d is not between 1 and %d", n.name, n.value, n.most)
 		}
 	}
 	for _, d := range []struct {
-		name        string
-		value       *time.Duration
-		byDef, most time.Duration
-	}{{"Timeout", &r.Timeout, 30 * time.Second, time.Hour}, {"Interval", &r.Interval, time.Second, time.Hour}} {
-		if *d.value == 0 {
-			*d.value = d.byDef
-		}
-		if *d.value < time.Millisecond || *d.value > d.most {
-			bad("Reader.%s %v is not between a millisecond and %v", d.name, *d.value, d.most)
+		name  string
+		value time.Duration
+	}{{"Timeout", s.timeout}, {"Interval", s.interval}} {
+		if d.value < time.Millisecond || d.value > time.Hour {
+			bad("Reader.%s %v is not between a millisecond and an hour", d.name, d.value)
 		}
 	}
-	if r.Logger == nil {
-		r.Logger = slog.Default()
-	}
-	return errors.Join(errs...)
+	return s, errors.Join(errs...)
 }
 
 // sleep waits, until ctx ends.
 func sleep(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -218,221 +258,239 @@ type taken struct {
 	tries    int
 }
 
-// atATime bounds how many batches of a stream are read before it is the turn of others.
-const atATime = 10
-
-// read handles what there is in a stream, and reports whether there was anything.
-func (s *run) read(ctx context.Context, partition int) (found bool) {
-	for range atATime {
-		t, ok := s.take(ctx, partition)
-		if !ok || len(t.ids) == 0 {
-			return found
-		}
-		found = true
-		if !s.work(ctx, partition, t) || ctx.Err() != nil {
-			return found
+// read handles what comes next of a stream, and returns how long it can wait until the next look.
+func (s *run) read(ctx context.Context, i int, p *partition) time.Duration {
+	if p.hangs != nil {
+		select {
+		case <-p.hangs:
+			p.hangs = nil
+		default:
+			return s.interval
 		}
 	}
-	return found
+	t, ok := s.take(ctx, i, p)
+	switch {
+	case !ok:
+		return max(s.interval, time.Second)
+	case len(t.ids) == 0:
+		return s.interval
+	case ctx.Err() != nil:
+		s.again(ctx, i, 0, true)
+		return 0
+	}
+	return s.work(ctx, i, p, t)
 }
 
 // keys are the group's hash and the stream, of one slot.
-func (s *run) keys(partition int) []string {
-	return []string{s.streams[partition] + ":" + s.Group, s.streams[partition]}
+func (s *run) keys(i int) []string {
+	return []string{s.streams[i] + ":" + s.Group, s.streams[i]}
 }
 
 // take asks for the next events.
-func (s *run) take(ctx context.Context, partition int) (t taken, ok bool) {
-	raw, err := s.redis.Run(ctx, takeScript, s.keys(partition), s.as, (s.Timeout + leaseMargin).Microseconds(), s.Batch, s.keep.Milliseconds())
+func (s *run) take(ctx context.Context, i int, p *partition) (t taken, ok bool) {
+	// What the script has given must come back, or it would count as a try.
+	raw, err := s.redis.Run(context.WithoutCancel(ctx), takeScript, s.keys(i), s.as, (s.timeout + leaseMargin).Microseconds(), s.batch, s.keep.Milliseconds())
 	list, _ := raw.([]any)
-	var refused redis.Error
-	if err == nil && len(list) != 6 {
+	if err == nil && len(list) != 7 {
 		err = fmt.Errorf("unexpected reply of type %T", raw)
 	}
-	switch {
-	case err != nil && ctx.Err() != nil:
+	if s.trouble(ctx, i, p, err); err != nil {
 		return t, false
-	case errors.As(err, &refused): // of this stream, while its slot is moved for example
-		if !s.refused[partition] {
-			s.Logger.LogAttrs(ctx, slog.LevelWarn, "events: a stream cannot be read", slog.String("stream", s.streams[partition]), slog.Any("error", err))
-		}
-		s.refused[partition] = true
-		return t, false
-	case err != nil:
-		if !s.away.Swap(true) {
-			s.Logger.LogAttrs(ctx, slog.LevelWarn, "events: cannot be read, Redis does not answer", slog.Any("error", err))
-		}
-		return t, false
-	case s.away.Swap(false):
-		s.Logger.LogAttrs(ctx, slog.LevelInfo, "events: are read again")
 	}
-	s.refused[partition] = false
 	now, _ := list[0].(int64)
 	entries, _ := list[1].([]any)
 	tries, _ := list[2].(int64)
 	waiting, _ := list[3].(int64)
 	missed, _ := list[4].(int64)
-	begins, _ := list[5].(int64)
+	another, _ := list[5].(int64)
+	oldest, _ := list[6].(string)
 	for i := 0; i+1 < len(entries); i += 2 {
 		id, _ := entries[i].(string)
 		event, _ := entries[i+1].(string)
 		t.ids, t.raw = append(t.ids, id), append(t.raw, event)
 	}
 	t.tries = int(tries)
-	s.look(partition, now, waiting, t)
-	if missed > 0 {
-		s.missed.Add(uint64(missed))
-		s.Logger.LogAttrs(ctx, slog.LevelError, "events: gone before they were read", slog.Int64("missed", missed), slog.String("group", s.Group), slog.String("stream", s.streams[partition]))
+	var came int64
+	if ms, err := strconv.ParseInt(strings.SplitN(oldest, "-", 2)[0], 10, 64); err == nil {
+		came = time.Now().UnixMicro() - max(0, now-1000*ms)
 	}
-	if begins != 0 {
-		s.Logger.LogAttrs(ctx, slog.LevelInfo, "events: read from the oldest", slog.String("group", s.Group), slog.String("stream", s.streams[partition]))
+	s.waiting[i].Store(waiting)
+	s.oldest[i].Store(came)
+	s.missed.Add(uint64(missed))
+	if missed > 0 || another != 0 {
+		s.logger.LogAttrs(ctx, slog.LevelError, "events: gone before they were read", slog.Int64("missed_at_least", missed),
+			slog.Bool("stream_is_new", another != 0), slog.String("group", s.Group), slog.String("stream", s.streams[i]))
 	}
 	return t, true
 }
 
-// look notes what waits, for Stats.
-func (s *run) look(partition int, now, waiting int64, t taken) {
-	if waiting < 0 { // somebody else has it
-		waiting = 0
+// trouble tells of an outage once, however many streams it concerns, and of a stream that its server
+// refuses, while its slot is moved for example.
+func (s *run) trouble(ctx context.Context, i int, p *partition, err error) {
+	var refused redis.Error
+	wrong := errors.As(err, &refused)
+	if wrong && !p.wrong {
+		s.logger.LogAttrs(ctx, slog.LevelWarn, "events: a stream cannot be read", slog.String("stream", s.streams[i]), slog.Any("error", err))
 	}
-	var oldest int64
-	if len(t.ids) > 0 {
-		var ms int64
-		if _, err := fmt.Sscanf(t.ids[0], "%d-", &ms); err == nil {
-			oldest = max(0, now-1000*ms)
-		}
+	p.wrong = wrong
+	silent := err != nil && !wrong
+	if silent == p.silent {
+		return
 	}
-	s.waiting[partition].Store(waiting)
-	s.oldest[partition].Store(oldest)
+	p.silent = silent
+	s.mu.Lock()
+	before := s.silent
+	if silent {
+		s.silent++
+	} else {
+		s.silent--
+	}
+	left := s.silent
+	s.mu.Unlock()
+	switch {
+	case before == 0:
+		s.logger.LogAttrs(ctx, slog.LevelWarn, "events: Redis does not answer", slog.String("stream", s.streams[i]), slog.Any("error", err))
+	case left == 0:
+		s.logger.LogAttrs(ctx, slog.LevelInfo, "events: Redis answers again")
+	}
 }
 
-// work handles what was taken, and gives the lease back. It reports whether to go on.
-func (s *run) work(ctx context.Context, partition int, t taken) bool {
+// work handles what was taken, gives the lease back, and returns how long the rest can wait.
+func (s *run) work(ctx context.Context, i int, p *partition, t taken) time.Duration {
 	var list []session.Event
 	var unreadable error
 	for _, raw := range t.raw {
-		e, err := s.log.Open(partition, raw)
+		e, err := s.log.Open(i, raw)
 		if err != nil {
 			unreadable = err
 			break
 		}
 		list = append(list, e)
 	}
-	letter := DeadLetter{Raw: t.raw[0], Stream: s.streams[partition], EntryID: t.ids[0], Tries: t.tries}
+	letter := DeadLetter{Raw: t.raw[0], Stream: s.streams[i], EntryID: t.ids[0], Tries: t.tries}
 	if len(list) == 0 {
 		letter.Err = fmt.Errorf("it cannot be read: %w", unreadable)
-		return s.bury(ctx, partition, letter)
+		if errors.Is(unreadable, seal.ErrUnknownKey) && t.tries < s.tries { // this server may be told the secret
+			return s.retry(ctx, i, p, letter, false)
+		}
+		return s.bury(ctx, i, p, letter)
 	}
 	letter.Event = list[0]
-	if t.tries > s.Tries && len(t.raw) == 1 {
-		letter.Tries, letter.Err = t.tries-1, errors.New("no try came to an end: its reader died, or the handler took too long")
-		return s.bury(ctx, partition, letter)
+	if t.tries > s.tries && len(t.raw) == 1 {
+		if letter.Err = p.lastErr; p.lastID != t.ids[0] || letter.Err == nil {
+			letter.Err = errors.New("no try came to an end: its readers died, or the handler took too long")
+		}
+		letter.Tries--
+		return s.bury(ctx, i, p, letter)
 	}
-	err, hangs := s.call(ctx, func(ctx context.Context) error { return s.handle(ctx, list) })
+	err := s.call(ctx, p, func(ctx context.Context) error { return s.handle(ctx, list) })
 	switch {
 	case err == nil:
 		s.handled.Add(uint64(len(list)))
-		s.later[partition] = 0
-		return s.move(ctx, partition, t.ids[len(list)-1], len(list))
-	case ctx.Err() != nil && !hangs: // it was called off
-		s.again(ctx, partition, 0, true)
-		return false
+		return s.move(ctx, i, p, t.ids[len(list)-1], len(list))
+	case ctx.Err() != nil && p.hangs == nil: // it was called off
+		s.again(ctx, i, 0, true)
+		return 0
 	}
+	letter.Err = err
 	s.failed.Add(1)
-	s.Logger.LogAttrs(ctx, slog.LevelWarn, "events: not handled", slog.Any("error", err), slog.String("group", s.Group), slog.Int("events", len(list)), slog.Int("try", t.tries))
+	s.logger.LogAttrs(ctx, slog.LevelWarn, "events: not handled", slog.Any("error", err), slog.String("group", s.Group), slog.Int("events", len(list)), slog.Int("try", t.tries))
 	switch {
-	case hangs: // it may yet go on: the lease runs out by itself
+	case p.hangs != nil: // it may yet go on: the lease runs out by itself
+		return s.interval
 	case errors.Is(err, ErrLater):
-		s.again(ctx, partition, s.backoff(partition), true)
-	case t.tries >= s.Tries && len(t.raw) == 1:
-		letter.Err = err
-		return s.bury(ctx, partition, letter)
-	case t.tries == 1 && len(t.raw) > 1: // one by one at once
-		s.again(ctx, partition, 0, false)
-		return true
-	default:
-		s.again(ctx, partition, s.backoff(partition), false)
+		return s.retry(ctx, i, p, letter, true)
+	case t.tries >= s.tries && len(t.raw) == 1:
+		return s.bury(ctx, i, p, letter)
+	case len(t.raw) > 1: // one by one, at once
+		s.again(ctx, i, 0, false)
+		return 0
 	}
-	return false
+	return s.retry(ctx, i, p, letter, false)
 }
 
-// firstPause is how long the second try waits. The others wait twice as long each, at most a minute.
-var firstPause = time.Second
-
-func (s *run) backoff(partition int) time.Duration {
-	d := firstPause << min(s.later[partition], 10)
-	s.later[partition]++
-	return min(d, time.Minute)
+// retry leaves events for another try, after a pause, and returns that.
+func (s *run) retry(ctx context.Context, i int, p *partition, letter DeadLetter, uncounted bool) time.Duration {
+	p.lastID, p.lastErr = letter.EntryID, letter.Err
+	pause := min(firstPause<<min(p.failures, 10), time.Minute)
+	p.failures++
+	s.again(ctx, i, pause, uncounted)
+	return pause
 }
 
 // bury gives an event to DeadLetter.
-func (s *run) bury(ctx context.Context, partition int, letter DeadLetter) bool {
-	err, hangs := s.call(ctx, func(ctx context.Context) error { return s.DeadLetter(ctx, letter) })
+func (s *run) bury(ctx context.Context, i int, p *partition, letter DeadLetter) time.Duration {
+	err := s.call(ctx, p, func(ctx context.Context) error { return s.DeadLetter(ctx, letter) })
 	switch {
 	case err == nil:
 		s.dead.Add(1)
-		s.later[partition] = 0
-		return s.move(ctx, partition, letter.EntryID, 1)
-	case hangs:
-	default:
-		s.Logger.LogAttrs(ctx, slog.LevelError, "events: not taken as a dead letter, those behind it wait", slog.Any("error", err), slog.String("group", s.Group), slog.String("entry", letter.EntryID))
-		s.again(ctx, partition, s.backoff(partition), false)
+		return s.move(ctx, i, p, letter.EntryID, 1)
+	case p.hangs != nil:
+		return s.interval
 	}
-	return false
+	s.logger.LogAttrs(ctx, slog.LevelError, "events: not taken as a dead letter, those behind it wait", slog.Any("error", err), slog.String("group", s.Group), slog.String("entry", letter.EntryID))
+	return s.retry(ctx, i, p, letter, false)
 }
 
 // call calls a function of the user, for at most Timeout. One that does not come back after its
 // context has ended hangs.
-func (s *run) call(ctx context.Context, f func(context.Context) error) (err error, hangs bool) {
-	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
+func (s *run) call(ctx context.Context, p *partition, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	done := make(chan error, 1)
+	back := make(chan struct{})
+	err := errors.New("its goroutine has ended") // by runtime.Goexit
 	go func() {
+		defer close(back)
 		defer func() {
-			if p := recover(); p != nil {
-				s.Logger.LogAttrs(ctx, slog.LevelError, "events: panic", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-				done <- fmt.Errorf("panic: %v", p)
+			if v := recover(); v != nil {
+				s.logger.LogAttrs(ctx, slog.LevelError, "events: panic", slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
+				err = fmt.Errorf("panic: %v", v)
 			}
 		}()
-		done <- f(ctx)
+		err = f(ctx)
 	}()
-	late := time.NewTimer(s.Timeout + leaseMargin/2)
+	late := time.NewTimer(s.timeout + leaseMargin/2)
 	defer late.Stop()
 	select {
-	case err = <-done:
-		return err, false
+	case <-back:
+		return err
 	case <-late.C:
-		return fmt.Errorf("it did not return within %v", s.Timeout), true
+		p.hangs = back
+		return fmt.Errorf("it did not return within %v", s.timeout)
 	}
 }
 
-// move says that events were handled. It is tried for as long as the lease holds: they would come
-// again.
-func (s *run) move(ctx context.Context, partition int, id string, n int) bool {
-	return s.give(ctx, partition, id, n, 0, "")
+// move says that events were handled.
+func (s *run) move(ctx context.Context, i int, p *partition, id string, n int) time.Duration {
+	p.failures = 0
+	s.waiting[i].Add(int64(-n))
+	s.oldest[i].Store(0) // until the next look, which is at once
+	s.give(ctx, i, id, n, 0, "")
+	return 0
 }
 
-// again leaves events for another try, after a while. uncounted says that it is not their fault.
-func (s *run) again(ctx context.Context, partition int, after time.Duration, uncounted bool) {
+// again leaves events for another try, after a pause. uncounted says that it is not their fault.
+func (s *run) again(ctx context.Context, i int, pause time.Duration, uncounted bool) {
 	flag := ""
 	if uncounted {
 		flag = "1"
 	}
-	s.give(ctx, partition, "", 0, after, flag)
+	s.give(ctx, i, "", 0, pause, flag)
 }
 
-func (s *run) give(ctx context.Context, partition int, id string, n int, after time.Duration, flag string) bool {
+// give gives the lease back. It is tried for as long as that holds: what was handled would come again.
+func (s *run) give(ctx context.Context, i int, id string, n int, pause time.Duration, flag string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseMargin/2)
 	defer cancel()
 	for {
-		raw, err := s.redis.Run(ctx, moveScript, s.keys(partition)[:1], s.as, id, n, after.Microseconds(), flag)
+		raw, err := s.redis.Run(ctx, moveScript, s.keys(i)[:1], s.as, id, n, pause.Microseconds(), flag)
 		moved, _ := raw.(int64)
 		switch {
 		case err == nil && moved == 1:
-			return true
-		case err == nil || ctx.Err() != nil: // they come again, to whoever has the lease then
-			s.Logger.LogAttrs(ctx, slog.LevelWarn, "events: the lease was lost, they come again", slog.String("group", s.Group), slog.Any("error", err))
-			return false
+			return
+		case err == nil || ctx.Err() != nil: // they come to whoever has the lease then
+			s.logger.LogAttrs(ctx, slog.LevelWarn, "events: the lease was lost, they come again", slog.String("group", s.Group), slog.Any("error", err))
+			return
 		}
 		sleep(ctx, 50*time.Millisecond)
 	}

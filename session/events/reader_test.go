@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -288,6 +290,180 @@ func TestTakeover(t *testing.T) {
 	})
 }
 
+// A handler that hangs holds up its users alone; its lease is nobody else's, however short theirs are.
+func TestHanging(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		login(t, m, "ann", 0)
+		var rec recorder
+		let, hanging := make(chan struct{}), make(chan struct{}, 10)
+		r := quick(m, &rec)
+		r.Timeout, r.Parallel = 20*time.Second, 2
+		handle := func(ctx context.Context, list []session.Event) error {
+			if list[0].UserID == "ann" {
+				hanging <- struct{}{}
+				<-let
+			}
+			return rec.handle(ctx, list)
+		}
+		stop := start(t, r, handle)
+		<-hanging
+		other := quick(m, &rec)
+		other.Timeout = time.Millisecond
+		stopOther := start(t, other, handle)
+		login(t, m, "bob", 0)
+		await(t, "event of bob", func() bool { n, _ := rec.len(); return n == 1 })
+		time.Sleep(200 * time.Millisecond)
+		if len(hanging) > 0 {
+			t.Error("another reader has what is being handled")
+		}
+		await(t, "figures", func() bool { s := other.Stats(); return s.Waiting == 1 && s.Lag > 200*time.Millisecond })
+		close(let)
+		await(t, "event of ann", func() bool { n, _ := rec.len(); return n == 2 })
+		stop()
+		stopOther()
+	})
+}
+
+// A pause is kept however short the Timeout is, and what waits meanwhile can be seen.
+func TestPausesAreKept(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		defer func(d time.Duration) { *events.FirstPause = d }(*events.FirstPause)
+		*events.FirstPause = 20 * time.Second
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		login(t, m, "ann", 2)
+		var rec recorder
+		for _, err := range []error{errors.New("broken"), events.ErrLater} {
+			r := quick(m, &rec)
+			r.Group = strings.ReplaceAll(err.Error(), " ", "-")[:6]
+			if r.Group == "events" {
+				r.Group = "later"
+			}
+			var calls atomic.Int64
+			handle := func(context.Context, []session.Event) error { calls.Add(1); return err }
+			second := quick(m, &rec)
+			second.Group = r.Group
+			r.Tries, second.Tries = 100, 100
+			stop, stopSecond := start(t, r, handle), start(t, second, handle)
+			time.Sleep(500 * time.Millisecond)
+			if n := calls.Load(); n < 1 || n > 2 { // once together, once alone
+				t.Errorf("%v: %d calls", err, n)
+			}
+			for _, r := range []*events.Reader{r, second} {
+				if s := r.Stats(); s.Waiting != 3 && rb.Mini == nil || s.Waiting == 0 || s.Lag < 400*time.Millisecond {
+					t.Errorf("%v: %+v", err, s)
+				}
+			}
+			stop()
+			stopSecond()
+		}
+	})
+}
+
+// A handler that ends its goroutine has failed; the last error goes with the letter.
+func TestGoexit(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		login(t, m, "ann", 0)
+		var rec recorder
+		r := quick(m, &rec)
+		letters := 0
+		r.DeadLetter = func(ctx context.Context, d events.DeadLetter) error {
+			if letters++; letters < 3 {
+				return errors.New("no paper")
+			}
+			return rec.dead(ctx, d)
+		}
+		defer start(t, r, func(context.Context, []session.Event) error { runtime.Goexit(); return nil })()
+		await(t, "dead letter", func() bool { _, dead := rec.len(); return dead == 1 })
+		if err := rec.letters[0].Err; !strings.Contains(err.Error(), "goroutine has ended") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// One server of a cluster that hangs keeps nobody from the events of the others, and is told once.
+func TestHungMaster(t *testing.T) {
+	cluster := redistest.StartCluster(t, "--cluster-require-full-coverage", "no")
+	m, err := session.New(cluster.Client(), session.Config{Prefix: "hung:", Events: session.Events{Retention: time.Hour}, Logger: slog.New(slog.DiscardHandler), Timeout: 300 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rec recorder
+	log := &redistest.Journal{}
+	r := quick(m, &rec)
+	r.Logger = slog.New(slog.NewTextHandler(log, nil))
+	try := func(user string) bool {
+		ctx, err := m.Load(t.Context())
+		if err == nil {
+			if err = m.Login(ctx, user); err == nil {
+				_, err = m.Finish(ctx)
+			}
+		}
+		return err == nil
+	}
+	await(t, "login", func() bool { return try("warm") })
+	defer start(t, r, rec.handle)()
+	await(t, "event", func() bool { n, _ := rec.len(); return n >= 1 })
+	before, _ := rec.len()
+	cluster.Nodes()[0].Pause()
+	defer cluster.Nodes()[0].Resume()
+	logins := 0
+	for i := range 60 {
+		if try(fmt.Sprint("user ", i)) {
+			logins++
+		}
+	}
+	if logins < 20 || logins > 58 {
+		t.Fatalf("%d logins", logins)
+	}
+	await(t, "events of the others", func() bool { n, _ := rec.len(); return n == before+logins })
+	if got := strings.Count(log.String(), "Redis does not answer"); got != 1 {
+		t.Errorf("told %d times: %s", got, log)
+	}
+}
+
+// A new group has missed nothing; a stream that was emptied is told once; one whose IDs begin lower than
+// the cursor, since the clock was set back, is read.
+func TestOtherStreams(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		if rb.Mini != nil {
+			t.Skip("miniredis counts no entries")
+		}
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		login(t, m, "ann", 9)
+		stream := ""
+		for _, s := range m.EventLog().Streams() {
+			if rb.Client.XLen(t.Context(), s).Val() > 0 {
+				stream = s
+			}
+		}
+		rb.Client.XTrimMaxLen(t.Context(), stream, 4)
+		var rec recorder
+		r := quick(m, &rec)
+		stop := start(t, r, rec.handle)
+		await(t, "four events", func() bool { n, _ := rec.len(); return n == 4 })
+		stop()
+		if s := r.Stats(); s.Missed != 0 {
+			t.Errorf("a new group: %+v", s)
+		}
+		login(t, m, "ann", 4)
+		rb.Client.XTrimMaxLen(t.Context(), stream, 0)
+		stop = start(t, r, rec.handle)
+		time.Sleep(300 * time.Millisecond)
+		stop()
+		if s := r.Stats(); s.Missed != 5 {
+			t.Errorf("an emptied stream: %+v", s)
+		}
+		rb.Client.Del(t.Context(), stream)
+		rb.Advance(t, -time.Hour)
+		login(t, m, "ann", 29) // more than were added before
+		stop = start(t, r, rec.handle)
+		await(t, "30 more events", func() bool { n, _ := rec.len(); return n == 34 })
+		stop()
+	})
+}
+
 // What is gone, deleted or somebody else's is told and gone on from.
 func TestStrangeStreams(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
@@ -330,7 +506,7 @@ func TestStrangeStreams(t *testing.T) {
 		more(1)
 		rb.Client.Del(ctx, stream+":test") // the cursor is lost: all come again
 		more(1)
-		if !strings.Contains(log.String(), "read from the oldest") {
+		if !strings.Contains(log.String(), "stream_is_new=true") {
 			t.Errorf("nothing is told: %s", log)
 		}
 
