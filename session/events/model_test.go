@@ -61,10 +61,10 @@ func modelManager(client redis.UniversalClient) (*session.Manager, error) {
 // modelBroken are the ways in which the processes may do it wrongly, for the model to find.
 var modelBroken = map[string]redis.Hook{
 	"a cursor that moves before the handler is done": altered{change: func(args []any, text string) ([]any, string) {
-		return args, strings.Replace(text, "'cursor', cursor, 'pos', string.format('%.0f', pos), 'holder'", "'cursor', entries[#entries][1], 'pos', string.format('%.0f', pos), 'holder'", 1)
+		return args, strings.Replace(text, "'cursor', cursor, 'pos'", "'cursor', entries[#entries] and entries[#entries][1] or cursor, 'pos'", 1)
 	}, script: "session/events_take.lua"},
 	"two readers of a partition": altered{change: func(args []any, text string) ([]any, string) {
-		return args, strings.Replace(text, "if held > now and", "if false and", 1)
+		return args, strings.Replace(text, "local busy = held > now and", "local busy = false and", 1)
 	}, script: "session/events_take.lua"},
 	"an event in a second command": apart{},
 }
@@ -85,6 +85,9 @@ func (h altered) instead(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
 		return nil
 	}
 	rest, text := h.change(args[2:], s.Source())
+	if text == s.Source() {
+		panic(h.script + " has not been altered")
+	}
 	return redis.NewCmd(ctx, append([]any{"eval", text}, rest...)...)
 }
 
