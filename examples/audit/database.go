@@ -72,7 +72,7 @@ func (db *DB) Close() error { return db.sql.Close() }
 func (db *DB) Save(ctx context.Context, list []session.Event) error {
 	return db.inTx(ctx, func(tx *sql.Tx) error {
 		for _, e := range list {
-			_, err := exec(ctx, tx, `INSERT INTO events (id, at, kind, user_id, handle, client, reason, actor)
+			_, err := change(ctx, tx, `INSERT INTO events (id, at, kind, user_id, handle, client, reason, actor)
 				VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING`,
 				e.ID, e.Time.UTC(), e.Kind.String(), e.UserID, e.Handle, e.Client, string(e.Cause.Reason), e.Cause.Actor)
 			if err != nil {
@@ -82,7 +82,7 @@ func (db *DB) Save(ctx context.Context, list []session.Event) error {
 				continue
 			}
 			// What comes again is older than what was seen since.
-			if _, err := exec(ctx, tx, `INSERT INTO last_seen (user_id, handle, at) VALUES ($1, $2, $3)
+			if _, err := change(ctx, tx, `INSERT INTO last_seen (user_id, handle, at) VALUES ($1, $2, $3)
 				ON CONFLICT (user_id, handle) DO UPDATE SET at = excluded.at WHERE last_seen.at < excluded.at`,
 				e.UserID, e.Handle, e.Time.UTC()); err != nil {
 				return err
@@ -94,7 +94,7 @@ func (db *DB) Save(ctx context.Context, list []session.Event) error {
 
 // Bury keeps a dead letter. While the database is away it fails, and is called again.
 func (db *DB) Bury(ctx context.Context, reader string, letter events.DeadLetter) error {
-	_, err := exec(ctx, db.sql, `INSERT INTO dead_letters (reader, stream, entry_id, raw, error)
+	_, err := change(ctx, db.sql, `INSERT INTO dead_letters (reader, stream, entry_id, raw, error)
 		VALUES ($1, $2, $3, $4, $5) ON CONFLICT (reader, stream, entry_id) DO NOTHING`,
 		reader, letter.Stream, letter.EntryID, []byte(letter.Raw), letter.Err.Error())
 	return err
@@ -137,8 +137,8 @@ func (db *DB) inTx(ctx context.Context, f func(*sql.Tx) error) error {
 	return classify(tx.Commit())
 }
 
-// exec returns how many rows a statement has changed.
-func exec(ctx context.Context, on interface {
+// change returns how many rows a statement has changed.
+func change(ctx context.Context, on interface {
 	ExecContext(context.Context, string, ...any) (sql.Result, error)
 }, statement string, args ...any) (int64, error) {
 	result, err := on.ExecContext(ctx, statement, args...)

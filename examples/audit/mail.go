@@ -42,7 +42,7 @@ func newDevices(db *DB, mailer Mailer) func(context.Context, []session.Event) er
 				continue
 			}
 			if err := db.inTx(ctx, func(tx *sql.Tx) error {
-				claimed, err := exec(ctx, tx, `INSERT INTO mails (id, user_id, client) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, e.ID, e.UserID, e.Client)
+				claimed, err := change(ctx, tx, `INSERT INTO mails (id, user_id, client) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, e.ID, e.UserID, e.Client)
 				if err != nil || claimed == 0 {
 					return err
 				}
