@@ -45,7 +45,7 @@ func TestDatabase(t *testing.T) {
 			return session.Event{ID: id, Time: base.Add(time.Duration(ms) * time.Millisecond), Kind: kind, UserID: "ann", Handle: "h", Client: "curl"}
 		}
 		login, used, logout := at("a", session.LoggedIn, 0), at("b", session.Used, 100), at("c", session.LoggedOut, 200)
-		for _, list := range [][]session.Event{{login, used, logout}, {login}, {login, used}} { // again, as after a crash
+		for _, list := range [][]session.Event{{login, used, logout}, {login, used}, {login}} { // again, as after a crash
 			if err := db.Save(ctx, list); err != nil {
 				t.Fatal(err)
 			}

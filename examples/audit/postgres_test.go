@@ -24,6 +24,7 @@ type postgres struct {
 	dir     string
 	program string
 	as      *syscall.SysProcAttr
+	options []string
 	server  *exec.Cmd // a shell around it
 	order   io.WriteCloser
 }
@@ -59,8 +60,8 @@ func requirePostgres(t *testing.T) string {
 	return ""
 }
 
-// startPostgres starts a PostgreSQL that ends with t.
-func startPostgres(t *testing.T) *postgres {
+// startPostgres starts a PostgreSQL that ends with t. Options are those of its command line.
+func startPostgres(t *testing.T, options ...string) *postgres {
 	t.Helper()
 	bin := requirePostgres(t)
 	dir, err := os.MkdirTemp("", "audit") // t.TempDir may be too long for a socket, and closed to others
@@ -68,7 +69,7 @@ func startPostgres(t *testing.T) *postgres {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	p := &postgres{t: t, url: "postgres:///postgres?user=audit&host=" + dir, dir: dir, program: filepath.Join(bin, "postgres")}
+	p := &postgres{t: t, url: "postgres:///postgres?user=audit&host=" + dir, dir: dir, program: filepath.Join(bin, "postgres"), options: options}
 	// Signals to the test's process group, such as Ctrl-C, do not reach the shell, which ends
 	// the server when the test process is gone.
 	p.as = &syscall.SysProcAttr{Setsid: true}
@@ -121,12 +122,12 @@ func (p *postgres) command(name string, args ...string) *exec.Cmd {
 // start returns before the server takes connections.
 func (p *postgres) start() {
 	p.t.Helper()
-	p.server = p.command("/bin/sh", "-c", `
-		"$0" -D data -k "$PWD" -c listen_addresses= -c fsync=on -c log_min_messages=warning >>log 2>&1 &
+	p.server = p.command("/bin/sh", append([]string{"-c", `
+		"$0" -D data -k "$PWD" -c listen_addresses= -c fsync=on -c log_min_messages=warning "$@" >>log 2>&1 &
 		read order
 		kill -QUIT $!
 		wait $!
-		[ "$order" = keep ] || rm -rf "$PWD"`, p.program)
+		[ "$order" = keep ] || rm -rf "$PWD"`, p.program}, p.options...)...)
 	var err error
 	if p.order, err = p.server.StdinPipe(); err != nil {
 		p.t.Fatal(err)

@@ -69,8 +69,9 @@ func TestAuditChild(t *testing.T) {
 type mailbox struct{ file *os.File }
 
 func (m mailbox) NewDevice(_ context.Context, e session.Event) error {
+	time.Sleep(rand.N(10 * time.Millisecond)) // so that some kills come just before a mail, and just after
 	_, err := m.file.WriteString(e.ID + "\n")
-	time.Sleep(rand.N(5 * time.Millisecond)) // so that some kills come between a mail and its commit
+	time.Sleep(rand.N(10 * time.Millisecond))
 	return err
 }
 
@@ -78,7 +79,7 @@ func (m mailbox) NewDevice(_ context.Context, e session.Event) error {
 func people(m *session.Manager, user string, until time.Time) {
 	cookie := ""
 	for time.Now().Before(until) {
-		time.Sleep(rand.N(80 * time.Millisecond))
+		time.Sleep(rand.N(120 * time.Millisecond))
 		ctx, err := m.Load(context.Background(), cookie)
 		if err != nil {
 			continue
@@ -109,7 +110,10 @@ func people(m *session.Manager, user string, until time.Time) {
 // its mail.
 func TestAuditSurvives(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	database := startPostgres(t)
+	// A commit takes long, and so do the reader's calls of Redis: a kill is to come between any two
+	// steps.
+	database := startPostgres(t, "-c", "commit_delay=20000", "-c", "commit_siblings=0")
+	slow := redistest.NewProxy(t, server.Addr())
 	client := server.Client()
 	often := config
 	often.IdleTimeout = 20 * time.Second // so that uses are told each second
@@ -118,7 +122,7 @@ func TestAuditSurvives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := childConfig{server.Addr(), database.url, filepath.Join(t.TempDir(), "mails")}
+	cfg := childConfig{slow.Addr(), database.url, filepath.Join(t.TempDir(), "mails")}
 	text, err := json.Marshal(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -155,6 +159,13 @@ func TestAuditSurvives(t *testing.T) {
 		}
 		return n
 	}
+	all.Go(func() {
+		for time.Now().Before(until) {
+			slow.Delay(rand.N(20 * time.Millisecond))
+			time.Sleep(50 * time.Millisecond)
+		}
+		slow.Heal()
+	})
 	var kills, restarts, outages int
 	all.Go(func() {
 		restarts = blows(*surviveFor/5, *surviveFor/3, database.restart)
