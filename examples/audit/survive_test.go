@@ -112,7 +112,7 @@ func TestAuditSurvives(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	// A commit takes long, and so do the reader's calls of Redis: a kill is to come between any two
 	// steps.
-	database := startPostgres(t, "-c", "commit_delay=20000", "-c", "commit_siblings=0")
+	database := startPostgres(t, "-c", "commit_delay=40000", "-c", "commit_siblings=0")
 	slow := redistest.NewProxy(t, server.Addr())
 	client := server.Client()
 	often := config
@@ -168,7 +168,7 @@ func TestAuditSurvives(t *testing.T) {
 	})
 	var kills, restarts, outages int
 	all.Go(func() {
-		restarts = blows(*surviveFor/5, *surviveFor/3, database.restart)
+		restarts = blows(*surviveFor/8, *surviveFor/6, database.restart)
 	})
 	all.Go(func() {
 		outages = blows(*surviveFor/2, *surviveFor, func() {
