@@ -24,7 +24,7 @@ import (
 	"github.com/gatehouse-go/gatehouse/session"
 )
 
-var surviveFor = flag.Duration("audit.survive", 14*time.Second, "how long people log in and out while everything is killed")
+var surviveFor = flag.Duration("audit.survive", 12*time.Second, "how long people log in and out while everything is killed")
 
 const childEnv = "GATEHOUSE_TEST_AUDIT"
 
