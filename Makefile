@@ -18,7 +18,7 @@ run: ## Start the demo (ADDR, default :8080; REDIS_URL, default an embedded mini
 	cd examples && go run ./demo
 
 .PHONY: test
-test: redis ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off: on miniredis alone
+test: redis postgres ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off: on miniredis alone
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@failed=; for m in $(MODULES); do \
 		echo "== test $$m"; \
@@ -81,3 +81,26 @@ redis:
 		echo "No apt-get, dnf, apk or brew here: please install redis-server yourself." >&2; exit 1; \
 	fi; \
 	command -v redis-server >/dev/null || { echo "There is still no redis-server in PATH." >&2; exit 1; }
+
+# On Debian the package also starts a service on port 5432, and leaves initdb out of PATH, as does
+# Homebrew. The tests never use the service.
+.PHONY: postgres
+postgres:
+	@[ "$(GATEHOUSE_TEST_POSTGRES)" != off ] || exit 0; \
+	found() { command -v initdb || ls -d /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql@*/bin/initdb /usr/local/opt/postgresql@*/bin/initdb 2>/dev/null | grep .; } >/dev/null; \
+	found && exit 0; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	echo "PostgreSQL is missing, and a test of examples/audit starts its own. Installing it with the package manager" >&2; \
+	echo "(GATEHOUSE_TEST_POSTGRES=off goes without)." >&2; \
+	if command -v apt-get >/dev/null; then \
+		$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; \
+	elif command -v dnf >/dev/null; then \
+		$$sudo dnf install -y postgresql-server; \
+	elif command -v apk >/dev/null; then \
+		$$sudo apk add postgresql; \
+	elif command -v brew >/dev/null; then \
+		brew install postgresql@17; \
+	else \
+		echo "No apt-get, dnf, apk or brew here: please install PostgreSQL yourself." >&2; exit 1; \
+	fi; \
+	found || { echo "There is still no initdb." >&2; exit 1; }

@@ -43,6 +43,21 @@ func (c *Client) Another() *Client {
 	}}
 }
 
+// As is another browser of the same server, which calls itself agent.
+func (c *Client) As(agent string) *Client {
+	as := c.Another()
+	as.http.Transport = userAgent(agent)
+	return as
+}
+
+type userAgent string
+
+func (a userAgent) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("User-Agent", string(a))
+	return http.DefaultTransport.RoundTrip(r)
+}
+
 // Visit lets the same browser visit another server.
 func (c *Client) Visit(handler http.Handler) *Client {
 	server := httptest.NewServer(handler)

@@ -1,0 +1,116 @@
+// Command audit keeps what happens to sessions in a database, and mails people about new devices.
+// The service itself never waits for either: Redis holds the events until they are handled, through
+// a restart of the database, of Redis or of this process.
+//
+//	REDIS_URL     such as redis://localhost:6379/0; default: a Redis inside the process
+//	DATABASE_URL  such as postgres://user:password@localhost/audit; default: an SQLite inside the
+//	              process, to try it out
+//
+// What is inside the process is gone when it ends. Mails are printed in place of being sent.
+package main
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/session"
+	"github.com/gatehouse-go/gatehouse/session/events"
+)
+
+// config is how all processes keep their sessions: those that only read events, too.
+var config = session.Config{Events: session.Events{Retention: 7 * 24 * time.Hour, LastSeen: true}}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, "localhost:8080", os.Getenv("REDIS_URL"), os.Getenv("DATABASE_URL")); err != nil {
+		log.Fatal("audit: ", err)
+	}
+}
+
+func run(ctx context.Context, addr, redisURL, databaseURL string) error {
+	client, err := connect(redisURL)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	db, err := Open(ctx, databaseURL)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if databaseURL == "" {
+		log.Print("DATABASE_URL is not set: events go to an embedded SQLite, for trying out. They are gone when this process ends.")
+	}
+	sessions, err := session.New(client, config)
+	if err != nil {
+		return err
+	}
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	server := &http.Server{Addr: addr, Handler: New(sessions, db), ReadHeaderTimeout: 10 * time.Second}
+	var serving, reading error
+	var both sync.WaitGroup
+	both.Go(func() {
+		defer stop()
+		serving = server.ListenAndServe()
+	})
+	both.Go(func() {
+		defer stop()
+		reading = follow(ctx, sessions, db, Console{os.Stdout}, 30*time.Second)
+	})
+	log.Printf("Open http://%s/ (Ctrl-C ends it). The users are ann and bob; the password of each is the name.", addr)
+	<-ctx.Done()
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = server.Shutdown(grace)
+	both.Wait()
+	if errors.Is(serving, http.ErrServerClosed) {
+		serving = nil
+	}
+	return errors.Join(serving, reading)
+}
+
+// follow reads the events until ctx ends: once for the database, and once more for mails, so that
+// neither waits for the other. timeout bounds a transaction, and the sending of a mail.
+func follow(ctx context.Context, sessions *session.Manager, db *DB, mailer Mailer, timeout time.Duration) error {
+	var readers sync.WaitGroup
+	var audit, mail error
+	read := func(group string, handle func(context.Context, []session.Event) error) error {
+		r := events.Reader{Manager: sessions, Group: group, Timeout: timeout}
+		r.DeadLetter = func(ctx context.Context, letter events.DeadLetter) error { return db.Bury(ctx, group, letter) }
+		return r.Run(ctx, handle)
+	}
+	readers.Go(func() { audit = read("audit", db.Save) })
+	readers.Go(func() { mail = read("mail", newDevices(db, mailer)) })
+	readers.Wait()
+	return errors.Join(audit, mail)
+}
+
+func connect(url string) (redis.UniversalClient, error) {
+	if url == "" {
+		mini, err := miniredis.Run()
+		if err != nil {
+			return nil, err
+		}
+		mini.ClockTTL(true) // nothing would expire otherwise
+		return redis.NewClient(&redis.Options{Addr: mini.Addr()}), nil
+	}
+	options, err := redis.ParseURL(url)
+	if err != nil {
+		// The error may quote the URL, and with it a password.
+		return nil, errors.New("REDIS_URL is not a Redis URL such as redis://localhost:6379/0")
+	}
+	return redis.NewClient(options), nil
+}
