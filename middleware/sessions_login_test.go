@@ -317,7 +317,7 @@ func TestLoginWhileRedisGoesAway(t *testing.T) {
 		{"a Login again", scripts.Get("session/login.lua"), "ann", 503, false, "ann cart=book k="},
 		{"a Login again, the old ID", scripts.Get("session/retire.lua"), "ann", 503, true, "ann cart=book k=1"},
 		{"another's Login, its own life", scripts.Get("session/save.lua"), "eve", 503, false, "eve cart=book k="},
-		{"another's Login, the old ID", scripts.Get("session/end_all.lua"), "eve", 503, true, "ann cart= k="},
+		{"another's Login, the old ID", scripts.Get("session/end.lua"), "eve", 503, true, "ann cart= k="},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for name, fault := range faults {

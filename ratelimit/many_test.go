@@ -27,6 +27,9 @@ func TestManyKeysAreDecidedAsOneIs(t *testing.T) {
 				t.Run(fmt.Sprintf("%v, explicit %v", a, explicit), func(t *testing.T) {
 					script := scripts.Get("limit/" + a.word() + "_many.lua")
 					limit := Limit{Requests: 7, Window: 5 * time.Millisecond}.of(a)
+					if !explicit { // as far as a busy machine is out
+						limit.Window *= 10
+					}
 					now := time.Now().Add(time.Hour).UnixMicro()
 					if b.Mini != nil {
 						b.Mini.SetTime(time.UnixMicro(now))
@@ -85,7 +88,7 @@ func TestManyKeysAreDecidedAsOneIs(t *testing.T) {
 							if a == fixed && !explicit {
 								// Redis sets an expiry by the time at which the script began.
 								s := states[i].(*fixedState)
-								if got.mark-s.last > 1 { // another window; by 1 it is put right
+								if got.mark-s.last > 10 { // another window; by less it is put right
 									s.used = 0
 								}
 								s.last = got.mark
