@@ -148,13 +148,14 @@ local function done(reply)
     return reply
   end
   local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
-  local ok, oldest = stream, math.max(0, math.floor((now - longest) / 1000))
+  local ok = stream
   for _, event in ipairs(happened) do
-    ok = ok and type(redis.pcall('XADD', stream, 'MINID', '~', oldest, '*', 'e', event)) == 'string'
+    ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
   end
   ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-  if ok and told:byte(1) < 16 then -- that is random
+  if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
     redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
+    redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
   end
   return ok and reply or {reply, happened}
 end
