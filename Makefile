@@ -22,7 +22,7 @@ test: redis postgres ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off:
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@failed=; for m in $(MODULES); do \
 		echo "== test $$m"; \
-		(cd $$m && go test $(RACE) -shuffle=on -timeout 10m ./...) || failed="$$failed $$m"; \
+		(cd $$m && go test $(RACE) -shuffle=on -timeout 15m ./...) || failed="$$failed $$m"; \
 	done; [ -z "$$failed" ] || { echo "FAILED:$$failed" >&2; exit 1; }
 
 .PHONY: lint

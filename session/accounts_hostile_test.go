@@ -58,7 +58,7 @@ func TestLogoutBesideAChangeOfID(t *testing.T) {
 						t.Errorf("%s beside %s (done %v): %d answer, %d listed", how, name, done, n, len(listed(t, m, t.Context(), "ann")))
 					}
 					endAll(t, m, "ann")
-					advance(t, rb, 20*time.Millisecond, m)
+					advance(t, rb, 10*time.Second, m)
 				}
 			}
 		}
@@ -202,7 +202,7 @@ func TestEndAllAfterALoginOfTheRequest(t *testing.T) {
 				t.Errorf("%q: the session from before goes on", user)
 			}
 			endAll(t, m, "ann")
-			advance(t, rb, 20*time.Millisecond, m)
+			advance(t, rb, 10*time.Second, m)
 		}
 	})
 }

@@ -146,7 +146,7 @@ func TestEventsOfEachAct(t *testing.T) {
 				}
 			}, "bob ended(password-changed )"},
 			{"a logout", func() {
-				advance(t, rb, 20*time.Millisecond, m)
+				advance(t, rb, 10*time.Second, m)
 				b.cookie = ""
 				do(login("bob"))()
 				do(m.Logout)()
@@ -403,7 +403,7 @@ func TestEventsOfOneRequest(t *testing.T) {
 		} {
 			rb.Client.Del(t.Context(), m.records.keys.events(m.records.keys.user("ann " + t.Name())[0]))
 			endAll(t, m, "ann "+t.Name())
-			advance(t, rb, 20*time.Millisecond, m)
+			advance(t, rb, 10*time.Second, m)
 			ctx := load(t, m)
 			for _, act := range acts {
 				if err := act(ctx); err != nil {

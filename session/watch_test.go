@@ -83,7 +83,7 @@ func TestWatchHearsOfEnds(t *testing.T) {
 		w := watching(t, rb.NewClient(t), time.Hour, m)
 		for name, way := range ways {
 			endAll(t, m, "ann")
-			advance(t, rb, 20*time.Millisecond)
+			advance(t, rb, 10*time.Second)
 			b, bob := begin(t, m, "ann"), begin(t, m, "bob")
 			mine, other := watched(t, w, b.cookie), watched(t, w, bob.cookie)
 			// What keeps the session keeps the watch.

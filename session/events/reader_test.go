@@ -345,6 +345,7 @@ func TestPausesAreKept(t *testing.T) {
 			second.Group = r.Group
 			r.Tries, second.Tries = 100, 100
 			stop, stopSecond := start(t, r, handle), start(t, second, handle)
+			await(t, "call", func() bool { return calls.Load() > 0 })
 			time.Sleep(500 * time.Millisecond)
 			if n := calls.Load(); n < 1 || n > 2 { // once together, once alone
 				t.Errorf("%v: %d calls", err, n)
