@@ -355,7 +355,8 @@ func play(t *testing.T, client redis.UniversalClient, cfg modelConfig, during ti
 			return nil
 		})
 	})
-	for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	// Until the leases of who was killed are over, and longer on a slow machine.
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		model.mu.Lock()
 		left := 0
 		known := map[string]bool{}

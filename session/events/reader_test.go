@@ -524,7 +524,7 @@ func TestStrangeStreams(t *testing.T) {
 
 		rb.Client.Del(ctx, stream)
 		rb.Client.Set(ctx, stream, "a string", time.Minute)
-		time.Sleep(100 * time.Millisecond)
+		await(t, "word of it", func() bool { return strings.Contains(log.String(), "a stream cannot be read") })
 		login(t, m, "bob", 0) // another's stream goes on
 		more(1)
 		rb.Client.Del(ctx, stream)
