@@ -171,59 +171,26 @@ func (o accountsOrder) serve(m *Manager) (a accountsAnswer) {
 	return a
 }
 
-// altered sends scripts with something changed.
-type altered struct {
-	onlyCommands
-	script *scripts.Script
-	change *strings.Replacer
-}
-
-func (h altered) instead(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
-	args := cmd.Args()
-	if len(args) < 2 || args[1] != h.script.SHA1() && args[1] != h.script.Source() {
-		return nil
-	}
-	return redis.NewCmd(ctx, append([]any{"eval", h.change.Replace(h.script.Source())}, args[2:]...)...)
-}
-
-func (h altered) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		other := h.instead(ctx, cmd)
-		if other == nil {
-			return next(ctx, cmd)
+// altered sends a script with something changed.
+func altered(script *scripts.Script, change ...string) redistest.Instead {
+	text := strings.NewReplacer(change...).Replace(script.Source())
+	return func(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
+		args := cmd.Args()
+		if len(args) < 2 || args[1] != script.SHA1() && args[1] != script.Source() {
+			return nil
 		}
-		return answered(cmd, other, next(ctx, other))
-	}
-}
-
-func (h altered) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		sent := slices.Clone(cmds)
-		for i, cmd := range cmds {
-			if other := h.instead(ctx, cmd); other != nil {
-				sent[i] = other
-			}
-		}
-		err := next(ctx, sent)
-		for i, cmd := range cmds {
-			if sent[i] != cmd {
-				_ = answered(cmd, sent[i].(*redis.Cmd), sent[i].Err())
-			}
-		}
-		return err
+		return redis.NewCmd(ctx, append([]any{"eval", text}, args[2:]...)...)
 	}
 }
 
 // accountsBroken are the ways in which the processes may do it wrongly, for the model to find.
 var accountsBroken = map[string]redis.Hook{
-	"EndAll without the fence": altered{script: loginScript, change: strings.NewReplacer("if stale then", "if false then", "note, margin}", "note, -1}")},
-	"a fence compared by age alone": altered{script: loginScript,
-		change: strings.NewReplacer("tonumber(ARGV[9]) <= at or margin <= 0", "margin <= 0", "note, margin}", "note, -1}")},
-	"a fence compared by time alone": altered{script: loginScript,
-		change: strings.NewReplacer("tonumber(ARGV[9]) <= at or margin <= 0", "tonumber(ARGV[9]) <= at", "note, margin}", "note, -1}")},
+	"EndAll without the fence":       altered(loginScript, "if stale then", "if false then", "note, margin}", "note, -1}"),
+	"a fence compared by age alone":  altered(loginScript, "tonumber(ARGV[9]) <= at or margin <= 0", "margin <= 0", "note, margin}", "note, -1}"),
+	"a fence compared by time alone": altered(loginScript, "tonumber(ARGV[9]) <= at or margin <= 0", "tonumber(ARGV[9]) <= at", "note, margin}", "note, -1}"),
 	// What others have created since the last count of this process does not count.
-	"a cap counted apart from the creation":                altered{script: loginScript, change: strings.NewReplacer("count >= most", "count >= most and now % 2 == 0")},
-	"a commit that does not ask whether its record stands": unconditional{},
+	"a cap counted apart from the creation":                altered(loginScript, "count >= most", "count >= most and now % 2 == 0"),
+	"a commit that does not ask whether its record stands": unconditional,
 }
 
 // accountsSession is a session, as the model knows it.

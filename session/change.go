@@ -36,9 +36,8 @@ type retiree struct {
 }
 
 // changeID is what changes of ID without grace have in common: do makes a record beside
-// that of before, which Finish retires. A record that do returns with an error is undone,
-// which tells what is undone.
-func (m *Manager) changeID(ctx context.Context, undone told, do func(context.Context, *state, draft) (*record, *pending, error)) error {
+// that of before, which Finish retires. A record that do returns with an error is undone.
+func (m *Manager) changeID(ctx context.Context, do func(context.Context, *state, draft) (*record, *pending, error)) error {
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession
@@ -63,7 +62,7 @@ func (m *Manager) changeID(ctx context.Context, undone told, do func(context.Con
 		err = ErrConflict // another goroutine of this request has logged in or out
 	}
 	if err != nil && r != nil {
-		m.undo(ctx, r, undone)
+		m.undo(ctx, r, p.undone)
 	}
 	return err
 }

@@ -559,7 +559,7 @@ func TestInterleavingsCatchAnUnconditionalSave(t *testing.T) {
 	server.Flush()
 	b := redistest.Backend{Client: server.Client(), Addrs: []string{server.Addr()}}
 	acts := []act{actSave, actRotate, actLoginAnn, actLoginBob, actLogout}
-	if wrong, n := interleavings(t, b, manager(t, b, slowly), acts, unconditional{}); len(wrong) < 10 {
+	if wrong, n := interleavings(t, b, manager(t, b, slowly), acts, unconditional); len(wrong) < 10 {
 		t.Errorf("of %d only %q", n, wrong)
 	}
 }

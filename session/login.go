@@ -150,7 +150,7 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*r
 	if err := checkUserID(userID); err != nil {
 		return err
 	}
-	return m.changeID(ctx, told{kind: LoginUndone}, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
+	return m.changeID(ctx, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
 		r, p, e := over(d)
 		e.short, e.own = m.short(p), st.raisedBy(r.id.owner)
 		var err error
@@ -177,8 +177,7 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*r
 		case err == nil && a.outcome == refused:
 			err = ErrConflict // nobody else knows the ID
 		case err == errMargin: // what it has ended at the cap stays ended
-			m.undo(ctx, r, told{kind: LoginUndone})
-			return nil, nil, ErrStaleLogin
+			err = ErrStaleLogin
 		case err == nil: // not before it is known that there is a login
 			err = m.overtake(ctx, d)
 		}
@@ -219,7 +218,7 @@ func (m *Manager) loginOver(d draft, userID string) (*record, *pending) {
 
 // renew gives the session of a user a new ID without grace, which tells what it is.
 func (m *Manager) renew(ctx context.Context, tells EventKind, change func(r *record, now int64)) error {
-	return m.changeID(ctx, told{}, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
+	return m.changeID(ctx, func(ctx context.Context, st *state, d draft) (*record, *pending, error) {
 		old := d.record
 		for {
 			switch {
@@ -239,17 +238,14 @@ func (m *Manager) renew(ctx context.Context, tells EventKind, change func(r *rec
 				r.who.client = d.client
 			}
 			change(r, now)
-			a, err := m.records.beside(ctx, r, old, m.records.timeout+m.records.grace)
-			if err != nil {
-				return r, nil, err
+			p := d.successor(old)
+			p.short, p.same = true, d.login == nil || d.login.same
+			if p.tells != Confirmed { // whose ID is new, too
+				p.tells = tells
 			}
-			if a.outcome != refused {
-				p := d.successor(old)
-				p.short, p.same = true, d.login == nil || d.login.same
-				if p.tells != Confirmed { // whose ID is new, too
-					p.tells = tells
-				}
-				return r, p, nil
+			a, err := m.records.beside(ctx, r, old, m.records.timeout+m.records.grace)
+			if err != nil || a.outcome != refused {
+				return r, p, err
 			}
 			f, err := m.records.met(ctx, old.id, a)
 			switch {

@@ -51,7 +51,7 @@ func newSite(name, addr string) (site, error) {
 	case siteSealed:
 		cfg.Secrets, cfg.KeySecret = [][]byte{secret}, keySecret
 	case siteUnconditional:
-		client.AddHook(unconditional{})
+		client.AddHook(unconditional)
 	case siteStock:
 		return newStockSite(redisstore.New(&redigo.Pool{MaxIdle: 64, Dial: func() (redigo.Conn, error) {
 			return redigo.Dial("tcp", addr)
@@ -128,35 +128,7 @@ func (s stockSite) values(ctx context.Context) map[string]any {
 func (s stockSite) clockMoved() {}
 
 // unconditional breaks a store: a save writes the record whatever stands in Redis.
-type unconditional struct{ onlyCommands }
-
-func (unconditional) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		over := overwriting(ctx, cmd)
-		if over == nil {
-			return next(ctx, cmd)
-		}
-		return answered(cmd, over, next(ctx, over))
-	}
-}
-
-func (unconditional) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		sent := make([]redis.Cmder, len(cmds))
-		for i, cmd := range cmds {
-			if sent[i] = cmd; nameOf(cmd) == "save" {
-				sent[i] = overwriting(ctx, cmd)
-			}
-		}
-		err := next(ctx, sent)
-		for i, cmd := range cmds {
-			if sent[i] != cmd {
-				_ = answered(cmd, sent[i].(*redis.Cmd), sent[i].Err())
-			}
-		}
-		return err
-	}
-}
+var unconditional = redistest.Instead(overwriting)
 
 // overwriting is the command that a save becomes; nil for any other.
 func overwriting(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
@@ -167,15 +139,6 @@ func overwriting(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
 	a := cmd.Args()[3:]
 	return redis.NewCmd(ctx, "eval", createScript.Source(), 1, a[0],
 		a[1], a[3], a[4], a[5], a[6], 0, a[7], "1", a[8])
-}
-
-func answered(cmd redis.Cmder, by *redis.Cmd, err error) error {
-	if err != nil {
-		cmd.SetErr(err)
-		return err
-	}
-	cmd.(interface{ SetVal(any) }).SetVal(by.Val())
-	return nil
 }
 
 // onlyCommands is the part of a hook that leaves connections alone.

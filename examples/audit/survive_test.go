@@ -116,7 +116,7 @@ func TestAuditSurvives(t *testing.T) {
 	slow := redistest.NewProxy(t, server.Addr())
 	client := server.Client()
 	often := config
-	often.IdleTimeout = 20 * time.Second // so that uses are told each second
+	often.IdleTimeout = 20 * time.Second // a use is noted each second
 	often.Logger = slog.New(slog.DiscardHandler)
 	m, err := session.New(client, often)
 	if err != nil {

@@ -19,7 +19,7 @@
 -- ARGV[6]  reason, at most 32 bytes
 -- ARGV[7]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
 --          1970; 0: it is none
--- ARGV[8]  what is told in events: see parts/_happens.lua
+-- ARGV[8]  what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, ended; -now, ended, and a sweep is due; {now, 0, there}, not ended: there
 -- stands at the field. now is Redis's time in µs.
@@ -73,15 +73,15 @@ local function handle(s)
   end
 end
 
--- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
--- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
--- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
 -- Publishes the end of a session for those who watch it. Where that is not permitted, they
 -- learn of it by looking.
 local function tell(handle)
   redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
 end
+-- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
+-- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
+-- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
+-- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
 local last = 0
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
@@ -132,9 +132,10 @@ end
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local happened = {}
+local act = told and #told >= 23 and told:byte(23) or 0 -- the caller's kind; 0: that of the script
 local function happens(kind, field, record, reason)
   local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
-  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+  if told and #told >= 23 and kind > 0 and (of == 1 or of == 2 or kind == 6) then
     local n = #happened
     happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
       field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
@@ -158,12 +159,11 @@ local function done(reply)
   end
   return ok and reply or {reply, happened}
 end
-local kind = told and told:byte(23) or 0
 local none = ('\0'):rep(9)
 local function stop(field, there, copy)
-  if kind > 0 and standing(there) == 1 then
-    happens(kind, field, there, '')
-    kind = 0 -- it is one session
+  if standing(there) == 1 then
+    happens(act, field, there, '')
+    act = 0 -- it is one session
   end
   bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], mode == 'logout' and none or ARGV[5], copy)
 end

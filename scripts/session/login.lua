@@ -30,7 +30,7 @@
 -- ARGV[24] mark of a fence that may have to be planted, 8 bytes
 -- ARGV[25] how often a use is noted, µs
 -- ARGV[26] lifetime of legacy sessions: a copy was born by so much before its deadline, µs
--- ARGV[27] what is told in events: see parts/_happens.lua
+-- ARGV[27] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: {now, 1, note, margin}, created; {now, 2, note, margin}, and a sweep is due. note
 -- is the end of half a login and the fence that it noted, 22 bytes, or "". margin is how
@@ -74,15 +74,15 @@ local function taken(there)
   end
   return #there >= 41 and times('>I7', there, 10) > now
 end
--- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
--- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
--- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
 -- Publishes the end of a session for those who watch it. Where that is not permitted, they
 -- learn of it by looking.
 local function tell(handle)
   redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
 end
+-- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
+-- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
+-- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
+-- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
 local last = 0
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
@@ -133,9 +133,10 @@ end
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local happened = {}
+local act = told and #told >= 23 and told:byte(23) or 0 -- the caller's kind; 0: that of the script
 local function happens(kind, field, record, reason)
   local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
-  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+  if told and #told >= 23 and kind > 0 and (of == 1 or of == 2 or kind == 6) then
     local n = #happened
     happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
       field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)

@@ -18,7 +18,7 @@
 -- ARGV[10] Grace, µs
 -- ARGV[11] reason, at most 32 bytes
 -- ARGV[12] how often a use is noted, µs
--- ARGV[13] what is told in events: see parts/_happens.lua
+-- ARGV[13] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, done; nothing done: {now, 0, there}, there
 -- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
@@ -72,9 +72,10 @@ end
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local happened = {}
+local act = told and #told >= 23 and told:byte(23) or 0 -- the caller's kind; 0: that of the script
 local function happens(kind, field, record, reason)
   local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
-  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+  if told and #told >= 23 and kind > 0 and (of == 1 or of == 2 or kind == 6) then
     local n = #happened
     happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
       field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
@@ -157,10 +158,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
 end
 local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4]
 call('HSET', key, new, record)
-local kind = told and told:byte(23) or 0
-if kind > 0 then
-  happens(kind, new, record, '')
-end
+happens(act, new, record, '')
 if ARGV[7] ~= '' then
   call('HSET', key, 'v' .. new, ARGV[7])
 elseif flags >= 16 then

@@ -15,7 +15,7 @@
 -- ARGV[7]  values in a field of their own, or ""
 -- ARGV[8]  how often a use is noted, µs
 -- ARGV[9]  idle timeout of what stands there, as ARGV[6]: it may be of another kind
--- ARGV[10] what is told in events of a use: see parts/_happens.lua
+-- ARGV[10] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, written; {now, 0, there}, not written: there stands at the field, "" for
 -- nothing. now is Redis's time in µs.
@@ -83,9 +83,10 @@ end
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local happened = {}
+local act = told and #told >= 23 and told:byte(23) or 0 -- the caller's kind; 0: that of the script
 local function happens(kind, field, record, reason)
   local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
-  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+  if told and #told >= 23 and kind > 0 and (of == 1 or of == 2 or kind == 6) then
     local n = #happened
     happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
       field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
@@ -150,9 +151,8 @@ elseif flags >= 16 then
 end
 local record = head .. when .. before .. boxes
 call('HSET', key, field, record)
-local kind = told and told:byte(23) or 0
-if kind > 0 and (kind ~= 8 or moved) then -- a use is told as often as it is noted
-  happens(kind, field, record, '')
+if act ~= 8 or moved then -- a use is an event as often as it is noted
+  happens(act, field, record, '')
 end
 if moved then
   local ms = (ends - ends % 1000) / 1000 + 1

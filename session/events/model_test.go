@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -60,72 +59,29 @@ func modelManager(client redis.UniversalClient) (*session.Manager, error) {
 
 // modelBroken are the ways in which the processes may do it wrongly, for the model to find.
 var modelBroken = map[string]redis.Hook{
-	"a cursor that moves before the handler is done": altered{change: func(args []any, text string) ([]any, string) {
-		return args, strings.Replace(text, "'cursor', cursor, 'pos'", "'cursor', entries[#entries] and entries[#entries][1] or cursor, 'pos'", 1)
-	}, script: "session/events_take.lua"},
-	"two readers of a partition": altered{change: func(args []any, text string) ([]any, string) {
-		return args, strings.Replace(text, "local busy = held > now and", "local busy = false and", 1)
-	}, script: "session/events_take.lua"},
-	"an event in a second command": apart{},
+	"a cursor that moves before the handler is done": altered("'cursor', cursor, 'pos'", "'cursor', entries[#entries] and entries[#entries][1] or cursor, 'pos'"),
+	"two readers of a partition":                     altered("local busy = held > now and", "local busy = false and"),
+	"an event in a second command":                   redistest.Instead(apart),
 }
 
-// altered sends a script with something changed.
-type altered struct {
-	script string
-	change func(args []any, text string) ([]any, string)
-}
-
-func (altered) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
-}
-
-func (h altered) instead(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
-	s, args := scripts.Get(h.script), cmd.Args()
-	if len(args) < 3 || args[1] != s.SHA1() && args[1] != s.Source() {
-		return nil
+// altered takes events by a script with something changed.
+func altered(old, by string) redistest.Instead {
+	script := scripts.Get("session/events_take.lua")
+	text := strings.Replace(script.Source(), old, by, 1)
+	if text == script.Source() {
+		panic("nothing is altered: " + old)
 	}
-	rest, text := h.change(args[2:], s.Source())
-	if text == s.Source() {
-		panic(h.script + " has not been altered")
-	}
-	return redis.NewCmd(ctx, append([]any{"eval", text}, rest...)...)
-}
-
-func (h altered) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		return each(ctx, []redis.Cmder{cmd}, h.instead, func(ctx context.Context, cmds []redis.Cmder) error { return next(ctx, cmds[0]) })
-	}
-}
-
-func (h altered) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error { return each(ctx, cmds, h.instead, next) }
-}
-
-// each sends other commands in the place of some.
-func each(ctx context.Context, cmds []redis.Cmder, instead func(context.Context, redis.Cmder) *redis.Cmd, next func(context.Context, []redis.Cmder) error) error {
-	sent := slices.Clone(cmds)
-	for i, cmd := range cmds {
-		if other := instead(ctx, cmd); other != nil {
-			sent[i] = other
+	return func(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
+		args := cmd.Args()
+		if len(args) < 3 || args[1] != script.SHA1() && args[1] != script.Source() {
+			return nil
 		}
+		return redis.NewCmd(ctx, append([]any{"eval", text}, args[2:]...)...)
 	}
-	err := next(ctx, sent)
-	for i, cmd := range cmds {
-		if other, ok := sent[i].(*redis.Cmd); ok && sent[i] != cmd {
-			if other.Err() != nil {
-				cmd.SetErr(other.Err())
-			} else {
-				cmd.(interface{ SetVal(any) }).SetVal(other.Val())
-			}
-		}
-	}
-	return err
 }
 
 // apart leaves the stream out of scripts, so that the caller appends the events, a moment later.
-type apart struct{ altered }
-
-func (apart) instead(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
+func apart(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
 	args := cmd.Args()
 	for _, name := range [...]string{"login", "rotate", "retire", "end", "end_all"} {
 		if s := scripts.Get("session/" + name + ".lua"); len(args) > 4 && fmt.Sprint(args[2]) == "2" && (args[1] == s.SHA1() || args[1] == s.Source()) {
@@ -136,16 +92,6 @@ func (apart) instead(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return nil
-}
-
-func (h apart) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		return each(ctx, []redis.Cmder{cmd}, h.instead, func(ctx context.Context, cmds []redis.Cmder) error { return next(ctx, cmds[0]) })
-	}
-}
-
-func (h apart) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error { return each(ctx, cmds, h.instead, next) }
 }
 
 // TestModelChild is the body of the further processes; it does nothing in an ordinary run.
@@ -507,45 +453,13 @@ func TestModel(t *testing.T) {
 
 // moveSlots moves the slots of all users from server to server.
 func moveSlots(t *testing.T, cluster *redistest.Cluster, over <-chan struct{}) {
-	client := cluster.Client()
 	var nodes []*redis.Client
-	var ids []string
 	for _, s := range cluster.Nodes() {
-		c := s.Client()
-		nodes, ids = append(nodes, c), append(ids, c.Do(t.Context(), "cluster", "myid").Val().(string))
-	}
-	do := func(node int, args ...any) {
-		if err := nodes[node].Do(t.Context(), args...).Err(); err != nil {
-			t.Error(err)
-		}
+		nodes = append(nodes, s.Client())
 	}
 	for {
-		keys, _ := nodes[rand.IntN(len(nodes))].Keys(t.Context(), "model:*").Result()
-		if len(keys) == 0 {
-			time.Sleep(20 * time.Millisecond)
-		} else {
-			slot := client.ClusterKeySlot(t.Context(), keys[rand.IntN(len(keys))]).Val()
-			from := 0
-			for i, c := range nodes {
-				if n, err := c.ClusterCountKeysInSlot(t.Context(), int(slot)).Result(); err == nil && n > 0 {
-					from = i
-				}
-			}
-			to := (from + 1) % len(nodes)
-			do(to, "cluster", "setslot", slot, "importing", ids[from])
-			do(from, "cluster", "setslot", slot, "migrating", ids[to])
-			host, port, _ := net.SplitHostPort(cluster.Nodes()[to].Addr())
-			for {
-				keys := nodes[from].ClusterGetKeysInSlot(t.Context(), int(slot), 1).Val()
-				if len(keys) == 0 {
-					break
-				}
-				do(from, "migrate", host, port, keys[0], 0, 5000)
-				time.Sleep(15 * time.Millisecond)
-			}
-			for _, node := range append([]int{to, from}, 0, 1, 2) {
-				do(node, "cluster", "setslot", slot, "node", ids[to])
-			}
+		if keys, _ := nodes[rand.IntN(len(nodes))].Keys(t.Context(), "model:*").Result(); len(keys) > 0 {
+			cluster.MoveSlot(keys[rand.IntN(len(keys))], 15*time.Millisecond)
 		}
 		select {
 		case <-over:

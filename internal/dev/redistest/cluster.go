@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -64,6 +65,54 @@ func (c *Cluster) Client(set ...func(*redis.ClusterOptions)) *redis.ClusterClien
 	client := redis.NewClusterClient(opts)
 	c.t.Cleanup(func() { client.Close() })
 	return client
+}
+
+// MoveSlot moves the slot of a key to the next node, key by key, with a pause before each and after
+// the last: while it lasts, some keys of the slot are here and some there. Nobody else may move slots,
+// and the slot must have keys.
+func (c *Cluster) MoveSlot(key string, pause time.Duration) {
+	c.t.Helper()
+	ctx := context.Background()
+	nodes := make([]*redis.Client, len(c.nodes))
+	ids := make([]string, len(c.nodes))
+	from := 0
+	do := func(node int, args ...any) any {
+		c.t.Helper()
+		v, err := nodes[node].Do(ctx, args...).Result()
+		if err != nil {
+			c.t.Errorf("%v: %v", args, err)
+		}
+		return v
+	}
+	for i, s := range c.nodes {
+		nodes[i] = s.p.client()
+		defer nodes[i].Close()
+		ids[i], _ = do(i, "cluster", "myid").(string)
+	}
+	slot, _ := do(0, "cluster", "keyslot", key).(int64)
+	for i := range nodes {
+		if n, _ := do(i, "cluster", "countkeysinslot", slot).(int64); n > 0 {
+			from = i
+		}
+	}
+	to := (from + 1) % len(nodes)
+	host, port, _ := net.SplitHostPort(c.nodes[to].Addr())
+	do(to, "cluster", "setslot", slot, "importing", ids[from])
+	do(from, "cluster", "setslot", slot, "migrating", ids[to])
+	for {
+		time.Sleep(pause)
+		keys, _ := do(from, "cluster", "getkeysinslot", slot, 1).([]any)
+		if len(keys) == 0 {
+			break
+		}
+		do(from, "migrate", host, port, keys[0], 0, 5000)
+	}
+	do(to, "cluster", "setslot", slot, "node", ids[to])
+	for node := range nodes {
+		if node != to {
+			do(node, "cluster", "setslot", slot, "node", ids[to])
+		}
+	}
 }
 
 // Flush is [Server.Flush] for every master.

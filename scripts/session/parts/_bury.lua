@@ -1,8 +1,8 @@
+-- include _tell.lua
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
 -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
 -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
--- include _tell.lua
 local last = 0
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)

@@ -5,9 +5,10 @@
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local happened = {}
+local act = told and #told >= 23 and told:byte(23) or 0 -- the caller's kind; 0: that of the script
 local function happens(kind, field, record, reason)
   local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
-  if told and #told >= 23 and (of == 1 or of == 2 or kind == 6) then
+  if told and #told >= 23 and kind > 0 and (of == 1 or of == 2 or kind == 6) then
     local n = #happened
     happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
       field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)

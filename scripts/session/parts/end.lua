@@ -17,7 +17,7 @@
 -- ARGV[6]  reason, at most 32 bytes
 -- ARGV[7]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
 --          1970; 0: it is none
--- ARGV[8]  what is told in events: see parts/_happens.lua
+-- ARGV[8]  what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, ended; -now, ended, and a sweep is due; {now, 0, there}, not ended: there
 -- stands at the field. now is Redis's time in µs.
@@ -47,12 +47,11 @@ end
 
 -- include _bury.lua
 -- include _happens.lua
-local kind = told and told:byte(23) or 0
 local none = ('\0'):rep(9)
 local function stop(field, there, copy)
-  if kind > 0 and standing(there) == 1 then
-    happens(kind, field, there, '')
-    kind = 0 -- it is one session
+  if standing(there) == 1 then
+    happens(act, field, there, '')
+    act = 0 -- it is one session
   end
   bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], mode == 'logout' and none or ARGV[5], copy)
 end

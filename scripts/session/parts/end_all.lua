@@ -8,11 +8,11 @@
 --          "others"  all but that of the handle, which must stand
 -- ARGV[2]  handle, 9 bytes
 -- ARGV[3]  Grace, µs
--- ARGV[4]  reason, at most 32 bytes; "": a logout
+-- ARGV[4]  reason, at most 32 bytes
 -- ARGV[5]  mark of the fence, 8 bytes; with that of the one that stands, the fence from
 --          before is kept beside it, as the first time
 -- ARGV[6]  how long a fence stands, µs
--- ARGV[7]  what is told in events: see parts/_happens.lua
+-- ARGV[7]  what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: {now, 1, "", {record, …}}, what was ended: the first 52 bytes of the records, up to
 -- the end of the owner's box, each after its field; {now, 5, ""}, nothing was ended: no

@@ -28,7 +28,7 @@
 -- ARGV[24] mark of a fence that may have to be planted, 8 bytes
 -- ARGV[25] how often a use is noted, µs
 -- ARGV[26] lifetime of legacy sessions: a copy was born by so much before its deadline, µs
--- ARGV[27] what is told in events: see parts/_happens.lua
+-- ARGV[27] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: {now, 1, note, margin}, created; {now, 2, note, margin}, and a sweep is due. note
 -- is the end of half a login and the fence that it noted, 22 bytes, or "". margin is how

@@ -16,7 +16,7 @@
 -- ARGV[10] Grace, µs
 -- ARGV[11] reason, at most 32 bytes
 -- ARGV[12] how often a use is noted, µs
--- ARGV[13] what is told in events: see parts/_happens.lua
+-- ARGV[13] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, done; nothing done: {now, 0, there}, there
 -- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
@@ -84,10 +84,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
 end
 local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4]
 call('HSET', key, new, record)
-local kind = told and told:byte(23) or 0
-if kind > 0 then
-  happens(kind, new, record, '')
-end
+happens(act, new, record, '')
 if ARGV[7] ~= '' then
   call('HSET', key, 'v' .. new, ARGV[7])
 elseif flags >= 16 then

@@ -15,7 +15,7 @@
 -- ARGV[10] where the old ID leads to, sealed
 -- ARGV[11] how often a use is noted, µs
 -- ARGV[12] idle timeout of what stands at the old ID, as ARGV[7]: it may be of another kind
--- ARGV[13] what is told in events: see parts/_happens.lua
+-- ARGV[13] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, rotated; -now, rotated, and a sweep is due; {now, 0, there}, not rotated:
 -- there stands at the old ID, "" for nothing. now is Redis's time in µs.

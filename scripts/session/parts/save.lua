@@ -13,7 +13,7 @@
 -- ARGV[7]  values in a field of their own, or ""
 -- ARGV[8]  how often a use is noted, µs
 -- ARGV[9]  idle timeout of what stands there, as ARGV[6]: it may be of another kind
--- ARGV[10] what is told in events of a use: see parts/_happens.lua
+-- ARGV[10] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, written; {now, 0, there}, not written: there stands at the field, "" for
 -- nothing. now is Redis's time in µs.
@@ -76,9 +76,8 @@ elseif flags >= 16 then
 end
 local record = head .. when .. before .. boxes
 call('HSET', key, field, record)
-local kind = told and told:byte(23) or 0
-if kind > 0 and (kind ~= 8 or moved) then -- a use is told as often as it is noted
-  happens(kind, field, record, '')
+if act ~= 8 or moved then -- a use is an event as often as it is noted
+  happens(act, field, record, '')
 end
 if moved then
   local ms = (ends - ends % 1000) / 1000 + 1
