@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"runtime"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
@@ -13,7 +15,9 @@ import (
 // ConcurrencyLimit lets at most so many requests of a key run at once, over all
 // servers, and answers 429 with Retry-After to the others. A request holds its
 // place until its handler returns or panics, also when its client hangs up: what
-// is limited is the work. The zero value is not usable: Limiter and Key are
+// is limited is the work. If the handler hijacks the connection, as WebSockets do, the
+// place is held until that is closed or no longer used; what Hijack returns is then a
+// [net.Conn] of its own type. The zero value is not usable: Limiter and Key are
 // required.
 //
 // It sends no X-RateLimit fields, which speak of requests in a window.
@@ -51,19 +55,31 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 		panic(err)
 	}
 	// Whatever is not about leases is as in a RateLimit.
-	as := RateLimit{Refused: l.Refused, Logger: l.Logger}
-	var log occasional
+	as := &mounted{RateLimit: RateLimit{Refused: l.Refused, Logger: l.Logger}}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		lease, d := l.acquire(r)
 		if lease != nil {
-			defer func() {
+			release := func() {
 				if err := lease.Release(); err != nil {
-					as.warn(&log, r, "concurrency limit: a place stays taken until its lease ends", err)
+					as.warn(r, "concurrency limit: a place stays taken until its lease ends", err)
+				}
+			}
+			hijacked := false
+			if _, can := abilities(w); can {
+				hw := &headerWriter{ResponseWriter: w, conn: func(c net.Conn) net.Conn {
+					hijacked = true
+					return hold(c, release)
+				}}
+				w = hw.wrap()
+			}
+			defer func() {
+				if !hijacked {
+					release()
 				}
 			}()
 		}
 		if d.Err != nil {
-			as.undecided(&log, &d)
+			as.undecided(&d)
 		}
 		if l.OnDecision != nil {
 			l.OnDecision(d)
@@ -104,3 +120,31 @@ func (l ConcurrencyLimit) acquire(r *http.Request) (lease *ratelimit.Lease, d De
 	d.Passed = d.Status == 0
 	return lease, d
 }
+
+// hold returns c, with release called when it is closed, or when nobody can close it any more.
+func hold(c net.Conn, release func()) net.Conn {
+	held := &heldConn{c, release}
+	runtime.AddCleanup(held, func(release func()) { go release() }, release)
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		return halfConn{held, half.CloseWrite}
+	}
+	return held
+}
+
+type heldConn struct {
+	net.Conn
+	release func()
+}
+
+func (c *heldConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
+}
+
+// halfConn can be closed for writing alone.
+type halfConn struct {
+	*heldConn
+	closeWrite func() error
+}
+
+func (c halfConn) CloseWrite() error { return c.closeWrite() }

@@ -1,8 +1,14 @@
 package middleware_test
 
 import (
+	"bufio"
 	"context"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -124,4 +130,108 @@ func TestConcurrencyLimitValidate(t *testing.T) {
 	expectErrors(t, l.Validate(), []string{"Limiter", "Key", "FailureMode(9)"})
 	defer expectPanic(t, l.Validate())
 	l.Handler(hello)
+}
+
+// The place of a hijacked connection is held until that is closed, by whomever.
+func TestConcurrencyLimitOfHijackedConnections(t *testing.T) {
+	client := redistest.Shared(t).Client()
+	limiter := must(ratelimit.NewConcurrency(client, t.Name(), 1, ratelimit.Config{Timeout: time.Minute}))
+	conns := make(chan net.Conn, 1)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {})
+	take := func(w http.ResponseWriter) net.Conn {
+		conn, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			panic(http.ErrAbortHandler)
+		}
+		fmt.Fprint(buffered, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		_ = buffered.Flush()
+		return conn
+	}
+	mux.HandleFunc("/kept", func(w http.ResponseWriter, r *http.Request) { conns <- take(w) })
+	mux.HandleFunc("/closed", func(w http.ResponseWriter, r *http.Request) { take(w).Close() })
+	mux.HandleFunc("/panic", func(w http.ResponseWriter, r *http.Request) {
+		defer take(w).Close()
+		panic(http.ErrAbortHandler)
+	})
+	mux.HandleFunc("/forgotten", func(w http.ResponseWriter, r *http.Request) { take(w) })
+	mux.HandleFunc("/half", func(w http.ResponseWriter, r *http.Request) {
+		conn := take(w)
+		defer conn.Close()
+		half, ok := conn.(interface{ CloseWrite() error })
+		if !ok {
+			t.Error("no CloseWrite")
+			return
+		}
+		if err := half.CloseWrite(); err != nil {
+			t.Error(err)
+		}
+		_, _ = io.Copy(io.Discard, conn) // until the client closes, too
+	})
+	srv := httptest.NewServer(middleware.ConcurrencyLimit{Limiter: limiter, Key: everybody}.Handler(mux))
+	defer srv.Close()
+	used := func() (n int) {
+		keys, err := client.Keys(t.Context(), "*rl:concurrency:"+t.Name()+":*").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range keys {
+			n += int(client.ZCard(t.Context(), key).Val())
+		}
+		return n
+	}
+	await := func(n int) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); used() != n; time.Sleep(time.Millisecond) {
+			if runtime.GC(); time.Now().After(deadline) {
+				t.Fatalf("%d places are held, not %d", used(), n)
+			}
+		}
+	}
+	upgrade := func(path string) net.Conn {
+		t.Helper()
+		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n", path)
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		if err != nil || !strings.Contains(line, " 101 ") {
+			t.Fatalf("%s: %q, %v", path, line, err)
+		}
+		return conn
+	}
+	status := func() int {
+		res, err := http.Get(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+
+	outside := upgrade("/kept")
+	inside := <-conns
+	await(1)
+	if got := status(); got != 429 {
+		t.Errorf("beside a connection: %d", got)
+	}
+	inside.Close()
+	inside.Close() // the second time it frees nobody else's
+	await(0)
+	outside.Close()
+	for _, path := range []string{"/closed", "/panic", "/forgotten"} {
+		conn := upgrade(path)
+		await(0)
+		conn.Close()
+	}
+	half := upgrade("/half")
+	await(1)
+	half.Close()
+	await(0)
+	if got := status(); got != 200 {
+		t.Errorf("after all: %d", got)
+	}
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
@@ -94,7 +96,7 @@ func Succeeded(r *http.Request) {
 	for _, d := range t.successes() {
 		err := d.Settle(r.Context(), 0)
 		if err != nil {
-			d.by.warn(&d.by.log, r, "rate limit: permits of a success were not given back", err)
+			d.by.warn(r, "rate limit: permits of a success were not given back", err)
 		}
 		d.by.waiting.free(d.counted(), d.Cost)
 	}
@@ -110,7 +112,8 @@ type taken struct {
 
 type takenBy struct {
 	Decision
-	by *mounted // to be told of a success; nil: nobody
+	by       *mounted // whose decision it is
+	failures bool     // by is to be told of a success
 }
 
 type takenKey struct{}
@@ -128,17 +131,17 @@ func (t *taken) successes() []takenBy {
 	defer t.mu.Unlock()
 	var all []takenBy
 	for i := range t.list {
-		if t.list[i].by != nil {
+		if t.list[i].failures {
 			all = append(all, t.list[i])
-			t.list[i].by = nil
+			t.list[i].failures = false
 		}
 	}
 	slices.Reverse(all) // the innermost limit is mostly the one that others wait for
 	return all
 }
 
-// remember returns r, or a copy of it, on which DecisionsOf finds d. by is told of a success.
-func remember(r *http.Request, d *Decision, by *mounted) *http.Request {
+// remember returns r, or a copy of it, on which DecisionsOf finds d.
+func remember(r *http.Request, d takenBy) *http.Request {
 	t, ok := r.Context().Value(takenKey{}).(*taken)
 	if !ok {
 		t = &taken{Context: r.Context()}
@@ -147,6 +150,39 @@ func remember(r *http.Request, d *Decision, by *mounted) *http.Request {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.list = append(t.list, takenBy{*d, by})
+	t.list = append(t.list, d)
 	return r
+}
+
+// counted reports whether m, mounted further out, has counted the request of d, and gives d what
+// it found.
+func (m *mounted) counted(d *Decision) bool {
+	t, ok := d.Request.Context().Value(takenKey{}).(*taken)
+	if !ok {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.list {
+		e := &t.list[i]
+		if e.decided() && e.Key == d.Key && e.Cost == d.Cost && isSame(&e.by.RateLimit, &m.RateLimit) && isSameRequest(e.Request, d.Request) {
+			d.Result = e.Result
+			d.conclude(true)
+			return true
+		}
+	}
+	return false
+}
+
+// isSame reports whether a and b are one RateLimit mounted twice.
+func isSame(a, b *RateLimit) bool {
+	return reflect.TypeOf(b.Limiter).Comparable() && a.Limiter == b.Limiter && a.FailuresOnly == b.FailuresOnly &&
+		reflect.ValueOf(a.LimiterFor).Pointer() == reflect.ValueOf(b.LimiterFor).Pointer()
+}
+
+// isSameRequest reports whether inside is the request outside, as middleware hands it on. What a
+// handler makes of one request, to have several answered, are requests of their own.
+func isSameRequest(outside, inside *http.Request) bool {
+	return outside.Method == inside.Method && strings.HasSuffix(outside.URL.Path, inside.URL.Path) &&
+		reflect.ValueOf(outside.Header).Pointer() == reflect.ValueOf(inside.Header).Pointer()
 }

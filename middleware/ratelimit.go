@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
 
@@ -136,7 +138,9 @@ func (l RateLimit) free() bool { return reflect.ValueOf(l).IsZero() }
 func (l RateLimit) Check(r *http.Request) Decision {
 	d := Decision{Request: r, Cost: 1, Passed: true}
 	if !l.skips(r) {
-		l.decide(&d)
+		if l.ask(&d) {
+			l.take(&d)
+		}
 		l.pass(&d)
 	}
 	return d
@@ -147,18 +151,18 @@ func (l *RateLimit) skips(r *http.Request) bool { return l.Skip != nil && l.Skip
 // pass says whether a request that was decided on goes on.
 func (l *RateLimit) pass(d *Decision) { d.Passed = d.Status == 0 || l.Shadow }
 
-// decide fills in d for its request, but for whether that goes on.
-func (l *RateLimit) decide(d *Decision) {
+// ask fills in what is to be decided on: limiter, cost and key. It reports whether there is all
+// that it takes; if not, d has its status.
+func (l *RateLimit) ask(d *Decision) bool {
 	if d.limiter, d.Err = l.limiterOf(d.Request); d.Err != nil {
 		d.Status = http.StatusServiceUnavailable
-		return
+		return false
 	}
 	if l.Cost != nil {
 		d.Cost = l.Cost(d.Request)
 	}
-	if d.identify(l.Key); d.Status == 0 {
-		l.take(d)
-	}
+	d.identify(l.Key)
+	return d.Status == 0
 }
 
 // take asks the limiter about d, of which limiter, key and cost are known.
@@ -233,14 +237,19 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		return
 	}
 	d := Decision{Request: r, Cost: 1}
-	m.decide(&d)
-	if m.FailuresOnly && d.Status == http.StatusTooManyRequests && !m.Shadow {
+	again := false // this RateLimit has counted the request
+	if m.ask(&d) {
+		if again = m.counted(&d); !again {
+			m.take(&d)
+		}
+	}
+	if m.FailuresOnly && d.Status == http.StatusTooManyRequests && !m.Shadow && !again {
 		m.waiting.wait(&m.RateLimit, &d)
 	}
 	if m.pass(&d); d.Err != nil {
-		m.undecided(&m.log, &d)
+		m.undecided(&d)
 	}
-	if m.OnDecision != nil {
+	if m.OnDecision != nil && !again {
 		m.OnDecision(d)
 	}
 	fields := 3 // of a response that is passed on
@@ -255,14 +264,17 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		m.refuse(w, &d, &values)
 		return
 	}
-	var by *mounted // to be told of a success
-	if m.FailuresOnly && d.Key != "" {
-		by = m
+	if again {
+		next.ServeHTTP(w, r)
+		return
+	}
+	failures := m.FailuresOnly && d.Key != ""
+	if failures {
 		of := d.counted()
 		m.waiting.begin(of)
 		defer m.waiting.end(of)
 	}
-	inside := remember(r, &d, by)
+	inside := remember(r, takenBy{d, m, failures})
 	defer handBack(r, inside)
 	next.ServeHTTP(w, inside)
 }
@@ -295,16 +307,16 @@ var (
 )
 
 // refuse answers a request that is not passed on.
-func (l *RateLimit) refuse(w http.ResponseWriter, d *Decision, values *singles) {
+func (m *mounted) refuse(w http.ResponseWriter, d *Decision, values *singles) {
 	if d.Status == http.StatusServiceUnavailable {
 		w.Header()["Retry-After"] = values.of(unavailableRetry)
 	}
-	if l.Refused != nil {
+	if m.Refused != nil {
 		w.Header()["Cache-Control"] = values.of(noStore)
-		l.Refused(w, remember(d.Request, d, nil), *d)
+		m.Refused(w, remember(d.Request, takenBy{*d, m, false}), *d)
 		return
 	}
-	p := l.problem(d)
+	p := m.problem(d)
 	p.serve(w, d.Request, values)
 }
 
@@ -338,7 +350,7 @@ const unavailableRetry = "5"
 
 // undecided logs a request that the limiter did not decide on, and what became
 // of it. A client that has hung up is no failure.
-func (l *RateLimit) undecided(o *occasional, d *Decision) {
+func (m *mounted) undecided(d *Decision) {
 	if d.Request.Context().Err() != nil {
 		return
 	}
@@ -349,12 +361,12 @@ func (l *RateLimit) undecided(o *occasional, d *Decision) {
 	case d.Passed:
 		outcome = "let through"
 	}
-	l.warn(o, d.Request, "rate limit: not decided by its limiter: "+outcome, d.Err)
+	m.warn(d.Request, "rate limit: not decided by its limiter: "+outcome, d.Err)
 }
 
-func (l *RateLimit) warn(o *occasional, r *http.Request, message string, err error) {
-	if skipped, now := o.now(); now {
-		loggerOr(l.Logger).LogAttrs(r.Context(), slog.LevelWarn, message,
+func (m *mounted) warn(r *http.Request, message string, err error) {
+	if skipped, now := m.log.now(err); now {
+		loggerOr(m.Logger).LogAttrs(r.Context(), slog.LevelWarn, message,
 			slog.Any("error", err),
 			slog.String("method", r.Method),
 			slog.String("route", route(r)),
@@ -376,17 +388,22 @@ func route(r *http.Request) string {
 	return r.Pattern
 }
 
-// occasional holds log lines down to one a second, whatever the traffic.
+// occasional holds log lines down to one a second, whatever the traffic, and to one an hour of a
+// command that Redis does not permit, which lasts until somebody permits it.
 type occasional struct {
-	last    atomic.Int64 // Unix second of the latest line
-	skipped atomic.Int64
+	last, lastRefusal atomic.Int64 // Unix second of the latest line
+	skipped           atomic.Int64
 }
 
-// now reports whether it is time for a line, and how many were skipped since
-// the latest.
-func (o *occasional) now() (skipped int64, ok bool) {
-	last, now := o.last.Load(), time.Now().Unix()
-	if now == last || !o.last.CompareAndSwap(last, now) {
+// now reports whether it is time for a line about err, and how many were skipped since the
+// latest.
+func (o *occasional) now(err error) (skipped int64, ok bool) {
+	latest, every := &o.last, int64(1)
+	if redis.HasErrorPrefix(err, "NOPERM") {
+		latest, every = &o.lastRefusal, 3600
+	}
+	last, now := latest.Load(), time.Now().Unix()
+	if now < last+every && now >= last || !latest.CompareAndSwap(last, now) {
 		o.skipped.Add(1)
 		return 0, false
 	}

@@ -204,7 +204,7 @@ func (l *loader) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, context.Canceled):
 		// The client hung up; nothing has failed.
 	default:
-		if skipped, now := l.outage.now(); now {
+		if skipped, now := l.outage.now(err); now {
 			l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: not loaded or not saved, request answered with an error",
 				slog.Any("error", err), slog.String("method", r.Method), slog.String("route", route(r)),
 				slog.Int64("lines_left_out", skipped))

@@ -66,7 +66,7 @@ func (l Live) Handler(next http.Handler) http.Handler {
 		}
 		ctx, err := l.Manager.Watch(ctx)
 		if err != nil {
-			if skipped, now := outage.now(); now && r.Context().Err() == nil {
+			if skipped, now := outage.now(err); now && r.Context().Err() == nil {
 				l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: cannot be watched, request answered with an error",
 					slog.Any("error", err), slog.String("route", route(r)), slog.Int64("lines_left_out", skipped))
 			}

@@ -7,8 +7,8 @@ import (
 	"net/http"
 )
 
-// headerWriter calls before once: just before the first byte of the final
-// response header, with its status. Informational headers (1xx) are not final,
+// headerWriter calls before once, unless it is nil: just before the first byte of the
+// final response header, with its status. Informational headers (1xx) are not final,
 // except 101. If before returns an error, it has written a response of its own,
 // and nothing that the handler writes gets through any more.
 //
@@ -19,6 +19,9 @@ type headerWriter struct {
 	// hijacked, if set, is called when the connection is about to be hijacked, first: what
 	// before puts into the header may then not reach the client.
 	hijacked func()
+	// conn, if set, stands in for the connection that is hijacked.
+	conn     func(net.Conn) net.Conn
+	informed bool  // an informational header went out
 	began    bool  // before has been called
 	err      error // what it returned
 }
@@ -32,20 +35,7 @@ type headerWriter struct {
 //
 // http.Pusher is left out on purpose: browsers have dropped it.
 func (w *headerWriter) wrap() http.ResponseWriter {
-	var flusher, hijacker bool
-	for inner := w.ResponseWriter; inner != nil && !hijacker; {
-		switch inner.(type) {
-		case http.Flusher, interface{ FlushError() error }:
-			flusher = true
-		}
-		_, hijacker = inner.(http.Hijacker)
-		unwrapper, ok := inner.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			break
-		}
-		inner = unwrapper.Unwrap()
-	}
-	switch {
+	switch flusher, hijacker := abilities(w.ResponseWriter); {
 	case hijacker:
 		return hijackWriter{flushWriter{w}}
 	case flusher:
@@ -54,11 +44,30 @@ func (w *headerWriter) wrap() http.ResponseWriter {
 	return w
 }
 
+// abilities says what w or what it wraps offers.
+func abilities(w http.ResponseWriter) (flusher, hijacker bool) {
+	for w != nil && !hijacker {
+		switch w.(type) {
+		case http.Flusher, interface{ FlushError() error }:
+			flusher = true
+		}
+		_, hijacker = w.(http.Hijacker)
+		unwrapper, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
+		}
+		w = unwrapper.Unwrap()
+	}
+	return flusher, hijacker
+}
+
 // begin reports whether the handler's response may go out.
 func (w *headerWriter) begin(status int) bool {
 	if !w.began {
 		w.began = true
-		w.err = w.before(status)
+		if w.before != nil {
+			w.err = w.before(status)
+		}
 	}
 	return w.err == nil
 }
@@ -69,6 +78,7 @@ func (w *headerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (w *headerWriter) WriteHeader(status int) {
 	informational := status < 200 && status != http.StatusSwitchingProtocols
 	if informational || w.begin(status) {
+		w.informed = w.informed || informational
 		w.ResponseWriter.WriteHeader(status)
 	}
 }
@@ -124,5 +134,9 @@ func (w hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if !w.begin(http.StatusSwitchingProtocols) {
 		return nil, nil, w.err
 	}
-	return http.NewResponseController(w.ResponseWriter).Hijack()
+	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil && w.conn != nil {
+		conn = w.conn(conn)
+	}
+	return conn, buffered, err
 }

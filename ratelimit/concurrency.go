@@ -41,7 +41,8 @@ type Concurrency struct {
 	sender *roundtrip.Sender
 	clock  func() int64 // tests only
 	mu     sync.Mutex
-	held   map[string]int // leases of this process
+	held   map[string]int    // leases of this process
+	lines  map[string]*queue // who waits for a place, in this process
 }
 
 // NewConcurrency returns a concurrency limit of n over Redis. Those of one name
@@ -64,7 +65,7 @@ func NewConcurrency(client redis.UniversalClient, name string, n int, cfg Config
 		name: name, prefix: keyPrefix(cfg, "concurrency", name) + "{", subjects: newSubjects(cfg.KeySecret),
 		limit: n, share: max(1, n/cfg.Servers), lease: cfg.Lease,
 		sender: roundtrip.New(client, cfg.Timeout, cfg.Logger),
-		held:   make(map[string]int),
+		held:   make(map[string]int), lines: make(map[string]*queue),
 	}
 	return c, nil
 }
@@ -104,6 +105,11 @@ func (c *Concurrency) Acquire(ctx context.Context, key string) (*Lease, Result, 
 	if err := ctx.Err(); err != nil {
 		return nil, Result{}, err
 	}
+	return c.acquire(ctx, ctx, key)
+}
+
+// acquire is Acquire within ctx for a lease that is renewed until whole is done.
+func (c *Concurrency) acquire(ctx, whole context.Context, key string) (*Lease, Result, error) {
 	var random [9]byte
 	_, _ = rand.Read(random[:])
 	l := &Lease{
@@ -125,7 +131,7 @@ func (c *Concurrency) Acquire(ctx context.Context, key string) (*Lease, Result, 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.timer = time.AfterFunc(c.lease/3, l.renew)
-	l.end = context.AfterFunc(ctx, l.stop)
+	l.end = context.AfterFunc(whole, l.stop)
 	return l, res, nil
 }
 
@@ -176,6 +182,7 @@ func (l *Lease) Release() error {
 		l.end()
 	}
 	l.c.count(l.subject, -1)
+	defer l.c.wake(l.subject)
 	if l.id == "" {
 		return nil
 	}

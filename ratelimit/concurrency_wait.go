@@ -1,0 +1,98 @@
+package ratelimit
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// Wait is [Concurrency.Acquire] for workers: it returns once there is a place. Those who wait in
+// one process get theirs in the order in which they asked, and at once when a lease of this
+// process is released. For the places of other processes the first in line asks again every 10 to
+// 50 ms; between processes, and between Wait and Acquire, there is no order.
+//
+// Its errors are those of Acquire, and that of ctx if it ends before there is a place: then none
+// is held.
+func (c *Concurrency) Wait(ctx context.Context, key string) (*Lease, error) {
+	if key == "" {
+		return nil, ErrEmptyKey
+	}
+	subject := c.subject(key)
+	q, turn := c.enter(subject)
+	defer c.leave(subject, q, turn)
+	select {
+	case <-turn:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		// Without ctx's end, which would leave unknown whether there is a place.
+		lease, _, err := c.acquire(context.WithoutCancel(ctx), ctx, key)
+		switch {
+		case err != nil:
+			return nil, err
+		case lease != nil && ctx.Err() != nil:
+			_ = lease.Release() // bounded; if it fails, it ends by itself
+			return nil, ctx.Err()
+		case lease != nil:
+			return lease, nil
+		}
+		again := time.NewTimer(10*time.Millisecond + rand.N(40*time.Millisecond))
+		select {
+		case <-again.C:
+		case <-q.freed:
+		case <-ctx.Done():
+		}
+		again.Stop()
+	}
+}
+
+// queue is those of one process who wait for a place of one key.
+type queue struct {
+	turns []chan struct{} // of each, closed when it is the first
+	freed chan struct{}   // a lease of this process was released
+}
+
+func (c *Concurrency) enter(subject string) (*queue, chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q := c.lines[subject]
+	if q == nil {
+		q = &queue{freed: make(chan struct{}, 1)}
+		c.lines[subject] = q
+	}
+	turn := make(chan struct{})
+	if q.turns = append(q.turns, turn); len(q.turns) == 1 {
+		close(turn)
+	}
+	return q, turn
+}
+
+func (c *Concurrency) leave(subject string, q *queue, turn chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.Index(q.turns, turn)
+	q.turns = slices.Delete(q.turns, i, i+1)
+	switch {
+	case len(q.turns) == 0:
+		delete(c.lines, subject)
+	case i == 0:
+		close(q.turns[0])
+	}
+}
+
+// wake has the first of those who wait ask again.
+func (c *Concurrency) wake(subject string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if q := c.lines[subject]; q != nil {
+		select {
+		case q.freed <- struct{}{}:
+		default:
+		}
+	}
+}
