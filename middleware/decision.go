@@ -114,6 +114,7 @@ type takenBy struct {
 	Decision
 	by       *mounted // whose decision it is
 	failures bool     // by is to be told of a success
+	over     bool     // the handler has returned
 }
 
 type takenKey struct{}
@@ -140,8 +141,8 @@ func (t *taken) successes() []takenBy {
 	return all
 }
 
-// remember returns r, or a copy of it, on which DecisionsOf finds d.
-func remember(r *http.Request, d takenBy) *http.Request {
+// remember returns r, or a copy of it, on which DecisionsOf finds d, and where d is.
+func remember(r *http.Request, d takenBy) (*http.Request, place) {
 	t, ok := r.Context().Value(takenKey{}).(*taken)
 	if !ok {
 		t = &taken{Context: r.Context()}
@@ -151,7 +152,20 @@ func remember(r *http.Request, d takenBy) *http.Request {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.list = append(t.list, d)
-	return r
+	return r, place{t, len(t.list) - 1}
+}
+
+// place is where a decision is remembered.
+type place struct {
+	in *taken
+	at int
+}
+
+// end says that the handler has returned.
+func (p place) end() {
+	p.in.mu.Lock()
+	p.in.list[p.at].over = true
+	p.in.mu.Unlock()
 }
 
 // counted reports whether m, mounted further out, has counted the request of d, and gives d what
@@ -165,7 +179,7 @@ func (m *mounted) counted(d *Decision) bool {
 	defer t.mu.Unlock()
 	for i := range t.list {
 		e := &t.list[i]
-		if e.decided() && e.Key == d.Key && e.Cost == d.Cost && isSame(&e.by.RateLimit, &m.RateLimit) && isSameRequest(e.Request, d.Request) {
+		if !e.over && e.decided() && e.Key == d.Key && e.Cost == d.Cost && isSame(&e.by.RateLimit, &m.RateLimit) && isSameRequest(e.Request, d.Request) {
 			d.Result = e.Result
 			d.conclude(true)
 			return true

@@ -274,7 +274,8 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		m.waiting.begin(of)
 		defer m.waiting.end(of)
 	}
-	inside := remember(r, takenBy{d, m, failures})
+	inside, at := remember(r, takenBy{Decision: d, by: m, failures: failures})
+	defer at.end()
 	defer handBack(r, inside)
 	next.ServeHTTP(w, inside)
 }
@@ -313,7 +314,8 @@ func (m *mounted) refuse(w http.ResponseWriter, d *Decision, values *singles) {
 	}
 	if m.Refused != nil {
 		w.Header()["Cache-Control"] = values.of(noStore)
-		m.Refused(w, remember(d.Request, takenBy{*d, m, false}), *d)
+		r, _ := remember(d.Request, takenBy{Decision: *d, by: m})
+		m.Refused(w, r, *d)
 		return
 	}
 	p := m.problem(d)

@@ -34,6 +34,9 @@ import (
 // ResponseWriter that the handler gets has Flush and Hijack if the server's has, and never Push, which
 // browsers have dropped.
 //
+// A handler of WebTransport gets the server's own ResponseWriter: the session is saved, and its
+// cookie set, before the handler is called, whose changes are saved by Commit.
+//
 // Mount [http.TimeoutHandler] inside of Sessions. Outside, it answers without the cookie of a login that
 // came in time: the browser is not logged in, and its visitor's session is gone.
 //
@@ -159,7 +162,11 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 			l.Manager.Abort(ctx)
 		}
 	}()
-	next.ServeHTTP(hw.wrap(), r)
+	if !isWebTransport(r) {
+		next.ServeHTTP(hw.wrap(), r)
+	} else if l.Manager.KeepID(ctx); hw.begin(http.StatusOK) {
+		next.ServeHTTP(w, r)
+	}
 	returned = true
 
 	if !hw.began {
@@ -174,6 +181,12 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 func isSeen(r *http.Request, status int) bool {
 	m := r.Header["Sec-Fetch-Mode"]
 	return len(m) == 1 && m[0] == "navigate" && len(r.Header["Sec-Purpose"]) == 0 && (status < 300 || status >= 400)
+}
+
+// isWebTransport reports whether r opens a WebTransport session over HTTP/3. What does so asks the
+// ResponseWriter for methods of the server's own types, so that nothing may be around it.
+func isWebTransport(r *http.Request) bool {
+	return r.Method == http.MethodConnect && strings.HasPrefix(r.Proto, "webtransport")
 }
 
 // load finds the session that the request's cookies name.
