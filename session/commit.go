@@ -37,6 +37,8 @@ func (m *Manager) Commit(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
+	case d.uncopied:
+		return nil
 	case d.late:
 		return ErrFinished
 	case !m.due(ctx, d):
@@ -77,11 +79,13 @@ func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
 		return Outcome{}, err
 	}
 	turn := d.rotate || ctx.Err() == nil && m.rotationDue(ctx, d)
-	if d.late {
+	switch {
+	case d.uncopied:
+	case d.late:
 		err = ErrFinished
-	} else if d.record != nil && d.login == nil && !turn && !d.confirm && d.wanted() {
+	case d.record != nil && d.login == nil && !turn && !d.confirm && d.wanted():
 		err = m.update(context.WithoutCancel(ctx), st, d, d.record, left) // as nearly all are
-	} else if d.login != nil || turn || m.due(ctx, d) {
+	case d.login != nil || turn || m.due(ctx, d):
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), left, errSlow)
 		defer cancel()
 		err = m.finish(ctx, st, d, turn)
@@ -204,6 +208,8 @@ type draft struct {
 	told    bool   // of ended, so that nothing is left to say
 	late    bool   // a first change, and no cookie can be sent any more
 	alone   bool   // nobody else has changed what was saved
+	// uncopied is set where there is no record in Redis, and nothing to save.
+	uncopied bool
 }
 
 // draft takes what is to be saved under the lock, and encodes it.
@@ -235,9 +241,13 @@ func (m *Manager) draft(st *state) (draft, error) {
 			d.begun = *st.begun
 		}
 	}
+	d.uncopied = st.record != nil && st.record == st.uncopied
 	st.mu.Unlock()
 	var err error
 	d.changes, err = encode(changed)
+	if err == nil && d.uncopied && (d.wanted() || d.rotate) {
+		err = errUncopied
+	}
 	return d, err
 }
 

@@ -93,6 +93,11 @@ func (m *Manager) loadLegacy(ctx context.Context, st *state, legacyToken string)
 		m.records.reportUnreadable(ctx, "the key of its copy is no hash")
 		return nil
 	}
+	if outOfMemory(err) { // nothing is in the way of the copy: it is shown, and can be logged out
+		st.loaded(r)
+		st.uncopied = r
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -16,15 +16,17 @@ type state struct {
 	record *record // the session as it stands in Redis, as far as the request knows; nil: none
 	facts  facts   // as they should be saved
 	values working
-	login  *pending      // a login that Finish has to complete
-	used   *record       // as Touch has left it
-	begun  *id           // of the session that a first commit begins
-	free   chan struct{} // closed when the commit that is under way is over; nil: nobody waits
-	began  time.Time     // when Load was called
-	ended  Reason        // why what a cookie led to is over, if others ended it
-	client func() string // see Describe
-	raised []raise       // fences
-	epoch  uint64        // counts logins, logouts and ends: what was under way before is not applied
+	login  *pending // a login that Finish has to complete
+	used   *record  // as Touch has left it
+	begun  *id      // of the session that a first commit begins
+	// uncopied is a legacy session of which Redis had no room for a copy. It is not changed.
+	uncopied *record
+	free     chan struct{} // closed when the commit that is under way is over; nil: nobody waits
+	began    time.Time     // when Load was called
+	ended    Reason        // why what a cookie led to is over, if others ended it
+	client   func() string // see Describe
+	raised   []raise       // fences
+	epoch    uint64        // counts logins, logouts and ends: what was under way before is not applied
 
 	busy      bool // a commit or a Login is under way
 	fresh     bool // a commit of this request has begun the session

@@ -466,6 +466,12 @@ func (s *records) reportDropped(ctx context.Context) {
 // Redis puts the word first, miniredis wraps what comes out of a script.
 func wrongType(err error) bool { return err != nil && strings.Contains(err.Error(), "WRONGTYPE ") }
 
+// outOfMemory reports whether a full Redis did not permit a command.
+func outOfMemory(err error) bool { return err != nil && strings.Contains(err.Error(), "OOM ") }
+
+// errUncopied is of changes to a legacy session of which a full Redis took no copy.
+var errUncopied = fmt.Errorf("%w: out of memory", ErrUnavailable)
+
 // unavailable marks an error as the store's own, unless the caller gave up.
 func unavailable(ctx context.Context, err error) error {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {

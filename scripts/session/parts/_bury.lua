@@ -20,7 +20,6 @@ local function bury(field, there, grace, till, reason, mark, copy)
       end
       tell(handle)
     end
-    call('HDEL', key, 'v' .. field)
   elseif (format == 2 or format == 3) and #there >= 41 then
     if there:byte(2) % 2 == 1 then -- or it shows a mark, which this one does not inherit
       lived, handle = there:sub(2, 2), there:sub(17, 25)
@@ -34,6 +33,8 @@ local function bury(field, there, grace, till, reason, mark, copy)
   if copy then
     lived = '\3'
   end
+  -- First what a full Redis permits: from then on it lets the script write.
+  call('HDEL', key, 'v' .. field)
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end

@@ -57,6 +57,7 @@ if mode ~= 'one' then
     at = math.max(now, times('>I7', fence, 1) + 1) -- it always grows
     before = fence:sub(15, 22) == ARGV[5] and fence:sub(23) or fence:sub(1, 7) .. fence:sub(15, 22)
   end
+  call('HDEL', key, 'v') -- there is none: see bury
   call('HSET', key, 'f', pack('>I7I7', at, till) .. ARGV[5] .. before)
   last = math.max(last, till)
 end

@@ -56,6 +56,7 @@ if fence and (#fence ~= 37 or times('>I7', fence, 8) <= now) then
 end
 if fence and times('>I7', fence, 1) > now then -- the clock was set back
   fence = pack('>I7', now) .. fence:sub(8)
+  call('HDEL', key, 'v') -- there is none: see bury
   call('HSET', key, 'f', fence)
 end
 local at, noted = 0, ''

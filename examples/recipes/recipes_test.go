@@ -1,0 +1,303 @@
+package recipes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/middleware"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+// What the pages show stands in code that is compiled and tested.
+func TestPagesShowThisCode(t *testing.T) {
+	var code strings.Builder
+	for _, pattern := range []string{"*.go", "../../internal/dev/stacktest/*.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatal(pattern, err)
+		}
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			code.Write(b)
+		}
+	}
+	blocks := 0
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range pages {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, block := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(b), -1) {
+			if blocks++; !strings.Contains(code.String(), block[1]) {
+				t.Errorf("%s: this is nowhere in the code:\n%s", page, block[1])
+			}
+		}
+	}
+	if blocks < 8 {
+		t.Errorf("only %d blocks of code in %d pages", blocks, len(pages))
+	}
+}
+
+func connect(t *testing.T) (redis.UniversalClient, *miniredis.Miniredis) {
+	server := miniredis.RunT(t)
+	server.SetTime(time.Now())
+	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	t.Cleanup(func() { client.Close() })
+	return client, server
+}
+
+func send(h http.Handler, r *http.Request) *http.Response {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w.Result()
+}
+
+func TestLoginLimit(t *testing.T) {
+	client, _ := connect(t)
+	limit, err := loginLimit(client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := limit.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("password") == "right" {
+			middleware.Succeeded(r)
+		}
+	}))
+	login := func(email, password, address string) int {
+		r := httptest.NewRequest("POST", "/", strings.NewReader(url.Values{"email": {email}, "password": {password}}.Encode()))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.RemoteAddr = address + ":1"
+		return send(h, r).StatusCode
+	}
+	for i := range 5 {
+		if got := login("Ann@example.com", "wrong", fmt.Sprintf("192.0.2.%d", i)); got != 200 {
+			t.Fatalf("attempt %d: %d", i, got)
+		}
+	}
+	for range 10 { // what the account's limit refuses costs the address nothing
+		if got := login("ann@example.com", "wrong", "192.0.2.9"); got != 429 {
+			t.Fatal(got)
+		}
+	}
+	for i := range 30 {
+		if got := login(fmt.Sprint("bob", i), "wrong", "192.0.2.9"); got != 200 {
+			t.Fatalf("address, attempt %d: %d", i, got)
+		}
+	}
+	if got := login("carl", "right", "192.0.2.9"); got != 429 {
+		t.Errorf("31st of the address: %d", got)
+	}
+	for range 40 {
+		if got := login("dora", "right", "192.0.2.77"); got != 200 {
+			t.Fatalf("a right password: %d", got)
+		}
+	}
+}
+
+func TestSmallBurst(t *testing.T) {
+	client, server := connect(t)
+	limiter, err := smallBurst(client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	passed := 0
+	for ms := range 2_000 { // two seconds, asked each millisecond
+		server.SetTime(now.Add(time.Duration(ms) * time.Millisecond))
+		res, err := limiter.Take(t.Context(), "k", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Allowed {
+			passed++
+		}
+		if ms == 0 {
+			for range 5 {
+				if res, _ := limiter.Take(t.Context(), "k", 1); res.Allowed {
+					passed++
+				}
+			}
+			if passed != 3 {
+				t.Fatalf("a burst of %d", passed)
+			}
+		}
+		if !res.Allowed { // a denial is remembered in this process, on its own clock
+			limiter, _ = smallBurst(client)
+		}
+	}
+	if passed < 20 || passed > 23 {
+		t.Errorf("%d in two seconds", passed)
+	}
+}
+
+func TestReserve(t *testing.T) {
+	client, _ := connect(t)
+	limit, err := reserve(client, func(r *http.Request) bool { return r.URL.Path == "/pay" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := limit.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	passed := map[string]int{}
+	for _, path := range []string{"/", "/pay"} {
+		for range 150 {
+			if send(h, httptest.NewRequest("GET", path, nil)).StatusCode == 200 {
+				passed[path]++
+			}
+		}
+	}
+	if passed["/"] != 80 || passed["/pay"] != 20 {
+		t.Error(passed)
+	}
+}
+
+func everybody(*http.Request) (string, error) { return "everybody", nil }
+
+func local(t *testing.T, requests int) *ratelimit.Local {
+	l, err := ratelimit.NewLocal("l", ratelimit.PerHour(requests), ratelimit.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func TestCostOfBody(t *testing.T) {
+	var seen string
+	h := costOfBody(local(t, 10), everybody, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		seen = string(b)
+	}))
+	for _, tc := range []struct {
+		body      string
+		status    int
+		remaining string
+	}{
+		{`{"items":[1,2,3]}`, 200, "7"}, {`{}`, 200, "6"}, {`{"items":[1,2,3,4,5,6,7]}`, 429, "6"},
+		{`{"items":[1,2,3,4,5,6]}`, 200, "0"}, {`{}`, 429, "0"}, {`[`, 400, ""}, {strings.Repeat(" ", 2<<20), 400, ""},
+	} {
+		res := send(h, httptest.NewRequest("POST", "/", strings.NewReader(tc.body)))
+		if res.StatusCode != tc.status || res.Header.Get("X-RateLimit-Remaining") != tc.remaining || tc.status == 200 && seen != tc.body {
+			t.Errorf("%.40s: %s, %q left, %q", tc.body, res.Status, res.Header.Get("X-RateLimit-Remaining"), seen)
+		}
+	}
+}
+
+func TestCacheable(t *testing.T) {
+	h := cacheable(local(t, 1), everybody).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "public, max-age=60")
+	}))
+	first, second := send(h, httptest.NewRequest("GET", "/", nil)), send(h, httptest.NewRequest("GET", "/", nil))
+	if len(first.Header) != 1 || second.StatusCode != 429 || second.Header.Get("Cache-Control") != "no-store" {
+		t.Error(first.Header, second.Status, second.Header)
+	}
+}
+
+func TestRefuseGRPC(t *testing.T) {
+	limit := middleware.RateLimit{Limiter: local(t, 1), Key: everybody, Refused: refuseGRPC}
+	nobody := limit
+	nobody.Key = func(*http.Request) (string, error) { return "", middleware.ErrNoKey }
+	unknown := limit
+	unknown.Key = func(*http.Request) (string, error) { return "", errors.New("no answer") }
+	h := limit.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	send(h, httptest.NewRequest("POST", "/", nil))
+	for code, h := range map[string]http.Handler{"8": h, "3": nobody.Handler(h), "14": unknown.Handler(h)} {
+		res := send(h, httptest.NewRequest("POST", "/", nil))
+		pushback := res.Header.Get("Grpc-Retry-Pushback-Ms")
+		if res.StatusCode != 200 || res.Header.Get("Grpc-Status") != code || (code == "3") != (pushback == "-1") || len(pushback) < 2 {
+			t.Error(code, res.Status, res.Header)
+		}
+	}
+}
+
+func TestGateway(t *testing.T) {
+	client, _ := connect(t)
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-RateLimit-Remaining", "99")
+		fmt.Fprintf(w, "%q %q", r.Header["Cookie"], r.Header["X-User"])
+	}))
+	defer backend.Close()
+	target, err := url.Parse(backend.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := gateway(target, sessions, middleware.RateLimit{Limiter: local(t, 5), Key: everybody})
+	login := middleware.Sessions{Manager: sessions}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := sessions.Login(r.Context(), "ann"); err != nil {
+			t.Error(err)
+		}
+	}))
+	r := httptest.NewRequest("GET", "http://localhost/", nil)
+	for _, c := range send(login, httptest.NewRequest("GET", "http://localhost/", nil)).Cookies() {
+		r.AddCookie(c)
+	}
+	r.AddCookie(&http.Cookie{Name: "other", Value: "1"})
+	r.Header.Set("X-User", "admin")
+	res := send(h, r)
+	body, _ := io.ReadAll(res.Body)
+	if string(body) != `["other=1"] ["ann"]` || len(res.Header["X-Ratelimit-Remaining"]) != 1 || res.Header.Get("X-RateLimit-Remaining") != "4" {
+		t.Errorf("%s %v", body, res.Header)
+	}
+}
+
+func TestMounted(t *testing.T) {
+	client, _ := connect(t)
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	step := func(name string) func(http.Handler) http.Handler {
+		return func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				order = append(order, name)
+				next.ServeHTTP(w, r)
+			})
+		}
+	}
+	limit := middleware.RateLimit{Limiter: local(t, 1), Key: middleware.FirstOf(middleware.ByUser(sessions), everybody)}
+	h := mounted(sessions, limit, step("recoverer"), step("cors"), step("compress"), step("mux")(http.NotFoundHandler()))
+	send(h, httptest.NewRequest("GET", "http://localhost/", nil))
+	res := send(h, httptest.NewRequest("GET", "http://localhost/", nil))
+	if got := strings.Join(order, " "); got != "recoverer cors compress mux recoverer cors compress" || res.StatusCode != 429 {
+		t.Error(got, res.Status)
+	}
+}
+
+func TestPerMessage(t *testing.T) {
+	limit := middleware.RateLimit{Limiter: local(t, 4), Key: everybody}
+	handled := 0
+	h := limit.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := perMessage(limit, r, func() ([]byte, error) { return nil, context.Cause(r.Context()) }, func([]byte) { handled++ })
+		if _, ok := errors.AsType[*tooFast](err); !ok || !strings.Contains(err.Error(), "denied by l") {
+			t.Error(err)
+		}
+	}))
+	if res := send(h, httptest.NewRequest("GET", "/", nil)); res.StatusCode != 200 || handled != 3 {
+		t.Errorf("%s, %d messages", res.Status, handled)
+	}
+}
