@@ -195,6 +195,10 @@ func encode(changes []keyChange) (map[string][]byte, error) {
 	return out, nil
 }
 
+// noSession is for who has the context of something else than a request behind this Manager, such
+// as that of a framework with requests of its own.
+const noSession = "session: no session in the context: take the one that Load returned, in net/http r.Context() behind middleware.Sessions of this Manager"
+
 // values implements Values for the sessions of one Manager.
 type values struct{ m *Manager }
 
@@ -202,7 +206,7 @@ type values struct{ m *Manager }
 func (v values) use(ctx context.Context, f func(w *working, held context.Context)) {
 	st := v.m.state(ctx)
 	if st == nil {
-		panic("session: no session in the context")
+		panic(noSession)
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -213,7 +217,7 @@ func (v values) use(ctx context.Context, f func(w *working, held context.Context
 func (v values) held(ctx context.Context) (held context.Context) {
 	st := v.m.state(ctx)
 	if st == nil {
-		panic("session: no session in the context")
+		panic(noSession)
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
