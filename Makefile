@@ -7,6 +7,9 @@ FUZZTIME ?= 10s
 # The race detector needs cgo, which Go leaves off where there is no C compiler.
 RACE = $(shell if [ "$$(go env CGO_ENABLED)" = 1 ] || [ "$(CI)" = true ]; then echo -race; fi)
 
+# It has each process sleep for a second at its end; the tests start hundreds.
+export GORACE ?= atexit_sleep_ms=50
+
 .DEFAULT_GOAL := help
 
 .PHONY: help

@@ -59,7 +59,7 @@ func TestEverySessionThatAnswersIsListedOnce(t *testing.T) {
 	cfg := Config{Accounts: Accounts{Max: 1000}, Timeout: time.Minute}
 	each(t, cfg, func(t *testing.T, rb redistest.Backend, m *Manager) {
 		n := 1000
-		if rb.Mini != nil || raceEnabled {
+		if rb.Mini != nil || redistest.RaceDetector {
 			n = 100
 		}
 		browsers := make([]*browser, n)
@@ -427,7 +427,7 @@ func TestNeverMoreSessionsThanAllowed(t *testing.T) {
 			var cookies []string
 			in := 0
 			logins := 100
-			if raceEnabled {
+			if redistest.RaceDetector {
 				logins = 30
 			}
 			atOnce(logins, func(i int) {

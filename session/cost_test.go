@@ -36,7 +36,7 @@ func realSession(t testing.TB, cfg Config) (*Manager, string) {
 // TestAllocationsOfARead holds what a session that is found and not changed allocates,
 // go-redis included.
 func TestAllocationsOfARead(t *testing.T) {
-	if raceEnabled {
+	if redistest.RaceDetector {
 		t.Skip("the race detector allocates")
 	}
 	for _, tc := range []struct {

@@ -24,7 +24,14 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
 
-var races = flag.Int("session.races", 10_000, "races of logout, and parallel writes, against one Redis")
+var races = flag.Int("session.races", ordinaryRaces(), "races of logout, and parallel writes, against one Redis")
+
+func ordinaryRaces() int {
+	if redistest.RaceDetector {
+		return 3000
+	}
+	return 10_000
+}
 
 // A race has its requests under way before it starts: half of them have loaded their
 // session already, in another process, and have only the rest to do.

@@ -121,14 +121,14 @@ func idOf(t testing.TB, m *Manager, cookie string) id {
 func each(t *testing.T, cfg Config, f func(t *testing.T, b redistest.Backend, m *Manager)) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		// Under the race detector miniredis takes longer than all the others: it has its turn.
-		if raceEnabled && b.Mini != nil && os.Getenv("GATEHOUSE_TEST_REDIS") != "off" && rand.IntN(3) > 0 {
+		if redistest.RaceDetector && b.Mini != nil && os.Getenv("GATEHOUSE_TEST_REDIS") != "off" && rand.IntN(3) > 0 {
 			t.Skip("another time")
 		}
 		for _, secrets := range [][][]byte{nil, {secret}} {
 			if b.Mini != nil && secrets == nil && os.Getenv("GATEHOUSE_TEST_REDIS") != "off" {
 				continue // as sealed
 			}
-			if raceEnabled && b.Name == "cluster" && secrets == nil {
+			if redistest.RaceDetector && b.Name == "cluster" && secrets == nil {
 				continue // as on one server, and sealed
 			}
 			t.Run(fmt.Sprintf("secrets=%d", len(secrets)), func(t *testing.T) {

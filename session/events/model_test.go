@@ -483,7 +483,7 @@ func TestModelCatches(t *testing.T) {
 			continue
 		}
 		t.Logf("%s: %s %v", broken, faults[0], counts)
-		if raceEnabled {
+		if redistest.RaceDetector {
 			break // it is slow: another one the next time
 		}
 	}
