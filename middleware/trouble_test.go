@@ -3,6 +3,8 @@ package middleware_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,6 +66,51 @@ func TestRedisInTrouble(t *testing.T) {
 			}
 			if res.body != "user ann" && res.StatusCode != 429 { // the limit may still be held in process
 				t.Errorf("afterwards: %s %q", res.Status, res.body)
+			}
+		})
+	}
+}
+
+// A command that Redis does not permit is told once, by its name, and is no outage: what is
+// permitted goes on.
+func TestARefusedCommandIsToldOnce(t *testing.T) {
+	server := redistest.Start(t)
+	if err := server.Client().Do(t.Context(), "ACL", "SETUSER", "service", "on", ">pw", "~*", "+@all", "-eval", "-evalsha").Err(); err != nil {
+		t.Fatal(err)
+	}
+	client := server.Client(func(o *redis.Options) { o.Username, o.Password = "service", "pw" })
+	var log journal
+	m := must(session.New(client, session.Config{Logger: log.logger()}))
+	limiter := must(ratelimit.NewFixedWindow(client, "l", ratelimit.PerHour(1000), ratelimit.Config{Logger: log.logger()}))
+	places := must(ratelimit.NewConcurrency(client, "c", 1000, ratelimit.Config{Logger: log.logger()}))
+	mux := http.NewServeMux()
+	mux.HandleFunc("/put", func(w http.ResponseWriter, r *http.Request) { m.Put(r.Context(), "a", 1) })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {})
+	for _, tc := range []struct {
+		name   string
+		h      http.Handler
+		status int
+	}{
+		{"rate limit", middleware.RateLimit{Limiter: limiter, Key: everybody, Logger: log.logger()}.Handler(mux), 200},
+		{"concurrency limit", middleware.ConcurrencyLimit{Limiter: places, Key: everybody, Logger: log.logger()}.Handler(mux), 200},
+		{"sessions", middleware.Sessions{Manager: m, Logger: log.logger()}.Handler(mux), 503},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			log.Reset()
+			path := "/"
+			if tc.status == 503 {
+				path = "/put"
+			}
+			for until := time.Now().Add(2500 * time.Millisecond); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+				if res := answer(tc.h, httptest.NewRequest("GET", path, nil)); res.StatusCode != tc.status {
+					t.Fatal(res.Status)
+				}
+			}
+			if told := log.String(); strings.Count(told, "\n") != 1 || !strings.Contains(told, "'evalsha'") {
+				t.Errorf("told:\n%s", told)
+			}
+			if res := answer(tc.h, request("")); res.StatusCode != 200 {
+				t.Errorf("what needs no script: %s", res.Status)
 			}
 		})
 	}
