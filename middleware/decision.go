@@ -69,8 +69,8 @@ func (d *Decision) conclude(decided bool) {
 // DecisionsOf returns the decisions on r of each RateLimit that it has come through, outermost
 // first: in handlers, to settle a cost, and in Refused.
 func DecisionsOf(r *http.Request) []Decision {
-	t, ok := r.Context().Value(takenKey{}).(*taken)
-	if !ok {
+	t := takenOf(r)
+	if t == nil {
 		return nil
 	}
 	t.mu.Lock()
@@ -89,8 +89,8 @@ func DecisionsOf(r *http.Request) []Decision {
 // gets a line. Further calls do nothing. The response's fields were written before: they show the
 // permit as spent.
 func Succeeded(r *http.Request) {
-	t, ok := r.Context().Value(takenKey{}).(*taken)
-	if !ok {
+	t := takenOf(r)
+	if t == nil {
 		return
 	}
 	for _, d := range t.successes() {
@@ -112,9 +112,9 @@ type taken struct {
 
 type takenBy struct {
 	Decision
-	by       *mounted // whose decision it is
-	failures bool     // by is to be told of a success
-	over     bool     // the handler has returned
+	by        *mounted // whose decision it is
+	succeeded bool     // by has been told of a success
+	over      bool     // the handler has returned
 }
 
 type takenKey struct{}
@@ -132,26 +132,31 @@ func (t *taken) successes() []takenBy {
 	defer t.mu.Unlock()
 	var all []takenBy
 	for i := range t.list {
-		if t.list[i].failures {
-			all = append(all, t.list[i])
-			t.list[i].failures = false
+		if e := &t.list[i]; e.Passed && e.by.FailuresOnly && e.Key != "" && !e.succeeded {
+			all = append(all, *e)
+			e.succeeded = true
 		}
 	}
 	slices.Reverse(all) // the innermost limit is mostly the one that others wait for
 	return all
 }
 
-// remember returns r, or a copy of it, on which DecisionsOf finds d, and where d is.
-func remember(r *http.Request, d takenBy) (*http.Request, place) {
-	t, ok := r.Context().Value(takenKey{}).(*taken)
-	if !ok {
+// takenOf returns what the limits further out have decided on r, or nil if there are none.
+func takenOf(r *http.Request) *taken {
+	t, _ := r.Context().Value(takenKey{}).(*taken)
+	return t
+}
+
+// remember returns r, or a copy of it if t is nil, on which DecisionsOf finds d, and where d is.
+func (t *taken) remember(r *http.Request, d *Decision, by *mounted) (*http.Request, place) {
+	if t == nil {
 		t = &taken{Context: r.Context()}
-		t.list = t.first[:0]
-		r = r.WithContext(t)
+		t.list = append(t.first[:0], takenBy{Decision: *d, by: by})
+		return r.WithContext(t), place{t, 0}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.list = append(t.list, d)
+	t.list = append(t.list, takenBy{Decision: *d, by: by})
 	return r, place{t, len(t.list) - 1}
 }
 
@@ -170,9 +175,8 @@ func (p place) end() {
 
 // counted reports whether m, mounted further out, has counted the request of d, and gives d what
 // it found.
-func (m *mounted) counted(d *Decision) bool {
-	t, ok := d.Request.Context().Value(takenKey{}).(*taken)
-	if !ok {
+func (t *taken) counted(m *mounted, d *Decision) bool {
+	if t == nil {
 		return false
 	}
 	t.mu.Lock()

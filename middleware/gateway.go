@@ -79,8 +79,8 @@ func isOfLimit(name string, names []string) bool {
 
 // namesOfLimits are the names that the limits of a request give their fields.
 func namesOfLimits(r *http.Request) []string {
-	t, ok := r.Context().Value(takenKey{}).(*taken)
-	if !ok {
+	t := takenOf(r)
+	if t == nil {
 		return nil
 	}
 	t.mu.Lock()

@@ -237,9 +237,9 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		return
 	}
 	d := Decision{Request: r, Cost: 1}
-	again := false // this RateLimit has counted the request
+	before, again := takenOf(r), false // this RateLimit has counted the request
 	if m.ask(&d) {
-		if again = m.counted(&d); !again {
+		if again = before.counted(m, &d); !again {
 			m.take(&d)
 		}
 	}
@@ -268,14 +268,15 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		next.ServeHTTP(w, r)
 		return
 	}
-	failures := m.FailuresOnly && d.Key != ""
-	if failures {
+	if m.FailuresOnly && d.Key != "" {
 		of := d.counted()
 		m.waiting.begin(of)
 		defer m.waiting.end(of)
 	}
-	inside, at := remember(r, takenBy{Decision: d, by: m, failures: failures})
-	defer at.end()
+	inside, at := before.remember(r, &d, m)
+	if before != nil { // or nobody else sees what is remembered
+		defer at.end()
+	}
 	defer handBack(r, inside)
 	next.ServeHTTP(w, inside)
 }
@@ -314,7 +315,7 @@ func (m *mounted) refuse(w http.ResponseWriter, d *Decision, values *singles) {
 	}
 	if m.Refused != nil {
 		w.Header()["Cache-Control"] = values.of(noStore)
-		r, _ := remember(d.Request, takenBy{Decision: *d, by: m})
+		r, _ := takenOf(d.Request).remember(d.Request, d, m)
 		m.Refused(w, r, *d)
 		return
 	}
