@@ -160,6 +160,7 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 	defer func() {
 		if !returned && !hw.began { // the handler panics
 			l.Manager.Abort(ctx)
+			hw.before = nil // who recovers may answer through hw, and saves nothing
 		}
 	}()
 	if !isWebTransport(r) {
