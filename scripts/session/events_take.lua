@@ -1,5 +1,6 @@
 -- Takes the next events of a stream for a group of readers, and the lease on it: until it is
--- over, or given back by events_move.lua, nobody else of the group gets any.
+-- over, or given back by events_move.lua, nobody else of the group gets any. Who has it and asks
+-- again has not got the reply, and gets the same once more.
 --
 -- KEYS[1]  the group's hash: cursor, the entry that was handled last; pos, how many have been
 --          added to the stream up to it, and seen, at the last look; holder, until and for, of the
@@ -28,7 +29,7 @@ local function after(a, b) -- of two IDs
   return a1 > b1 or a1 == b1 and a2 > b2
 end
 
-local g = call('HMGET', group, 'cursor', 'pos', 'seen', 'until', 'for', 'tries', 'batch', 'single')
+local g = call('HMGET', group, 'cursor', 'pos', 'seen', 'until', 'for', 'tries', 'batch', 'single', 'holder')
 local cursor = g[1] and g[1]:match('^%d+-%d+$')
 local n = {}
 for i = 2, 8 do
@@ -36,6 +37,8 @@ for i = 2, 8 do
 end
 local pos, seen, held, long, tries, batch, single = n[2], n[3], n[4], n[5], n[6], n[7], n[8]
 local busy = held > now and held <= now + long -- or the clock was set back
+local mine = busy and g[9] == ARGV[1]
+busy = busy and not mine
 
 local length, added, last = 0, 0, '0-0' -- added is false on miniredis, which does not count
 if call('EXISTS', stream) == 1 then
@@ -60,7 +63,7 @@ if another or not cursor then
 elseif added and added - length > pos then
   missed, pos, tries, single = added - length - pos, added - length, 0, 0
 end
-if tries > 0 and single == 0 then
+if tries > 0 and single == 0 and not mine then
   single = batch
 end
 local take = not busy and (single > 0 and 1 or ARGV[3]) or 1
@@ -71,7 +74,7 @@ if busy then
   return {now, {}, 0, waiting, 0, 0, oldest}
 end
 if #entries > 0 then
-  tries = tries + 1
+  tries = mine and math.max(1, tries) or tries + 1
   call('HSET', group, 'holder', ARGV[1], 'until', whole(now + ARGV[2]), 'for', ARGV[2], 'batch', #entries)
 end
 if #entries > 0 or another or missed > 0 then

@@ -1,6 +1,7 @@
 package events_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/scripts"
 	"github.com/gatehouse-go/gatehouse/session"
 	"github.com/gatehouse-go/gatehouse/session/events"
 )
@@ -649,5 +651,62 @@ func TestOutage(t *testing.T) {
 	}
 	if !slices.ContainsFunc(rec.list, func(e session.Event) bool { return e.Kind == session.LoggedIn }) {
 		t.Error("no login")
+	}
+}
+
+// A reply that was lost is asked for again, and is no try: the lease is this reader's own.
+func TestLostReplies(t *testing.T) {
+	client := redistest.Start(t).Client()
+	var lost atomic.Int64
+	hook := &lossy{take: scripts.Get("session/events_take.lua").SHA1(), lost: &lost}
+	client.AddHook(hook)
+	m := manager(t, client, session.Events{Retention: time.Hour})
+	login(t, m, "ann", 5)
+	var rec recorder
+	r := quick(m, &rec)
+	r.Timeout, r.Tries = time.Hour, 1 // without it, they would come again when the lease is over, as dead letters
+	stop := start(t, r, rec.handle)
+	await(t, "all events", func() bool { handled, dead := rec.len(); return handled >= 6 || dead > 0 })
+	stop()
+	if handled, dead := rec.len(); handled != 6 || dead != 0 || lost.Load() != 3 {
+		t.Errorf("%d handled, %d dead, %d replies lost", handled, dead, lost.Load())
+	}
+}
+
+// lossy loses the first three replies of a script that bring something.
+type lossy struct {
+	take string
+	lost *atomic.Int64
+}
+
+func (*lossy) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (l *lossy) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		l.lose(cmd)
+		return cmp.Or(cmd.Err(), err)
+	}
+}
+
+func (l *lossy) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		err := next(ctx, cmds)
+		for _, cmd := range cmds {
+			l.lose(cmd)
+		}
+		return err
+	}
+}
+
+func (l *lossy) lose(cmd redis.Cmder) {
+	args := cmd.Args()
+	if len(args) < 2 || args[1] != l.take || cmd.Err() != nil {
+		return
+	}
+	reply, _ := cmd.(interface{ Val() any }).Val().([]any)
+	if entries, _ := reply[1].([]any); len(entries) > 0 && l.lost.Load() < 3 {
+		l.lost.Add(1)
+		cmd.SetErr(os.ErrDeadlineExceeded)
 	}
 }
