@@ -421,6 +421,16 @@ func (s *records) find(ctx context.Context, at id) (found, error) {
 
 // met reads what a script found in the place of the record that the request knows.
 func (s *records) met(ctx context.Context, at id, a reply) (found, error) {
+	f, err := s.stands(ctx, at, a)
+	if f.what == live {
+		s.conflicts.Add(1)
+		f.what = changed
+	}
+	return f, err
+}
+
+// stands is met for a script that has changed nothing.
+func (s *records) stands(ctx context.Context, at id, a reply) (found, error) {
 	if a.there == "" {
 		return found{what: gone}, nil
 	}
@@ -428,11 +438,7 @@ func (s *records) met(ctx context.Context, at id, a reply) (found, error) {
 	if err == nil && f.what == rotated {
 		f, err = s.find(ctx, at)
 	}
-	switch f.what {
-	case live:
-		s.conflicts.Add(1)
-		f.what = changed
-	case nothing, unreadable:
+	if f.what == nothing || f.what == unreadable {
 		f.what = gone
 	}
 	return f, err
