@@ -11,6 +11,8 @@ require (
 	github.com/gorilla/securecookie v1.1.2
 	// The Redis client: standalone, Sentinel, Cluster.
 	github.com/redis/go-redis/v9 v9.23.0
+	// The list of public suffixes, of which browsers take no cookie.
+	golang.org/x/net v0.60.0
 )
 
 require (

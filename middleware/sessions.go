@@ -30,7 +30,9 @@ import (
 // cookie of that session, and is not told again.
 //
 // A response that sets the cookie has Cache-Control: no-store in place of the handler's, and no
-// CDN-Cache-Control or Surrogate-Control; on others the handler's stand, and Vary: Cookie is added. The
+// CDN-Cache-Control or Surrogate-Control; on others the handler's stand. Vary: Cookie (or Token) is added
+// where the handler, or middleware, has looked at the session before the header is sent; a look that
+// comes later is logged, since a shared cache may then show the response to others. The
 // ResponseWriter that the handler gets has Flush and Hijack if the server's has, and never Push, which
 // browsers have dropped.
 //
@@ -39,6 +41,9 @@ import (
 //
 // Mount [http.TimeoutHandler] inside of Sessions. Outside, it answers without the cookie of a login that
 // came in time: the browser is not logged in, and its visitor's session is gone.
+//
+// Sessions inside of Sessions need a cookie of another name each: a request that comes through two of one
+// name is answered with 500, and a line in the log says so.
 //
 // When a request carries several cookies of the name, the first that leads to a session
 // counts. Another host of the same domain can make a browser send such cookies; the
@@ -70,6 +75,17 @@ type Sessions struct {
 	// until its session ends, so that old servers go on beside new ones. If both cookies
 	// have one name, ours replaces it, and old servers do not know it.
 	LegacyCookie string
+
+	// Token names a header field, such as X-Session, for clients that keep no cookies: a request that has
+	// it, be it empty, is answered with the field in place of the cookie, empty after a logout, and
+	// its cookies are not looked at. What can set the field can also read it: let no page of another origin.
+	// "": there is none.
+	Token string
+
+	// SkipTouch says which requests are no use of the session, such as those that a page makes by itself
+	// to see whether there is news: they keep no session from ending when that is idle. When that will be
+	// is IdleExpires of the Manager's Info. nil: each is a use.
+	SkipTouch func(*http.Request) bool
 
 	// StripCookie has the handler get requests without the session's cookie, and without that of
 	// LegacyCookie: for a gateway, whose backends are not to know it.
@@ -103,6 +119,8 @@ type loader struct {
 	local  http.Cookie // that over plain HTTP to localhost
 	outage occasional
 	plain  sync.Once // a cookie went out that is not Secure
+	astray sync.Once // a cookie went out for another host
+	bare   sync.Once // a session was looked at too late for Vary
 }
 
 // Handler returns a handler that calls next with the session. It panics with
@@ -116,27 +134,38 @@ func (s Sessions) Handler(next http.Handler) http.Handler {
 	}
 	l := &loader{Sessions: s}
 	l.cookie, _ = s.cookie() // checked by Validate
+	l.Token = http.CanonicalHeaderKey(l.Token)
 	l.local = localCookie(l.cookie)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.serve(w, r, next) })
 }
 
 func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if l.isWithin(w) {
+		l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: Sessions is mounted inside of Sessions with a cookie of the same name, request answered with an error",
+			slog.String("cookie", l.cookie.Name), slog.String("route", route(r)))
+		mountedTwice.ServeHTTP(w, r)
+		return
+	}
 	ctx, err := l.load(r)
 	if err != nil {
 		l.fail(w, r, err)
 		return
 	}
-	outside := r
+	outside, token := r, l.byToken(r)
 	r = r.WithContext(ctx)
 	defer handBack(outside, r)
 	if l.StripCookie {
-		r.Header = withoutCookies(r.Header, l.cookie.Name, l.local.Name, l.LegacyCookie)
+		r.Header = l.stripped(r)
+	}
+	if l.SkipTouch != nil && l.SkipTouch(r) {
+		l.Manager.SkipTouch(ctx)
 	}
 	if l.Client != nil {
 		l.Manager.Describe(ctx, func() string { return l.Client(r) })
 	}
 	outer := fieldsOf(w.Header())
-	hw := &headerWriter{ResponseWriter: w, hijacked: func() { l.Manager.KeepID(ctx) }}
+	hw := &headerWriter{ResponseWriter: w, cookie: l.cookie.Name, hijacked: func() { l.Manager.KeepID(ctx) }}
+	looked := false // before the header was sent
 	hw.before = func(status int) error {
 		if isSeen(r, status) {
 			l.Manager.Told(ctx)
@@ -146,14 +175,14 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 		h := w.Header()
 		if err != nil {
 			outer.restore(h)
-			l.apply(r, h, out)
+			l.apply(r, h, out, token)
 			l.fail(w, r, err)
 			return fmt.Errorf("middleware: response replaced, its session was not saved: %w", err)
 		}
-		if !slices.Contains(h["Vary"], "Cookie") {
-			h["Vary"] = append(h["Vary"], "Cookie")
+		if looked = l.Manager.Looked(ctx); looked || out.Action != session.CookieKeep {
+			l.vary(h)
 		}
-		l.apply(r, h, out)
+		l.apply(r, h, out, token)
 		return nil
 	}
 	returned := false
@@ -170,11 +199,54 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 	}
 	returned = true
 
-	if !hw.began {
+	switch {
+	case !hw.began:
 		hw.begin(http.StatusOK)
-	} else if hw.err == nil && l.Manager.Pending(ctx) {
+	case hw.err != nil: // it was told
+	case l.Manager.Pending(ctx):
 		l.reportLate(r)
+	case !looked && l.Manager.Looked(ctx):
+		l.bare.Do(func() {
+			l.Logger.LogAttrs(r.Context(), slog.LevelWarn, "session: looked at after the header was sent, which has no Vary: a shared cache may show the response to others",
+				slog.String("method", r.Method), slog.String("route", route(r)))
+		})
 	}
+	l.Manager.Returned(ctx)
+}
+
+// vary says what responses depend on.
+func (l *loader) vary(h http.Header) {
+	for _, name := range [...]string{"Cookie", l.Token} {
+		if name != "" && !slices.Contains(h["Vary"], name) {
+			h["Vary"] = append(h["Vary"], name)
+		}
+	}
+}
+
+// isWithin reports whether w is that of a Sessions with a cookie of the same name.
+func (l *loader) isWithin(w http.ResponseWriter) bool {
+	for w != nil {
+		switch outer := w.(type) {
+		case *headerWriter:
+			if outer.cookie == l.cookie.Name {
+				return true
+			}
+		case flushWriter:
+			if outer.cookie == l.cookie.Name {
+				return true
+			}
+		case hijackWriter:
+			if outer.cookie == l.cookie.Name {
+				return true
+			}
+		}
+		inner, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return false
+		}
+		w = inner.Unwrap()
+	}
+	return false
 }
 
 // isSeen reports whether a person sees the response: the page of a navigation that is neither
@@ -193,6 +265,9 @@ func isWebTransport(r *http.Request) bool {
 // load finds the session that the request's cookies name.
 func (l *loader) load(r *http.Request) (context.Context, error) {
 	var buf [maxNamed]string
+	if l.byToken(r) {
+		return l.Manager.Load(r.Context(), tokens(buf[:0], r.Header[l.Token])...)
+	}
 	cookies := cookiesNamed(buf[:0], r, l.cookieOf(r).Name)
 	if l.LegacyCookie == "" {
 		return l.Manager.Load(r.Context(), cookies...)
@@ -239,6 +314,10 @@ var (
 	notSaved = problem{
 		Status: http.StatusInternalServerError,
 		Detail: "The session could not be saved.",
+	}.ready()
+	mountedTwice = problem{
+		Status: http.StatusInternalServerError,
+		Detail: "Sessions are mounted twice.",
 	}.ready()
 	noSession = problem{
 		Status: http.StatusServiceUnavailable,

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/publicsuffix"
+
 	"github.com/gatehouse-go/gatehouse/session"
 )
 
@@ -43,8 +45,12 @@ func (s Sessions) cookie() (http.Cookie, error) {
 	if !strings.HasPrefix(c.Path, "/") || (&http.Cookie{Name: "n", Path: c.Path}).Valid() != nil {
 		bad("Cookie.Path %q is no path", c.Path)
 	}
-	if (&http.Cookie{Name: "n", Domain: c.Domain}).Valid() != nil {
+	if domain := plainDomain(c.Domain); (&http.Cookie{Name: "n", Domain: c.Domain}).Valid() != nil {
 		bad("Cookie.Domain %q is no domain", c.Domain)
+	} else if _, err := netip.ParseAddr(domain); err == nil {
+		bad("Cookie.Domain %q is an address: leave it empty", c.Domain)
+	} else if suffix, _ := publicsuffix.PublicSuffix(domain); domain != "" && suffix == domain {
+		bad("Cookie.Domain %q is a public suffix, of which browsers take no cookie", c.Domain)
 	}
 	switch c.SameSite {
 	case http.SameSiteLaxMode, http.SameSiteStrictMode, http.SameSiteNoneMode:
@@ -53,6 +59,9 @@ func (s Sessions) cookie() (http.Cookie, error) {
 	}
 	if c.Value != "" || !c.Expires.IsZero() || c.MaxAge != 0 {
 		bad("Cookie has a Value, Expires or MaxAge: those are the Manager's")
+	}
+	if s.Token != "" && (!isToken(s.Token) || slices.Contains([]string{"Cookie", "Set-Cookie", "Authorization"}, http.CanonicalHeaderKey(s.Token))) {
+		bad("Token %q can be no header field for it", s.Token)
 	}
 	if s.LegacyCookie != "" && !isToken(s.LegacyCookie) {
 		bad("LegacyCookie %q is no token", s.LegacyCookie)
@@ -139,6 +148,16 @@ func cookiesNamed(values []string, r *http.Request, name string) []string {
 	return values
 }
 
+// stripped returns the header of r without what names its session.
+func (l *loader) stripped(r *http.Request) http.Header {
+	h := withoutCookies(r.Header, l.cookie.Name, l.local.Name, l.LegacyCookie)
+	if l.byToken(r) {
+		h = maps.Clone(h)
+		delete(h, l.Token)
+	}
+	return h
+}
+
 // withoutCookies returns a header without the cookies of some names. The others stand as they came.
 func withoutCookies(h http.Header, names ...string) http.Header {
 	lines := h["Cookie"]
@@ -176,13 +195,48 @@ var plain = func() (is [256]bool) {
 	return is
 }()
 
-// apply writes the outcome of a request into its response's header. A response that
-// carries a cookie may not be stored anywhere, whatever the handler said.
-func (l *loader) apply(r *http.Request, h http.Header, out session.Outcome) {
+// plainDomain is a cookie's domain as browsers compare it, which ignore a dot in front.
+func plainDomain(domain string) string { return strings.ToLower(strings.TrimPrefix(domain, ".")) }
+
+// byToken reports whether the client of r wants a header field in place of the cookie.
+func (l *loader) byToken(r *http.Request) bool {
+	return l.Token != "" && r.Header[l.Token] != nil
+}
+
+// tokens appends the values that can be a session's, no more than there is room for.
+func tokens(values, field []string) []string {
+	for _, v := range field {
+		if v = textproto.TrimString(v); isPlain(v) && len(values) < cap(values) {
+			values = append(values, v)
+		}
+	}
+	return values
+}
+
+// apply writes the outcome of a request into its response's header, by token in the field of
+// Token. A response that carries either may not be stored anywhere, whatever the handler said.
+func (l *loader) apply(r *http.Request, h http.Header, out session.Outcome, token bool) {
 	if out.Action == session.CookieKeep {
 		return
 	}
+	h.Set("Cache-Control", noStore)
+	for _, name := range [...]string{"CDN-Cache-Control", "Cloudflare-CDN-Cache-Control", "Surrogate-Control", "X-Accel-Expires"} {
+		h.Del(name)
+	}
+	if token {
+		h[l.Token] = []string{out.Value}
+		return
+	}
 	c := *l.cookieOf(r)
+	if domain, host := plainDomain(c.Domain), plainHost(r.Host); domain != "" {
+		host, _ = splitPort(host)
+		if host != domain && !strings.HasSuffix(host, "."+domain) {
+			l.astray.Do(func() {
+				l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: a cookie was sent that browsers drop: its Domain is not that of the request; a proxy must pass on the Host of its clients",
+					slog.String("domain", c.Domain), slog.String("host", r.Host))
+			})
+		}
+	}
 	if !c.Secure {
 		l.plain.Do(func() {
 			l.Logger.LogAttrs(r.Context(), slog.LevelWarn,
@@ -203,9 +257,5 @@ func (l *loader) apply(r *http.Request, h http.Header, out session.Outcome) {
 	if out.Legacy && l.LegacyCookie != c.Name {
 		gone := http.Cookie{Name: l.LegacyCookie, Path: "/", MaxAge: -1, Expires: time.Unix(1, 0), Secure: c.Secure}
 		h.Add("Set-Cookie", gone.String())
-	}
-	h.Set("Cache-Control", noStore)
-	for _, name := range [...]string{"CDN-Cache-Control", "Cloudflare-CDN-Cache-Control", "Surrogate-Control", "X-Accel-Expires"} {
-		h.Del(name)
 	}
 }

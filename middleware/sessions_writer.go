@@ -21,9 +21,10 @@ type headerWriter struct {
 	hijacked func()
 	// conn, if set, stands in for the connection that is hijacked.
 	conn     func(net.Conn) net.Conn
-	informed bool  // an informational header went out
-	began    bool  // before has been called
-	err      error // what it returned
+	cookie   string // of Sessions; "" of others
+	informed bool   // an informational header went out
+	began    bool   // before has been called
+	err      error  // what it returned
 }
 
 // wrap returns a ResponseWriter around w.ResponseWriter that has Flush and

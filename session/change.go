@@ -271,7 +271,7 @@ func (st *state) unknown() bool {
 // Login whose old ID may have been retired already stands. Abort does nothing if there is
 // no such Login.
 func (m *Manager) Abort(ctx context.Context) {
-	st := m.state(ctx)
+	st := m.unseen(ctx)
 	if st == nil {
 		return
 	}

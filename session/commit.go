@@ -64,7 +64,7 @@ func (m *Manager) Commit(ctx context.Context) error {
 // An error may come with an Outcome whose cookie is to be set nevertheless: when it is
 // not known whether the old ID of a login still lives.
 func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
-	st := m.state(ctx)
+	st := m.unseen(ctx)
 	if st == nil {
 		return Outcome{}, ErrNoSession
 	}
@@ -171,7 +171,7 @@ func (m *Manager) due(ctx context.Context, d draft) bool {
 	if d.wanted() || d.confirm {
 		return true
 	}
-	if d.login != nil { // a use would give the record its whole life, before Finish does
+	if d.login != nil || d.unused { // of a login, a use would give the record its whole life before Finish does
 		return false
 	}
 	now, err := m.records.loadedNow(ctx, d.record.id)
@@ -202,6 +202,7 @@ type draft struct {
 	dead    bool
 	rotate  bool
 	keepID  bool
+	unused  bool // it is no use of the session
 	confirm bool // the response would set a cookie for a record that was only read
 	ended   Reason
 	client  string // the label of who asks
@@ -218,7 +219,7 @@ func (m *Manager) draft(st *state) (draft, error) {
 	d := draft{
 		epoch: st.epoch, record: st.record, named: st.named, fresh: st.fresh, facts: st.facts,
 		serial: st.values.serial, login: st.login, dead: st.dead, rotate: st.rotate && st.record != nil,
-		keepID: st.keepID || st.finished, confirm: st.cookieDue() && !st.stood,
+		keepID: st.keepID || st.finished || st.unused, unused: st.unused, confirm: st.cookieDue() && !st.stood,
 		ended: st.ended, told: st.told,
 	}
 	var buf [8]keyChange

@@ -53,7 +53,7 @@ func (c Cause) check() (Cause, error) {
 // the session, sealed if there are Secrets. What cannot be printed becomes a space, and what is
 // longer than 128 bytes is cut.
 func (m *Manager) Describe(ctx context.Context, label func() string) {
-	if st := m.state(ctx); st != nil {
+	if st := m.unseen(ctx); st != nil {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		st.client = label
@@ -108,7 +108,7 @@ func (m *Manager) Ended(ctx context.Context) Reason {
 // sees the response of this request: a page, and not what a script of it asks for. What Ended has said to the handler is then not said again: Finish deletes
 // the cookie, except in the Grace after the end, or forgets the reason.
 func (m *Manager) Told(ctx context.Context) {
-	if st := m.state(ctx); st != nil {
+	if st := m.unseen(ctx); st != nil {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		st.seen = true

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +29,8 @@ type state struct {
 	raised   []raise       // fences
 	epoch    uint64        // counts logins, logouts and ends: what was under way before is not applied
 
+	looked atomic.Bool // somebody has asked for the session
+
 	busy      bool // a commit or a Login is under way
 	fresh     bool // a commit of this request has begun the session
 	stood     bool // a script of this request has found or written the record
@@ -35,6 +38,8 @@ type state struct {
 	loggedOut bool // Logout was called, and no session begun since
 	rotate    bool // Rotate was called
 	keepID    bool // KeepID was called
+	unused    bool // SkipTouch was called
+	returned  bool // Returned was called, and no put has been told since
 	finished  bool // Finish has returned
 	asked     bool // Ended was called, and told why
 	seen      bool // Told was called
@@ -89,9 +94,26 @@ func (c *withState) Value(key any) any {
 	return c.Context.Value(key)
 }
 
+// state returns the state of a request for who looks at its session, or nil.
 func (m *Manager) state(ctx context.Context) *state {
+	st := m.unseen(ctx)
+	if st != nil && !st.looked.Load() {
+		st.looked.Store(true)
+	}
+	return st
+}
+
+// unseen is state for what happens with every request.
+func (m *Manager) unseen(ctx context.Context) *state {
 	st, _ := ctx.Value(stateKey{m}).(*state)
 	return st
+}
+
+// Looked reports whether anything has asked for the session since it was loaded, or changed it: the
+// response may then depend on it.
+func (m *Manager) Looked(ctx context.Context) bool {
+	st := m.unseen(ctx)
+	return st != nil && st.looked.Load()
 }
 
 // maxCookies bounds how many cookies of one request are looked up.
@@ -115,7 +137,7 @@ func (m *Manager) LoadLegacy(ctx context.Context, legacyToken string, cookies ..
 }
 
 func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string) (context.Context, error) {
-	if m.state(ctx) != nil {
+	if m.unseen(ctx) != nil {
 		return ctx, nil
 	}
 	within := &withState{Context: ctx, m: m}

@@ -96,7 +96,7 @@ func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
 }
 
 // Loaded reports whether ctx was made by Load of this Manager.
-func (m *Manager) Loaded(ctx context.Context) bool { return m.state(ctx) != nil }
+func (m *Manager) Loaded(ctx context.Context) bool { return m.unseen(ctx) != nil }
 
 // UserID returns the user who is logged in, or "".
 func (m *Manager) UserID(ctx context.Context) string {

@@ -67,7 +67,7 @@ func (m *Manager) outcome(st *state, failed error) (Outcome, error) {
 
 // Pending reports whether the session has changes that no commit has saved.
 func (m *Manager) Pending(ctx context.Context) bool {
-	st := m.state(ctx)
+	st := m.unseen(ctx)
 	if st == nil {
 		return false
 	}

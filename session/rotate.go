@@ -25,10 +25,31 @@ func (m *Manager) Rotate(ctx context.Context) error {
 // KeepID keeps Finish from rotating by itself: the response may not bring its cookie to
 // the client, as after a connection was hijacked.
 func (m *Manager) KeepID(ctx context.Context) {
-	if st := m.state(ctx); st != nil {
+	if st := m.unseen(ctx); st != nil {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		st.keepID = true
+	}
+}
+
+// SkipTouch says that a request is no use of its session, such as one that a page makes by itself:
+// it keeps no session from ending when that is idle, and Finish does not rotate by itself. What it
+// changes is saved all the same, and is a use.
+func (m *Manager) SkipTouch(ctx context.Context) {
+	if st := m.unseen(ctx); st != nil {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		st.unused = true
+	}
+}
+
+// Returned says that the handler has returned, and Finish too: of a change that comes later, from a
+// goroutine that it has left behind, a line in the log tells, once a request. Only a Commit saves it.
+func (m *Manager) Returned(ctx context.Context) {
+	if st := m.unseen(ctx); st != nil {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		st.returned = true
 	}
 }
 

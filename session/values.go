@@ -210,7 +210,12 @@ func (v values) use(ctx context.Context, f func(w *working, held context.Context
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	before := st.values.serial
 	f(&st.values, st.values.of(v.m.reportValue))
+	if st.returned && st.values.serial != before {
+		st.returned = false
+		v.m.records.log.LogAttrs(ctx, slog.LevelError, "session: changed after the handler had returned, which only a Commit saves")
+	}
 }
 
 // held is where the values of ctx's session are, to be read.

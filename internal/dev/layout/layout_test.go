@@ -44,6 +44,7 @@ var used = []string{
 	"github.com/dunglas/httpsfv",
 	"github.com/gorilla/securecookie",
 	"github.com/redis/go-redis/v9",
+	"golang.org/x/net",
 
 	// Of go-redis.
 	"github.com/cespare/xxhash/v2",
