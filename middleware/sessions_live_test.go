@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -190,7 +191,7 @@ func TestClientLabels(t *testing.T) {
 	m, _ := newManager(t)
 	asked := 0
 	s := middleware.Sessions{Manager: m, Client: func(r *http.Request) string { asked++; return r.UserAgent() }}
-	for _, tc := range []struct{ agent, want string }{
+	for i, tc := range []struct{ agent, want string }{
 		{"Firefox on Windows", "Firefox on Windows"},
 		{"a\r\nb\x00c\u202ed", "a  b c d"},
 		{"\xff\xfe", ""},
@@ -198,10 +199,7 @@ func TestClientLabels(t *testing.T) {
 	} {
 		h := s.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/login" {
-				if _, err := m.EndAll(r.Context(), "ann", session.Cause{}); err != nil {
-					t.Error(err)
-				}
-				if err := m.Login(r.Context(), "ann"); err != nil {
+				if err := m.Login(r.Context(), fmt.Sprint("ann", i)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -212,7 +210,7 @@ func TestClientLabels(t *testing.T) {
 			r.Header.Set("User-Agent", tc.agent)
 			answer(h, r)
 		}
-		list, err := m.List(t.Context(), "ann")
+		list, err := m.List(t.Context(), fmt.Sprint("ann", i))
 		if err != nil || len(list) != 1 || list[0].Client != tc.want {
 			t.Errorf("%.40q: %+v, %v", tc.agent, list, err)
 		}
