@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
@@ -16,8 +18,8 @@ import (
 // servers, and answers 429 with Retry-After to the others. A request holds its
 // place until its handler returns or panics, also when its client hangs up: what
 // is limited is the work. If the handler hijacks the connection, as WebSockets do, the
-// place is held until that is closed or no longer used; what Hijack returns is then a
-// [net.Conn] of its own type. The zero value is not usable: Limiter and Key are
+// place is held until that is closed, too, or nobody can close it any more; what Hijack
+// returns is then a [net.Conn] of its own type. The zero value is not usable: Limiter and Key are
 // required.
 //
 // It sends no X-RateLimit fields, which speak of requests in a window.
@@ -59,24 +61,24 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		lease, d := l.acquire(r)
 		if lease != nil {
-			release := func() {
+			var busy atomic.Int32 // the handler, and the connection that it hijacks
+			done := func() {
+				if busy.Add(-1) > 0 {
+					return
+				}
 				if err := lease.Release(); err != nil {
 					as.warn(r, "concurrency limit: a place stays taken until its lease ends", err)
 				}
 			}
-			hijacked := false
+			busy.Add(1)
+			defer done()
 			if _, can := abilities(w); can {
 				hw := &headerWriter{ResponseWriter: w, conn: func(c net.Conn) net.Conn {
-					hijacked = true
-					return hold(c, release)
+					busy.Add(1)
+					return hold(c, sync.OnceFunc(done))
 				}}
 				w = hw.wrap()
 			}
-			defer func() {
-				if !hijacked {
-					release()
-				}
-			}()
 		}
 		if d.Err != nil {
 			as.undecided(&d)

@@ -235,3 +235,42 @@ func TestConcurrencyLimitOfHijackedConnections(t *testing.T) {
 		t.Errorf("after all: %d", got)
 	}
 }
+
+// A handler that uses the connection by its buffer alone holds its place until it returns.
+func TestConcurrencyLimitOfWhoKeepsTheBufferAlone(t *testing.T) {
+	limiter := must(ratelimit.NewConcurrency(redistest.Shared(t).Client(), t.Name(), 1, ratelimit.Config{Timeout: time.Minute}))
+	started := make(chan bool, 1)
+	srv := httptest.NewServer(middleware.ConcurrencyLimit{Limiter: limiter, Key: everybody}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		started <- true
+		for err == nil {
+			var line string
+			if line, err = buffered.ReadString('\n'); err == nil {
+				_, _ = buffered.WriteString(line)
+				err = buffered.Flush()
+			}
+		}
+	})))
+	defer srv.Close()
+	conn := must(net.Dial("tcp", srv.Listener.Addr().String()))
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
+	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	<-started
+	in := bufio.NewReader(conn)
+	for range 10 {
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond) // what is garbage is cleaned up
+		fmt.Fprintln(conn, "hello")
+		if line, err := in.ReadString('\n'); line != "hello\n" {
+			t.Fatal(line, err)
+		}
+		if _, res, err := limiter.Acquire(t.Context(), "everybody"); res.Allowed || err != nil {
+			t.Fatal("the place is given away", res, err)
+		}
+	}
+}

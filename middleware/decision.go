@@ -8,7 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
@@ -69,16 +69,13 @@ func (d *Decision) conclude(decided bool) {
 // DecisionsOf returns the decisions on r of each RateLimit that it has come through, outermost
 // first: in handlers, to settle a cost, and in Refused.
 func DecisionsOf(r *http.Request) []Decision {
-	t := takenOf(r)
-	if t == nil {
-		return nil
+	var all []Decision
+	for t := takenOf(r); t != nil; t = t.up {
+		if !t.again {
+			all = append(all, t.d)
+		}
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	all := make([]Decision, len(t.list))
-	for i := range t.list {
-		all[i] = t.list[i].Decision
-	}
+	slices.Reverse(all)
 	return all
 }
 
@@ -89,32 +86,27 @@ func DecisionsOf(r *http.Request) []Decision {
 // gets a line. Further calls do nothing. The response's fields were written before: they show the
 // permit as spent.
 func Succeeded(r *http.Request) {
-	t := takenOf(r)
-	if t == nil {
-		return
-	}
-	for _, d := range t.successes() {
-		err := d.Settle(r.Context(), 0)
-		if err != nil {
-			d.by.warn(r, "rate limit: permits of a success were not given back", err)
+	// The innermost limit is mostly the one that others wait for.
+	for t := takenOf(r); t != nil; t = t.up {
+		if t.again || !t.by.FailuresOnly || t.d.Key == "" || !t.d.Passed || !t.succeeded.CompareAndSwap(false, true) {
+			continue
 		}
-		d.by.waiting.free(d.counted(), d.Cost)
+		if err := t.d.Settle(r.Context(), 0); err != nil {
+			t.by.warn(r, "rate limit: permits of a success were not given back", err)
+		}
+		t.by.waiting.free(t.d.counted(), t.d.Cost)
 	}
 }
 
-// taken is a context with what the limits of one request have decided so far.
+// taken is the context of what a RateLimit has decided on, and passes on.
 type taken struct {
 	context.Context
-	mu    sync.Mutex
-	list  []takenBy
-	first [1]takenBy // most requests come through one limit
-}
-
-type takenBy struct {
-	Decision
-	by        *mounted // whose decision it is
-	succeeded bool     // by has been told of a success
-	over      bool     // the handler has returned
+	up        *taken // of the RateLimit further out
+	d         Decision
+	by        *mounted
+	again     bool        // the decision is that of one further out
+	succeeded atomic.Bool // by has been told of a success
+	met       atomic.Bool // by, mounted once more, has taken the decision for its own
 }
 
 type takenKey struct{}
@@ -126,65 +118,24 @@ func (t *taken) Value(key any) any {
 	return t.Context.Value(key)
 }
 
-// successes returns the decisions whose RateLimits are to be told of a success, once.
-func (t *taken) successes() []takenBy {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var all []takenBy
-	for i := range t.list {
-		if e := &t.list[i]; e.Passed && e.by.FailuresOnly && e.Key != "" && !e.succeeded {
-			all = append(all, *e)
-			e.succeeded = true
-		}
-	}
-	slices.Reverse(all) // the innermost limit is mostly the one that others wait for
-	return all
-}
-
-// takenOf returns what the limits further out have decided on r, or nil if there are none.
+// takenOf returns what the innermost RateLimit has decided that r has come through, or nil.
 func takenOf(r *http.Request) *taken {
 	t, _ := r.Context().Value(takenKey{}).(*taken)
 	return t
 }
 
-// remember returns r, or a copy of it if t is nil, on which DecisionsOf finds d, and where d is.
-func (t *taken) remember(r *http.Request, d *Decision, by *mounted) (*http.Request, place) {
-	if t == nil {
-		t = &taken{Context: r.Context()}
-		t.list = append(t.first[:0], takenBy{Decision: *d, by: by})
-		return r.WithContext(t), place{t, 0}
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.list = append(t.list, takenBy{Decision: *d, by: by})
-	return r, place{t, len(t.list) - 1}
+// remember returns a copy of r on which DecisionsOf finds d. up is what takenOf finds on r.
+func (m *mounted) remember(r *http.Request, up *taken, d *Decision, again bool) *http.Request {
+	return r.WithContext(&taken{Context: r.Context(), up: up, d: *d, by: m, again: again})
 }
 
-// place is where a decision is remembered.
-type place struct {
-	in *taken
-	at int
-}
-
-// end says that the handler has returned.
-func (p place) end() {
-	p.in.mu.Lock()
-	p.in.list[p.at].over = true
-	p.in.mu.Unlock()
-}
-
-// counted reports whether m, mounted further out, has counted the request of d, and gives d what
-// it found.
-func (t *taken) counted(m *mounted, d *Decision) bool {
-	if t == nil {
-		return false
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range t.list {
-		e := &t.list[i]
-		if !e.over && e.decided() && e.Key == d.Key && e.Cost == d.Cost && isSame(&e.by.RateLimit, &m.RateLimit) && isSameRequest(e.Request, d.Request) {
-			d.Result = e.Result
+// countedBy reports whether m, mounted further out, has counted the request of d, and gives d what
+// it found. Of several requests that a handler makes of one, that holds for the first alone.
+func (t *taken) countedBy(m *mounted, d *Decision) bool {
+	for ; t != nil; t = t.up {
+		if t.d.decided() && t.d.Key == d.Key && t.d.Cost == d.Cost && isSame(t.by, m) && isSameLimiter(t.d.limiter, d.limiter) &&
+			isSameRequest(t.d.Request, d.Request) && t.met.CompareAndSwap(false, true) {
+			d.Result = t.d.Result
 			d.conclude(true)
 			return true
 		}
@@ -192,15 +143,28 @@ func (t *taken) counted(m *mounted, d *Decision) bool {
 	return false
 }
 
-// isSame reports whether a and b are one RateLimit mounted twice.
-func isSame(a, b *RateLimit) bool {
-	return reflect.TypeOf(b.Limiter).Comparable() && a.Limiter == b.Limiter && a.FailuresOnly == b.FailuresOnly &&
-		reflect.ValueOf(a.LimiterFor).Pointer() == reflect.ValueOf(b.LimiterFor).Pointer()
+// isSame reports whether a and b are one RateLimit mounted twice, as far as that can be seen.
+func isSame(a, b *mounted) bool {
+	return isIdentical(a.Limiter, b.Limiter) && a.FailuresOnly == b.FailuresOnly && (a.LimiterFor == nil) == (b.LimiterFor == nil)
 }
 
-// isSameRequest reports whether inside is the request outside, as middleware hands it on. What a
-// handler makes of one request, to have several answered, are requests of their own.
+// isSameLimiter reports whether a and b, which two RateLimits have chosen for a request, are one
+// limiter, or made alike by With.
+func isSameLimiter(a, b ratelimit.Limiter) bool {
+	if isIdentical(a, b) {
+		return true
+	}
+	x, ok1 := a.(ratelimit.Named)
+	y, ok2 := b.(ratelimit.Named)
+	return ok1 && ok2 && reflect.TypeOf(a) == reflect.TypeOf(b) && x.Name() == y.Name() && x.Limit() == y.Limit()
+}
+
+func isIdentical(a, b ratelimit.Limiter) bool {
+	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.ValueOf(b).Comparable() && a == b
+}
+
+// isSameRequest reports whether inside can be the request outside, as middleware hands it on:
+// [http.StripPrefix] leaves the end of its path.
 func isSameRequest(outside, inside *http.Request) bool {
-	return outside.Method == inside.Method && strings.HasSuffix(outside.URL.Path, inside.URL.Path) &&
-		reflect.ValueOf(outside.Header).Pointer() == reflect.ValueOf(inside.Header).Pointer()
+	return outside.Method == inside.Method && strings.HasSuffix(outside.URL.Path, inside.URL.Path)
 }

@@ -28,8 +28,8 @@ func Gateway(next http.Handler) http.Handler {
 		hw := &headerWriter{ResponseWriter: w}
 		hw.before = func(status int) error {
 			h := w.Header()
-			if hw.informed && !slices.ContainsFunc(outer, func(f field) bool { return f.leads(h) }) {
-				for _, f := range outer { // the header has been cleared
+			for _, f := range outer {
+				if hw.informed && !f.leads(h) { // it has been cleared
 					h[f.name] = append(slices.Clip(f.values), h[f.name]...)
 				}
 			}
@@ -79,15 +79,9 @@ func isOfLimit(name string, names []string) bool {
 
 // namesOfLimits are the names that the limits of a request give their fields.
 func namesOfLimits(r *http.Request) []string {
-	t := takenOf(r)
-	if t == nil {
-		return nil
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	var names []string
-	for i := range t.list {
-		n := t.list[i].by.Fields.Names
+	for t := takenOf(r); t != nil; t = t.up {
+		n := t.by.Fields.Names
 		names = append(names, n.Limit, n.Remaining, n.Reset)
 	}
 	return names

@@ -124,6 +124,7 @@ func TestGatewayFields(t *testing.T) {
 							w.WriteHeader(http.StatusEarlyHints)
 						}
 						w.Header().Set("Vary", "Accept")
+						w.Header().Set("X-Content-Type-Options", "nosniff") // as outside
 						tc.backend(w.Header())
 						w.WriteHeader(tc.status)
 					}))
@@ -138,6 +139,8 @@ func TestGatewayFields(t *testing.T) {
 					inside := h
 					h = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 						w.Header()["Vary"] = []string{"Origin"}
+						w.Header()["X-Content-Type-Options"] = []string{"nosniff"}
+						w.Header()["X-Empty"] = nil
 						w.Header().Set("Access-Control-Allow-Origin", "https://a.example")
 						inside.ServeHTTP(w, r)
 					})

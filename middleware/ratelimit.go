@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -237,9 +238,9 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		return
 	}
 	d := Decision{Request: r, Cost: 1}
-	before, again := takenOf(r), false // this RateLimit has counted the request
+	up, again := takenOf(r), false // this RateLimit has counted the request
 	if m.ask(&d) {
-		if again = before.counted(m, &d); !again {
+		if again = up.countedBy(m, &d); !again {
 			m.take(&d)
 		}
 	}
@@ -264,19 +265,12 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		m.refuse(w, &d, &values)
 		return
 	}
-	if again {
-		next.ServeHTTP(w, r)
-		return
-	}
-	if m.FailuresOnly && d.Key != "" {
+	if m.FailuresOnly && d.Key != "" && !again {
 		of := d.counted()
 		m.waiting.begin(of)
 		defer m.waiting.end(of)
 	}
-	inside, at := before.remember(r, &d, m)
-	if before != nil { // or nobody else sees what is remembered
-		defer at.end()
-	}
+	inside := m.remember(r, up, &d, again)
 	defer handBack(r, inside)
 	next.ServeHTTP(w, inside)
 }
@@ -315,8 +309,7 @@ func (m *mounted) refuse(w http.ResponseWriter, d *Decision, values *singles) {
 	}
 	if m.Refused != nil {
 		w.Header()["Cache-Control"] = values.of(noStore)
-		r, _ := takenOf(d.Request).remember(d.Request, d, m)
-		m.Refused(w, r, *d)
+		m.Refused(w, m.remember(d.Request, takenOf(d.Request), d, false), *d)
 		return
 	}
 	p := m.problem(d)
@@ -391,24 +384,40 @@ func route(r *http.Request) string {
 	return r.Pattern
 }
 
-// occasional holds log lines down to one a second, whatever the traffic, and to one an hour of a
-// command that Redis does not permit, which lasts until somebody permits it.
+// occasional holds log lines down to one a second, whatever the traffic, and to one an hour of what
+// Redis does not permit, which lasts until somebody permits it.
 type occasional struct {
-	last, lastRefusal atomic.Int64 // Unix second of the latest line
-	skipped           atomic.Int64
+	last    atomic.Int64 // Unix second of the latest line
+	refusal atomic.Pointer[refusal]
+	skipped atomic.Int64
+}
+
+type refusal struct {
+	said string
+	at   time.Time
 }
 
 // now reports whether it is time for a line about err, and how many were skipped since the
 // latest.
 func (o *occasional) now(err error) (skipped int64, ok bool) {
-	latest, every := &o.last, int64(1)
-	if redis.HasErrorPrefix(err, "NOPERM") {
-		latest, every = &o.lastRefusal, 3600
+	now := time.Now()
+	if isRefusal(err) {
+		last := o.refusal.Load()
+		next := &refusal{err.Error(), now}
+		if last != nil && last.said == next.said && now.Sub(last.at) < time.Hour || !o.refusal.CompareAndSwap(last, next) {
+			o.skipped.Add(1)
+			return 0, false
+		}
+		return o.skipped.Swap(0), true
 	}
-	last, now := latest.Load(), time.Now().Unix()
-	if now < last+every && now >= last || !latest.CompareAndSwap(last, now) {
+	if last := o.last.Load(); now.Unix() == last || !o.last.CompareAndSwap(last, now.Unix()) {
 		o.skipped.Add(1)
 		return 0, false
 	}
 	return o.skipped.Swap(0), true
+}
+
+// isRefusal reports whether Redis does not permit a command to this user, or one of a script.
+func isRefusal(err error) bool {
+	return redis.HasErrorPrefix(err, "NOPERM") || err != nil && strings.Contains(err.Error(), "The user executing the script can't run this command")
 }

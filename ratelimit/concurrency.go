@@ -105,11 +105,10 @@ func (c *Concurrency) Acquire(ctx context.Context, key string) (*Lease, Result, 
 	if err := ctx.Err(); err != nil {
 		return nil, Result{}, err
 	}
-	return c.acquire(ctx, ctx, key)
+	return c.acquire(ctx, key)
 }
 
-// acquire is Acquire within ctx for a lease that is renewed until whole is done.
-func (c *Concurrency) acquire(ctx, whole context.Context, key string) (*Lease, Result, error) {
+func (c *Concurrency) acquire(ctx context.Context, key string) (*Lease, Result, error) {
 	var random [9]byte
 	_, _ = rand.Read(random[:])
 	l := &Lease{
@@ -131,7 +130,7 @@ func (c *Concurrency) acquire(ctx, whole context.Context, key string) (*Lease, R
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.timer = time.AfterFunc(c.lease/3, l.renew)
-	l.end = context.AfterFunc(whole, l.stop)
+	l.end = context.AfterFunc(ctx, l.stop)
 	return l, res, nil
 }
 

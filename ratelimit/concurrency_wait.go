@@ -1,16 +1,17 @@
 package ratelimit
 
 import (
+	"container/list"
 	"context"
 	"math/rand/v2"
-	"slices"
 	"time"
 )
 
 // Wait is [Concurrency.Acquire] for workers: it returns once there is a place. Those who wait in
 // one process get theirs in the order in which they asked, and at once when a lease of this
 // process is released. For the places of other processes the first in line asks again every 10 to
-// 50 ms; between processes, and between Wait and Acquire, there is no order.
+// 50 ms; between processes, and between Wait and Acquire, there is no order. ctx bounds the waiting
+// alone: the Lease is renewed until Release.
 //
 // Its errors are those of Acquire, and that of ctx if it ends before there is a place: then none
 // is held.
@@ -22,7 +23,7 @@ func (c *Concurrency) Wait(ctx context.Context, key string) (*Lease, error) {
 	q, turn := c.enter(subject)
 	defer c.leave(subject, q, turn)
 	select {
-	case <-turn:
+	case <-turn.Value.(chan struct{}):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -31,7 +32,7 @@ func (c *Concurrency) Wait(ctx context.Context, key string) (*Lease, error) {
 			return nil, err
 		}
 		// Without ctx's end, which would leave unknown whether there is a place.
-		lease, _, err := c.acquire(context.WithoutCancel(ctx), ctx, key)
+		lease, _, err := c.acquire(context.WithoutCancel(ctx), key)
 		switch {
 		case err != nil:
 			return nil, err
@@ -53,11 +54,11 @@ func (c *Concurrency) Wait(ctx context.Context, key string) (*Lease, error) {
 
 // queue is those of one process who wait for a place of one key.
 type queue struct {
-	turns []chan struct{} // of each, closed when it is the first
-	freed chan struct{}   // a lease of this process was released
+	turns list.List     // a chan struct{} of each, closed when it is the first
+	freed chan struct{} // a lease of this process was released
 }
 
-func (c *Concurrency) enter(subject string) (*queue, chan struct{}) {
+func (c *Concurrency) enter(subject string) (*queue, *list.Element) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	q := c.lines[subject]
@@ -66,22 +67,22 @@ func (c *Concurrency) enter(subject string) (*queue, chan struct{}) {
 		c.lines[subject] = q
 	}
 	turn := make(chan struct{})
-	if q.turns = append(q.turns, turn); len(q.turns) == 1 {
+	if q.turns.Len() == 0 {
 		close(turn)
 	}
-	return q, turn
+	return q, q.turns.PushBack(turn)
 }
 
-func (c *Concurrency) leave(subject string, q *queue, turn chan struct{}) {
+func (c *Concurrency) leave(subject string, q *queue, turn *list.Element) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i := slices.Index(q.turns, turn)
-	q.turns = slices.Delete(q.turns, i, i+1)
-	switch {
-	case len(q.turns) == 0:
+	first := turn.Prev() == nil
+	q.turns.Remove(turn)
+	switch next := q.turns.Front(); {
+	case next == nil:
 		delete(c.lines, subject)
-	case i == 0:
-		close(q.turns[0])
+	case first:
+		close(next.Value.(chan struct{}))
 	}
 }
 

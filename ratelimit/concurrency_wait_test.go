@@ -18,7 +18,7 @@ func (c *Concurrency) waits(key string, n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	q := c.lines[c.subject(key)]
-	return q == nil && n == 0 || q != nil && len(q.turns) == n
+	return q == nil && n == 0 || q != nil && q.turns.Len() == n
 }
 
 func awaitWaiters(t *testing.T, c *Concurrency, key string, n int) {

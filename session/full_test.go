@@ -110,3 +110,50 @@ func TestAFullRedisLetsPeopleOut(t *testing.T) {
 		})
 	}
 }
+
+// TestAFullRedisBringsNothingBack: a legacy session that was logged out, or copied and changed, is
+// not shown from the legacy store while there is no room for a copy, with and without a user.
+func TestAFullRedisBringsNothingBack(t *testing.T) {
+	server := redistest.Start(t, "--maxmemory-policy", "noeviction")
+	client := server.Client()
+	for _, user := range []func(map[string]any) string{nil, userValue} {
+		store := goStore{client, legacyPrefix}
+		m := managerOver(t, client, Config{Timeout: 5 * time.Second, Legacy: Legacy{Store: store, Lifetime: time.Hour, User: user}})
+		visit := func(token string, f func(ctx context.Context)) {
+			t.Helper()
+			ctx, err := m.LoadLegacy(t.Context(), token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(ctx)
+			if _, err := m.Finish(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		values := map[string]any{"user": "leo", "cart": "old"}
+		until := time.Now().Add(time.Hour)
+		out, changed := legacySession(t, store, values, until), legacySession(t, store, values, until)
+		b, _, _ := store.Find(out)
+		visit(out, func(ctx context.Context) { m.Put(ctx, "x", 1) })
+		visit(out, func(ctx context.Context) { _ = m.Logout(ctx) })
+		if err := store.Commit(out, b, until); err != nil { // an old server is late
+			t.Fatal(err)
+		}
+		visit(changed, func(ctx context.Context) { m.Put(ctx, "cart", "new") })
+		for _, limit := range []string{"1", "0"} {
+			if err := client.ConfigSet(t.Context(), "maxmemory", limit).Err(); err != nil {
+				t.Fatal(err)
+			}
+			visit(out, func(ctx context.Context) {
+				if got := m.Get(ctx, "user"); got != nil {
+					t.Errorf("with a user %v, maxmemory %s: who has logged out is %v", user != nil, limit, got)
+				}
+			})
+			visit(changed, func(ctx context.Context) {
+				if got := m.Get(ctx, "cart"); got != "new" {
+					t.Errorf("with a user %v, maxmemory %s: the cart is %v", user != nil, limit, got)
+				}
+			})
+		}
+	}
+}
