@@ -171,6 +171,7 @@ type completion struct {
 	beside  int               // of old, in the hash of mine: one script does both; -1: none
 	changes map[string][]byte // all of this request
 	why     Reason            // the new ID was ended
+	granted bool              // once, which has been told
 }
 
 // errAgain says that an old record had been changed, which has to be written into the
@@ -185,11 +186,15 @@ func (c *completion) grant(ctx context.Context) error {
 	}
 	var a reply
 	var err error
+	tells := told{kind: c.d.login.tells}
+	if c.granted {
+		tells = told{}
+	}
 	if c.beside < 0 {
-		a, err = c.m.records.save(ctx, c.next, c.mine, 0, told{kind: c.d.login.tells})
+		a, err = c.m.records.save(ctx, c.next, c.mine, 0, tells)
 	} else {
 		o := c.old[c.beside]
-		a, err = c.m.records.retire(ctx, c.next, c.mine.head.revision, o, told{kind: c.d.login.tells})
+		a, err = c.m.records.retire(ctx, c.next, c.mine.head.revision, o, tells)
 		c.st.sent(err != nil)
 	}
 	switch {
@@ -202,7 +207,7 @@ func (c *completion) grant(ctx context.Context) error {
 		return ErrEnded
 	}
 	written := *c.next
-	c.mine = &written
+	c.mine, c.granted = &written, true
 	return nil
 }
 

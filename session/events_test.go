@@ -405,3 +405,85 @@ func TestEventsOfOneRequest(t *testing.T) {
 		}
 	})
 }
+
+// A change by others between, for which Finish begins anew, tells of nothing twice.
+func TestOneActIsToldOnce(t *testing.T) {
+	rb := redistest.Shared(t)
+	c := rb.Client()
+	for _, what := range []string{"confirm", "others"} {
+		m := managerOver(t, c, Config{Events: Events{Retention: time.Hour}})
+		user := what + t.Name()
+		b := begin(t, m, "") // a visitor
+		ctx := load(t, m, b.cookie)
+		if err := m.Login(ctx, user); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if what == "confirm" {
+			err = m.Confirm(ctx)
+		} else {
+			_, err = m.EndOthers(ctx, Cause{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := load(t, m, b.cookie)
+		m.Put(other, "cart", 1)
+		finish(t, m, other)
+		finish(t, m, ctx)
+		n := 0
+		ids := map[string]bool{}
+		var words []string
+		for _, e := range toldOf(t, c, m) {
+			if e.UserID == user {
+				words = append(words, e.Kind.String())
+				if e.Kind == Confirmed || e.Kind == Rotated {
+					n++
+					ids[e.ID] = true
+				}
+			}
+		}
+		if n != 1 {
+			t.Errorf("%s: %v, %d IDs", what, words, len(ids))
+		}
+	}
+}
+
+// Two logins from one half login are one session, also while one of them changes its ID.
+func TestWhatIsToldToHaveEndedIsOver(t *testing.T) {
+	server := redistest.Start(t)
+	c := server.Client()
+	m := managerOver(t, c, Config{Events: Events{Retention: time.Hour}})
+	b := &browser{t, m, ""}
+	b.request(func(ctx context.Context) {
+		if err := m.BeginLogin(ctx, "ann", time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	})
+	second := load(t, m, b.cookie)
+	b.request(func(ctx context.Context) {
+		if err := m.Login(ctx, "ann"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := m.Login(second, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	confirming := load(t, m, b.cookie)
+	if err := m.Confirm(confirming); err != nil {
+		t.Fatal(err)
+	}
+	finish(t, m, second)
+	o := finish(t, m, confirming)
+	b.take(o)
+	h := m.Info(load(t, m, b.cookie)).Handle
+	ended := false
+	for _, e := range toldOf(t, c, m) {
+		if e.Kind == Ended && e.Handle == h && h != "" {
+			ended = true
+		}
+	}
+	if ended {
+		t.Errorf("%s is told to have ended, and is logged in: user %q", h, m.UserID(load(t, m, b.cookie)))
+	}
+}

@@ -96,8 +96,13 @@ func (db *DB) Save(ctx context.Context, list []session.Event) error {
 func (db *DB) Bury(ctx context.Context, reader string, letter events.DeadLetter) error {
 	_, err := change(ctx, db.sql, `INSERT INTO dead_letters (reader, stream, entry_id, raw, error)
 		VALUES ($1, $2, $3, $4, $5) ON CONFLICT (reader, stream, entry_id) DO NOTHING`,
-		reader, letter.Stream, letter.EntryID, []byte(letter.Raw), letter.Err.Error())
+		reader, letter.Stream, letter.EntryID, []byte(letter.Raw), printable(letter.Err.Error()))
 	return err
+}
+
+// printable is s without what PostgreSQL takes for no text.
+func printable(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // Entry is an event as its user is shown it.

@@ -1,14 +1,15 @@
 -- Takes the next events of a stream for a group of readers, and the lease on it: until it is
 -- over, or given back by events_move.lua, nobody else of the group gets any. Who has it and asks
--- again has not got the reply, and gets the same once more.
+-- again has not got the reply, and gets the same once more; what comes late of it gets nothing.
 --
 -- KEYS[1]  the group's hash: cursor, the entry that was handled last; pos, how many have been
---          added to the stream up to it, and seen, at the last look; holder, until and for, of the
---          lease or of a pause, µs; tries, how often the next entries were given out; batch, how
---          many these were; single, how many are to be given out one by one, since they failed
---          together
+--          added to the stream up to it, and at the last look seen, how many in all, and last,
+--          the latest ID; holder, until and for, of the lease or of a pause, µs; tries, how often
+--          the next entries were given out; batch, how many these were; missed, how many a reply
+--          has told to be gone that nobody has answered; single, how many are to be given out one
+--          by one, since they failed together
 -- KEYS[2]  the stream
--- ARGV[1]  who asks
+-- ARGV[1]  who asks, a dot, and a number that grows
 -- ARGV[2]  lease, µs
 -- ARGV[3]  how many at most
 -- ARGV[4]  how long the group is remembered, ms
@@ -29,7 +30,7 @@ local function after(a, b) -- of two IDs
   return a1 > b1 or a1 == b1 and a2 > b2
 end
 
-local g = call('HMGET', group, 'cursor', 'pos', 'seen', 'until', 'for', 'tries', 'batch', 'single', 'holder')
+local g = call('HMGET', group, 'cursor', 'pos', 'seen', 'until', 'for', 'tries', 'batch', 'single', 'holder', 'last', 'missed')
 local cursor = g[1] and g[1]:match('^%d+-%d+$')
 local n = {}
 for i = 2, 8 do
@@ -37,10 +38,12 @@ for i = 2, 8 do
 end
 local pos, seen, held, long, tries, batch, single = n[2], n[3], n[4], n[5], n[6], n[7], n[8]
 local busy = held > now and held <= now + long -- or the clock was set back
-local mine = busy and g[9] == ARGV[1]
+local who, turn = ARGV[1]:match('^(.*)%.(%d+)$')
+local holder, its = (g[9] or ''):match('^(.*)%.(%d+)$')
+local mine = busy and holder == who and tonumber(turn) > tonumber(its)
 busy = busy and not mine
 
-local length, added, last = 0, 0, '0-0' -- added is false on miniredis, which does not count
+local length, added, last, first = 0, 0, '0-0', false -- added is false on miniredis, which does not count
 if call('EXISTS', stream) == 1 then
   local info = call('XINFO', 'STREAM', stream)
   added = false
@@ -51,10 +54,15 @@ if call('EXISTS', stream) == 1 then
       added = info[i + 1]
     elseif info[i] == 'last-generated-id' then
       last = info[i + 1]
+    elseif info[i] == 'first-entry' then
+      first = info[i + 1] and info[i + 1][1]
     end
   end
 end
-local missed, another = 0, cursor and (added and added < pos or last ~= '0-0' and after(cursor, last))
+-- Of the same stream never less has been added, and while nothing has been trimmed its first entry
+-- stays.
+local missed, another = 0, cursor and (added and added < math.max(pos, seen) or last ~= '0-0' and after(cursor, last) or
+  added and seen > 0 and added == length and first and g[10] and after(first, g[10]))
 if another then
   missed = math.max(0, seen - pos)
 end
@@ -74,11 +82,12 @@ if busy then
   return {now, {}, 0, waiting, 0, 0, oldest}
 end
 if #entries > 0 then
+  missed = missed + (tonumber(g[11]) or 0)
   tries = mine and math.max(1, tries) or tries + 1
-  call('HSET', group, 'holder', ARGV[1], 'until', whole(now + ARGV[2]), 'for', ARGV[2], 'batch', #entries)
+  call('HSET', group, 'holder', ARGV[1], 'until', whole(now + ARGV[2]), 'for', ARGV[2], 'batch', #entries, 'missed', missed)
 end
 if #entries > 0 or another or missed > 0 then
-  call('HSET', group, 'cursor', cursor, 'pos', whole(pos), 'seen', whole(added or 0), 'tries', tries, 'single', single)
+  call('HSET', group, 'cursor', cursor, 'pos', whole(pos), 'seen', whole(added or 0), 'last', last, 'tries', tries, 'single', single)
   call('PEXPIRE', group, ARGV[4])
 end
 local out = {}

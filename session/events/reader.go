@@ -43,7 +43,8 @@ type Reader struct {
 	// Timeout bounds a call of the handler and of DeadLetter by its context; default 30
 	// seconds. What a reader that has died had taken is taken over five seconds after it.
 	Timeout time.Duration
-	// Parallel is how many calls of the handler there are at a time; default 4, at most 256.
+	// Parallel is how many calls of the handler there are at a time, but for those that did not
+	// come back within Timeout; default 4, at most 256.
 	Parallel int
 	// Interval is how often it is looked for events when there are none; default a second.
 	Interval time.Duration
@@ -73,7 +74,7 @@ type Stats struct {
 	Handled uint64        // events for which the handler has returned nil
 	Failed  uint64        // calls of the handler that failed, panicked or took too long
 	Dead    uint64        // events that went to DeadLetter
-	Missed  uint64        // events that were gone before they were read: Events.MaxLen or Retention is too small
+	Missed  uint64        // events that were gone before they were read, at least: Events.MaxLen or Retention is too small
 	Waiting int64         // events that are not handled yet
 	Lag     time.Duration // age of the oldest of them
 }
@@ -121,6 +122,7 @@ type run struct {
 type partition struct {
 	busy bool
 	due  time.Time
+	turn uint64 // how often it was asked for
 
 	failures      int           // in a row, for the pause
 	lastID        string        // of the event that failed last

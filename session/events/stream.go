@@ -26,6 +26,7 @@ var (
 
 // taken is what events_take.lua has given.
 type taken struct {
+	as       string // the lease
 	ids, raw []string
 	tries    int
 }
@@ -47,7 +48,7 @@ func (s *run) read(ctx context.Context, i int, p *partition) time.Duration {
 	case len(t.ids) == 0:
 		return s.interval
 	case ctx.Err() != nil:
-		s.again(ctx, i, 0, true)
+		s.again(ctx, i, t.as, 0, notTheirs)
 		return 0
 	}
 	return s.work(ctx, i, p, t)
@@ -61,7 +62,9 @@ func (s *run) keys(i int) []string {
 // take asks for the next events.
 func (s *run) take(ctx context.Context, i int, p *partition) (t taken, ok bool) {
 	// What the script has given must come back, or it would count as a try.
-	raw, err := s.redis.Run(context.WithoutCancel(ctx), takeScript, s.keys(i), s.as, (s.timeout + leaseMargin).Microseconds(), s.batch, s.keep.Milliseconds())
+	p.turn++ // a lease has a name of its own: what comes late of one changes no other
+	t.as = s.as + "." + strconv.FormatUint(p.turn, 10)
+	raw, err := s.redis.Run(context.WithoutCancel(ctx), takeScript, s.keys(i), t.as, (s.timeout + leaseMargin).Microseconds(), s.batch, s.keep.Milliseconds())
 	list, _ := raw.([]any)
 	if err == nil && len(list) != 7 {
 		err = fmt.Errorf("unexpected reply of type %T", raw)
@@ -143,9 +146,9 @@ func (s *run) work(ctx context.Context, i int, p *partition, t taken) time.Durat
 	if len(list) == 0 {
 		letter.Err = fmt.Errorf("it cannot be read: %w", unreadable)
 		if errors.Is(unreadable, seal.ErrUnknownKey) && t.tries < s.tries { // this server may be told the secret
-			return s.retry(ctx, i, p, letter, false)
+			return s.retry(ctx, i, p, t, letter, counts)
 		}
-		return s.bury(ctx, i, p, letter)
+		return s.bury(ctx, i, p, t, letter)
 	}
 	letter.Event = list[0]
 	if t.tries > s.tries && len(t.raw) == 1 {
@@ -153,15 +156,15 @@ func (s *run) work(ctx context.Context, i int, p *partition, t taken) time.Durat
 			letter.Err = errors.New("no try came to an end: its readers died, or the handler took too long")
 		}
 		letter.Tries--
-		return s.bury(ctx, i, p, letter)
+		return s.bury(ctx, i, p, t, letter)
 	}
 	err := s.call(ctx, p, func(ctx context.Context) error { return s.handle(ctx, list) })
 	switch {
 	case err == nil:
 		s.handled.Add(uint64(len(list)))
-		return s.move(ctx, i, p, t.ids[len(list)-1], len(list))
+		return s.move(ctx, i, p, t.as, t.ids[len(list)-1], len(list))
 	case ctx.Err() != nil && p.hangs == nil: // it was called off
-		s.again(ctx, i, 0, true)
+		s.again(ctx, i, t.as, 0, notTheirs)
 		return 0
 	}
 	letter.Err = err
@@ -171,37 +174,47 @@ func (s *run) work(ctx context.Context, i int, p *partition, t taken) time.Durat
 	case p.hangs != nil: // it may yet go on: the lease runs out by itself
 		return s.interval
 	case errors.Is(err, ErrLater):
-		return s.retry(ctx, i, p, letter, true)
+		return s.retry(ctx, i, p, t, letter, notTheirs)
 	case t.tries >= s.tries && len(t.raw) == 1:
-		return s.bury(ctx, i, p, letter)
-	case len(t.raw) > 1: // one by one, at once
-		s.again(ctx, i, 0, false)
+		return s.bury(ctx, i, p, t, letter)
+	case len(t.raw) > 1: // at once
+		s.again(ctx, i, t.as, 0, oneByOne)
 		return 0
 	}
-	return s.retry(ctx, i, p, letter, false)
+	return s.retry(ctx, i, p, t, letter, counts)
 }
 
+// What a failure says of the events, as events_move.lua takes it.
+const (
+	counts    = ""  // it counts as a try
+	notTheirs = "1" // it is not their fault
+	oneByOne  = "2" // it may be that of one of them
+)
+
 // retry leaves events for another try, after a pause, and returns that.
-func (s *run) retry(ctx context.Context, i int, p *partition, letter DeadLetter, uncounted bool) time.Duration {
+func (s *run) retry(ctx context.Context, i int, p *partition, t taken, letter DeadLetter, how string) time.Duration {
 	p.lastID, p.lastErr = letter.EntryID, letter.Err
 	pause := min(firstPause<<min(p.failures, 10), time.Minute)
 	p.failures++
-	s.again(ctx, i, pause, uncounted)
+	s.again(ctx, i, t.as, pause, how)
 	return pause
 }
 
 // bury gives an event to DeadLetter.
-func (s *run) bury(ctx context.Context, i int, p *partition, letter DeadLetter) time.Duration {
+func (s *run) bury(ctx context.Context, i int, p *partition, t taken, letter DeadLetter) time.Duration {
 	err := s.call(ctx, p, func(ctx context.Context) error { return s.DeadLetter(ctx, letter) })
 	switch {
 	case err == nil:
 		s.dead.Add(1)
-		return s.move(ctx, i, p, letter.EntryID, 1)
+		return s.move(ctx, i, p, t.as, letter.EntryID, 1)
 	case p.hangs != nil:
 		return s.interval
+	case ctx.Err() != nil: // it was called off
+		s.again(ctx, i, t.as, 0, notTheirs)
+		return 0
 	}
 	s.logger.LogAttrs(ctx, slog.LevelError, "events: not taken as a dead letter, those behind it wait", slog.Any("error", err), slog.String("group", s.Group), slog.String("entry", letter.EntryID))
-	return s.retry(ctx, i, p, letter, false)
+	return s.retry(ctx, i, p, t, letter, counts)
 }
 
 // call calls a function of the user, for at most Timeout. One that does not come back after its
@@ -233,29 +246,25 @@ func (s *run) call(ctx context.Context, p *partition, f func(context.Context) er
 }
 
 // move says that events were handled.
-func (s *run) move(ctx context.Context, i int, p *partition, id string, n int) time.Duration {
+func (s *run) move(ctx context.Context, i int, p *partition, as, id string, n int) time.Duration {
 	p.failures = 0
 	s.waiting[i].Add(int64(-n))
 	s.oldest[i].Store(0) // until the next look, which is at once
-	s.give(ctx, i, id, n, 0, "")
+	s.give(ctx, i, as, id, n, 0, counts)
 	return 0
 }
 
-// again leaves events for another try, after a pause. uncounted says that it is not their fault.
-func (s *run) again(ctx context.Context, i int, pause time.Duration, uncounted bool) {
-	flag := ""
-	if uncounted {
-		flag = "1"
-	}
-	s.give(ctx, i, "", 0, pause, flag)
+// again leaves events for another try, after a pause.
+func (s *run) again(ctx context.Context, i int, as string, pause time.Duration, how string) {
+	s.give(ctx, i, as, "", 0, pause, how)
 }
 
 // give gives the lease back. It is tried for as long as that holds: what was handled would come again.
-func (s *run) give(ctx context.Context, i int, id string, n int, pause time.Duration, flag string) {
+func (s *run) give(ctx context.Context, i int, as, id string, n int, pause time.Duration, how string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseMargin/2)
 	defer cancel()
 	for {
-		raw, err := s.redis.Run(ctx, moveScript, s.keys(i)[:1], s.as, id, n, pause.Microseconds(), flag)
+		raw, err := s.redis.Run(ctx, moveScript, s.keys(i)[:1], as, id, n, pause.Microseconds(), how)
 		moved, _ := raw.(int64)
 		switch {
 		case err == nil && moved == 1:

@@ -64,9 +64,16 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     if r:byte(2) % 16 >= 8 then -- a copy keeps its place
       stays, lived = math.max(grace, (times('>I7', r, 31))), '\3'
     end
-    if r:sub(15, 23) ~= there:sub(15, 23) then -- another session ends
+    if r:sub(15, 23) ~= there:sub(15, 23) and times('>I7', r, 45) > now then -- another session ends
       tell(r:sub(15, 23))
       happens(5, at, r, 'replaced')
+      for _, f in ipairs(call('HKEYS', key)) do -- while that changes its ID it has two places
+        local other = #f == 16 and f ~= at and call('HGET', key, f)
+        if other and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
+          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new .. ARGV[11])
+          call('HDEL', key, 'v' .. f)
+        end
+      end
     end
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
