@@ -149,7 +149,10 @@ func TestClusterDown(t *testing.T) {
 func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 	cluster := redistest.StartCluster(t)
 	client := cluster.Client()
-	const timeout = 400 * time.Millisecond
+	timeout := 400 * time.Millisecond
+	if redistest.RaceDetector {
+		timeout = time.Second
+	}
 	for _, n := range constructors {
 		if n.name == "all of several subjects" { // each of which may be of another node
 			continue

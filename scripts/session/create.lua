@@ -65,7 +65,7 @@ if idle > 0 then
 end
 local when = pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step)))
 local record = ARGV[2] .. when .. '\0' .. ARGV[3]
-if ARGV[6] ~= '0' then -- a copy, of which is to be known also in a full Redis what is in its way
+if ARGV[6] ~= '0' and ARGV[8] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
   local there = call('HGET', key, field)
   if there and taken(there) then
     return {now, 0, there}

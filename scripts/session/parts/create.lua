@@ -19,7 +19,7 @@ local call, key, field, step = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[9])
 
 -- include _record.lua
 local record = ARGV[2] .. when .. '\0' .. ARGV[3]
-if ARGV[6] ~= '0' then -- a copy, of which is to be known also in a full Redis what is in its way
+if ARGV[6] ~= '0' and ARGV[8] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
   local there = call('HGET', key, field)
   if there and taken(there) then
     return {now, 0, there}
