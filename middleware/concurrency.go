@@ -72,12 +72,12 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 			}
 			busy.Add(1)
 			defer done()
-			if _, can := abilities(w); can {
-				hw := &headerWriter{ResponseWriter: w, conn: func(c net.Conn) net.Conn {
-					busy.Add(1)
-					return hold(c, sync.OnceFunc(done))
-				}}
-				w = hw.wrap()
+			hw := &headerWriter{ResponseWriter: w, conn: func(c net.Conn) net.Conn {
+				busy.Add(1)
+				return hold(c, sync.OnceFunc(done))
+			}}
+			if wrapped, ok := hw.wrap().(hijackWriter); ok { // others have no connection to give
+				w = wrapped
 			}
 		}
 		if d.Err != nil {

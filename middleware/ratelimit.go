@@ -49,7 +49,10 @@ func (m FailureMode) String() string {
 // X-RateLimit-Remaining and X-RateLimit-Reset (the second, in Unix time, at
 // which the full quota is back), and a 429 also Retry-After, unless waiting can
 // never help. Several RateLimits may stand on one request: each counts it once,
-// and the tightest one's figures are sent.
+// and the tightest one's figures are sent. A RateLimit that is mounted twice counts
+// a request once if key, cost and limiter are the same, and the path too, or what
+// [http.StripPrefix] leaves of it. If a handler splits a request into several, as for
+// a batch, the first one may count as the request itself; the others are counted.
 //
 // It starts no goroutines and does not wrap the ResponseWriter.
 type RateLimit struct {

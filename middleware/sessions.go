@@ -78,8 +78,7 @@ type Sessions struct {
 
 	// Token names a header field, such as X-Session, for clients that keep no cookies: a request that has
 	// it, be it empty, is answered with the field in place of the cookie, empty after a logout, and
-	// its cookies are not looked at. What can set the field can also read it: let no page of another origin.
-	// "": there is none.
+	// its cookies are not looked at. Scripts can read the field: allow it to no other origin. "": none.
 	Token string
 
 	// SkipTouch says which requests are no use of the session, such as those that a page makes by itself
@@ -225,26 +224,10 @@ func (l *loader) vary(h http.Header) {
 
 // isWithin reports whether w is that of a Sessions with a cookie of the same name.
 func (l *loader) isWithin(w http.ResponseWriter) bool {
-	for w != nil {
-		switch outer := w.(type) {
-		case *headerWriter:
-			if outer.cookie == l.cookie.Name {
-				return true
-			}
-		case flushWriter:
-			if outer.cookie == l.cookie.Name {
-				return true
-			}
-		case hijackWriter:
-			if outer.cookie == l.cookie.Name {
-				return true
-			}
+	for layer := range layers(w) {
+		if outer, ok := layer.(interface{ ofCookie() string }); ok && outer.ofCookie() == l.cookie.Name {
+			return true
 		}
-		inner, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return false
-		}
-		w = inner.Unwrap()
 	}
 	return false
 }
@@ -256,8 +239,8 @@ func isSeen(r *http.Request, status int) bool {
 	return len(m) == 1 && m[0] == "navigate" && len(r.Header["Sec-Purpose"]) == 0 && (status < 300 || status >= 400)
 }
 
-// isWebTransport reports whether r opens a WebTransport session over HTTP/3. What does so asks the
-// ResponseWriter for methods of the server's own types, so that nothing may be around it.
+// isWebTransport reports whether r opens a WebTransport session over HTTP/3. Its Upgrade needs the
+// server's own ResponseWriter, without a wrapper.
 func isWebTransport(r *http.Request) bool {
 	return r.Method == http.MethodConnect && strings.HasPrefix(r.Proto, "webtransport")
 }

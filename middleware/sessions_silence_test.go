@@ -223,7 +223,7 @@ func TestSessionsInsideOfSessions(t *testing.T) {
 	}
 }
 
-// A change after the handler has returned is told, once a request; a Commit saves it.
+// A change after the handler has returned is logged, once per request; a Commit saves it.
 func TestAPutAfterTheEndIsTold(t *testing.T) {
 	client := redistest.Shared(t).Client()
 	var log journal

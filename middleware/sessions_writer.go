@@ -3,6 +3,7 @@ package middleware
 import (
 	"bufio"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 )
@@ -36,31 +37,37 @@ type headerWriter struct {
 //
 // http.Pusher is left out on purpose: browsers have dropped it.
 func (w *headerWriter) wrap() http.ResponseWriter {
-	switch flusher, hijacker := abilities(w.ResponseWriter); {
-	case hijacker:
-		return hijackWriter{flushWriter{w}}
-	case flusher:
+	flusher := false
+	for inner := range layers(w.ResponseWriter) {
+		if _, ok := inner.(http.Hijacker); ok {
+			return hijackWriter{flushWriter{w}}
+		}
+		switch inner.(type) {
+		case http.Flusher, interface{ FlushError() error }:
+			flusher = true
+		}
+	}
+	if flusher {
 		return flushWriter{w}
 	}
 	return w
 }
 
-// abilities says what w or what it wraps offers.
-func abilities(w http.ResponseWriter) (flusher, hijacker bool) {
-	for w != nil && !hijacker {
-		switch w.(type) {
-		case http.Flusher, interface{ FlushError() error }:
-			flusher = true
+// layers yields w and what it wraps, as far as Unwrap tells.
+func layers(w http.ResponseWriter) iter.Seq[http.ResponseWriter] {
+	return func(yield func(http.ResponseWriter) bool) {
+		for w != nil && yield(w) {
+			unwrapper, ok := w.(interface{ Unwrap() http.ResponseWriter })
+			if !ok {
+				return
+			}
+			w = unwrapper.Unwrap()
 		}
-		_, hijacker = w.(http.Hijacker)
-		unwrapper, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			break
-		}
-		w = unwrapper.Unwrap()
 	}
-	return flusher, hijacker
 }
+
+// ofCookie returns the name of the cookie of the Sessions that w belongs to, or "".
+func (w *headerWriter) ofCookie() string { return w.cookie }
 
 // begin reports whether the handler's response may go out.
 func (w *headerWriter) begin(status int) bool {

@@ -71,8 +71,8 @@ func TestRedisInTrouble(t *testing.T) {
 	}
 }
 
-// A command that Redis does not permit is told once, by its name, and is no outage: what is
-// permitted goes on.
+// A command that Redis refuses is logged once, with its name, and is no outage: what Redis permits
+// goes on.
 func TestARefusedCommandIsToldOnce(t *testing.T) {
 	server := redistest.Start(t)
 	if err := server.Client().Do(t.Context(), "ACL", "SETUSER", "service", "on", ">pw", "~*", "+@all", "-eval", "-evalsha").Err(); err != nil {

@@ -105,14 +105,14 @@ func (c *Concurrency) Acquire(ctx context.Context, key string) (*Lease, Result, 
 	if err := ctx.Err(); err != nil {
 		return nil, Result{}, err
 	}
-	return c.acquire(ctx, key)
+	return c.acquire(ctx, c.subject(key))
 }
 
-func (c *Concurrency) acquire(ctx context.Context, key string) (*Lease, Result, error) {
+func (c *Concurrency) acquire(ctx context.Context, subject string) (*Lease, Result, error) {
 	var random [9]byte
 	_, _ = rand.Read(random[:])
 	l := &Lease{
-		c: c, subject: c.subject(key), id: base64.RawURLEncoding.EncodeToString(random[:]),
+		c: c, subject: subject, id: base64.RawURLEncoding.EncodeToString(random[:]),
 		ctx: context.WithoutCancel(ctx), lost: make(chan struct{}), until: time.Now().Add(c.lease),
 	}
 	reply, err := c.run(ctx, acquireScript, l.subject, strconv.Itoa(c.limit), c.lease.Microseconds(), c.ttl(), l.id)

@@ -32,7 +32,7 @@ func (c *Concurrency) Wait(ctx context.Context, key string) (*Lease, error) {
 			return nil, err
 		}
 		// Without ctx's end, which would leave unknown whether there is a place.
-		lease, _, err := c.acquire(context.WithoutCancel(ctx), key)
+		lease, _, err := c.acquire(context.WithoutCancel(ctx), subject)
 		switch {
 		case err != nil:
 			return nil, err

@@ -171,7 +171,7 @@ type completion struct {
 	beside  int               // of old, in the hash of mine: one script does both; -1: none
 	changes map[string][]byte // all of this request
 	why     Reason            // the new ID was ended
-	granted bool              // once, which has been told
+	granted bool              // the record has its own life, and its event is written
 }
 
 // errAgain says that an old record had been changed, which has to be written into the

@@ -209,6 +209,7 @@ type draft struct {
 	told    bool   // of ended, so that nothing is left to say
 	late    bool   // a first change, and no cookie can be sent any more
 	alone   bool   // nobody else has changed what was saved
+	once    string // PopOnce: the key that is removed, and must be there; "" of others
 	// uncopied is set where there is no record in Redis, and nothing to save.
 	uncopied bool
 }
@@ -280,23 +281,39 @@ func (m *Manager) commit(ctx context.Context, st *state, d draft) error {
 // update saves a draft over the record that stands in Redis as far as is known. Its first
 // command is bounded by itself; if others follow, all of them end within left, unless that
 // is 0 and ctx has a deadline.
-func (m *Manager) update(ctx context.Context, st *state, d draft, over *record, left time.Duration) (err error) {
+func (m *Manager) update(ctx context.Context, st *state, d draft, over *record, left time.Duration) error {
+	_, err := m.write(ctx, st, d, over, left)
+	return err
+}
+
+// write is update. It returns the record that the draft was written over, or nil if nothing was
+// written because the key of d.once is not there.
+func (m *Manager) write(ctx context.Context, st *state, d draft, over *record, left time.Duration) (_ *record, err error) {
 	start := time.Now()
 	var turn myTurn
 	defer func() { turn.done(err) }()
 	for {
+		if d.once != "" {
+			switch ok, err := over.holds(d.once); {
+			case err != nil:
+				return nil, err
+			case !ok:
+				st.apply(m, d, over)
+				return nil, nil
+			}
+		}
 		if !d.wanted() {
-			return m.noteUse(ctx, st, d, over)
+			return over, m.noteUse(ctx, st, d, over)
 		}
 		next := d.over(over)
 		a, err := m.records.save(ctx, next, over, m.short(d.login), m.records.used())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if a.outcome != refused {
 			d.alone = over == d.record
 			st.apply(m, d, next)
-			return nil
+			return over, nil
 		}
 		if left > 0 {
 			var cancel context.CancelFunc
@@ -306,21 +323,21 @@ func (m *Manager) update(ctx context.Context, st *state, d draft, over *record, 
 		}
 		f, err := m.records.met(ctx, over.id, a)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		switch steps[f.what][save] {
 		case drop:
 			m.lose(ctx, st, d, f.why())
-			return ErrEnded
+			return nil, ErrEnded
 		case merge:
 			if f.record.head.revision == next.head.revision { // written, and the reply was lost
 				st.apply(m, d, next)
-				return nil
+				return over, nil
 			}
 		}
 		over = f.record
 		if err := turn.take(ctx, &m.records.turns, over.id); err != nil {
-			return conflict(err)
+			return nil, conflict(err)
 		}
 	}
 }

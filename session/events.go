@@ -27,8 +27,8 @@ import (
 // an event. Then the event follows in a command of its own, perhaps after those of later acts, and
 // is lost if the process is killed in between.
 type Events struct {
-	// Retention is how long an event can be read, at least a minute; 0: nothing is told. Redis trims
-	// its streams by whole nodes, so that of a quiet one about a hundred older events stay.
+	// Retention is how long an event can be read, at least a minute; 0: no events. Redis trims a
+	// stream by whole nodes: about a hundred older events may stay in a quiet one.
 	Retention time.Duration
 	// MaxLen is how many events each of the 256 streams keeps, about; default 10,000. One
 	// event is some 250 bytes. What is not read before is gone: readers are told how many

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,23 +19,19 @@ import (
 // of the same request, before which PopOnce belongs, [ErrUnavailable], [ErrConflict],
 // [ErrNoSession], or ctx's own. After ErrUnavailable or ctx's own the value may be gone, and nobody
 // has it. A failover of Redis may give it a second time.
-func (m *Manager) PopOnce(ctx context.Context, key string) (any, error) {
-	st := m.state(ctx)
-	if st == nil {
-		return nil, ErrNoSession
-	}
-	left, err := st.take(ctx, m.commitTime())
-	if err != nil {
-		return nil, err
-	}
-	defer st.give()
-	ctx, cancel := context.WithTimeoutCause(ctx, left, errSlow)
-	defer cancel()
+func (m *Manager) PopOnce(ctx context.Context, key string) (val any, err error) {
+	err = m.exclusively(ctx, func(ctx context.Context, st *state) error {
+		val, err = m.popOnce(ctx, st, key)
+		return err
+	})
+	return val, err
+}
 
+func (m *Manager) popOnce(ctx context.Context, st *state, key string) (any, error) {
 	st.mu.Lock()
 	d, own := st.reading(), st.values.changed[key]
 	st.mu.Unlock()
-	d.changes = map[string][]byte{key: nil}
+	d.once, d.changes = key, map[string][]byte{key: nil}
 	over := d.record
 	switch {
 	case d.dead:
@@ -45,50 +40,36 @@ func (m *Manager) PopOnce(ctx context.Context, key string) (any, error) {
 		return nil, errors.New("session: PopOnce after a Login, Confirm or EndOthers of the same request: call it before")
 	case over == nil || own.removed:
 		return st.popped(m, key, own), nil
-	case !over.holds(key): // somebody may have put it since
+	}
+	if _, ok := over.values.Get(key); !ok { // another request may have put it since
+		var err error
 		if over, err = m.latest(ctx, st, d); err != nil {
 			return nil, err
 		}
 	}
-	var turn myTurn
-	defer func() { turn.done(err) }()
-	for over.holds(key) {
-		raw, _ := over.values.Get(key)
-		val, err := codec.Decode(raw)
-		if err != nil {
-			return nil, fmt.Errorf("session: the value of %q cannot be read: %w", key, err)
-		}
-		next := *over
-		next.values = over.values.Change(d.changes)
-		a, err := m.records.save(ctx, &next, over, 0, m.records.used())
-		if err != nil {
-			return nil, err
-		}
-		if a.outcome != refused {
-			d.alone = over == d.record
-			st.apply(m, d, &next)
-			return cmp.Or(st.popped(m, key, own), val), nil
-		}
-		f, err := m.records.met(ctx, over.id, a)
-		if err != nil {
-			return nil, err
-		}
-		if steps[f.what][save] == drop {
-			m.lose(ctx, st, d, f.why())
-			return nil, ErrEnded
-		}
-		over = f.record
-		if err := turn.take(ctx, &m.records.turns, over.id); err != nil {
-			return nil, conflict(err)
-		}
+	over, err := m.write(ctx, st, d, over, 0)
+	if err != nil {
+		return nil, err
 	}
-	st.apply(m, d, over)
-	return st.popped(m, key, own), nil
+	mine := st.popped(m, key, own)
+	if over == nil || mine != nil {
+		return mine, nil
+	}
+	raw, _ := over.values.Get(key)
+	return codec.Decode(raw)
 }
 
-func (r *record) holds(key string) bool {
-	_, ok := r.values.Get(key)
-	return ok
+// holds reports whether a record has a value of a key. The error says that the value cannot be
+// decoded here.
+func (r *record) holds(key string) (bool, error) {
+	raw, ok := r.values.Get(key)
+	if !ok {
+		return false, nil
+	}
+	if _, err := codec.Decode(raw); err != nil {
+		return true, fmt.Errorf("session: the value of %q cannot be read: %w", key, err)
+	}
+	return true, nil
 }
 
 // popped takes a key out of what the request sees, and of what it has put and no commit has saved:
@@ -118,6 +99,26 @@ func (st *state) reading() draft {
 //
 // The error is [ErrEnded] if the session has ended, [ErrUnavailable], [ErrNoSession], or ctx's own.
 func (m *Manager) Reload(ctx context.Context) error {
+	return m.exclusively(ctx, func(ctx context.Context, st *state) error {
+		st.mu.Lock()
+		d := st.reading()
+		st.mu.Unlock()
+		switch {
+		case d.dead:
+			return ErrEnded
+		case d.record == nil:
+			return nil
+		}
+		r, err := m.latest(ctx, st, d)
+		if err == nil {
+			st.apply(m, d, r)
+		}
+		return err
+	})
+}
+
+// exclusively runs f while no commit of the same request runs, within the time of one.
+func (m *Manager) exclusively(ctx context.Context, f func(context.Context, *state) error) error {
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession
@@ -129,20 +130,7 @@ func (m *Manager) Reload(ctx context.Context) error {
 	defer st.give()
 	ctx, cancel := context.WithTimeoutCause(ctx, left, errSlow)
 	defer cancel()
-	st.mu.Lock()
-	d := st.reading()
-	st.mu.Unlock()
-	switch {
-	case d.dead:
-		return ErrEnded
-	case d.record == nil:
-		return nil
-	}
-	r, err := m.latest(ctx, st, d)
-	if err == nil {
-		st.apply(m, d, r)
-	}
-	return err
+	return f(ctx, st)
 }
 
 // latest returns the record of a request as it stands in Redis now.

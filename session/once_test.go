@@ -206,7 +206,7 @@ func TestPopOnceOfAnUnknownType(t *testing.T) {
 	if got, err := m.PopOnce(ctx, "new"); got != nil || err == nil {
 		t.Errorf("%v, %v", got, err)
 	}
-	if !m.state(ctx).record.holds("new") {
+	if _, ok := m.state(ctx).record.values.Get("new"); !ok {
 		t.Error("it is gone")
 	}
 }

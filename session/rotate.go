@@ -43,8 +43,8 @@ func (m *Manager) SkipTouch(ctx context.Context) {
 	}
 }
 
-// Returned says that the handler has returned, and Finish too: of a change that comes later, from a
-// goroutine that it has left behind, a line in the log tells, once a request. Only a Commit saves it.
+// Returned says that the handler has returned, after Finish. If a goroutine changes the session later,
+// the Manager logs that, once per request: only a Commit saves such a change.
 func (m *Manager) Returned(ctx context.Context) {
 	if st := m.unseen(ctx); st != nil {
 		st.mu.Lock()

@@ -1,5 +1,5 @@
-// Package recipes holds the code of docs/limits.md and docs/gateway.md, so that it compiles and
-// is tested.
+// Package recipes holds the code of docs/limits.md, docs/mounting.md and docs/sessions.md, so that
+// it is compiled and tested.
 package recipes
 
 import (
@@ -62,7 +62,7 @@ type batch struct{ Items []json.RawMessage }
 
 type batchKey struct{}
 
-// costOfBody counts each item of a batch. decode runs before the limit, and bounds what it reads.
+// costOfBody counts each item of a batch. It decodes at most 1 MiB, in front of the limit.
 func costOfBody(limiter ratelimit.Limiter, key middleware.KeyFunc, next http.Handler) http.Handler {
 	limit := middleware.RateLimit{
 		Limiter: limiter, Key: key,

@@ -48,7 +48,7 @@ func oauthSessions(client redis.UniversalClient) (*session.Manager, middleware.S
 	return states, middleware.Sessions{Manager: states, Cookie: cookie}, err
 }
 
-// begin sends the browser away. exchange, at the end of the way, asks the provider who it is.
+// begin sends the browser to the provider.
 func begin(states *session.Manager, authorize string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o := oauth{State: rand.Text(), Verifier: rand.Text() + rand.Text(), ReturnTo: "/account"}
@@ -57,7 +57,8 @@ func begin(states *session.Manager, authorize string) http.Handler {
 	})
 }
 
-// callback runs behind both Sessions. A state is good once, whoever else has seen the address.
+// callback runs behind both Sessions. A state can be used once, even if somebody else has seen the
+// URL.
 func callback(states, sessions *session.Manager, exchange func(code, verifier string) (userID string, err error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o, ok, err := pending.PopOnce(r.Context(), states)
@@ -132,9 +133,9 @@ func perDomain(sessions *session.Manager, domains []string, next http.Handler) h
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := strings.Cut(strings.ToLower(r.Host), ":")
-		for domain, site := range sites {
+		for _, domain := range domains {
 			if host == domain || strings.HasSuffix(host, "."+domain) {
-				site.ServeHTTP(w, r)
+				sites[domain].ServeHTTP(w, r)
 				return
 			}
 		}

@@ -1,13 +1,14 @@
 -- Takes the next events of a stream for a group of readers, and the lease on it: until it is
--- over, or given back by events_move.lua, nobody else of the group gets any. Who has it and asks
--- again has not got the reply, and gets the same once more; what comes late of it gets nothing.
+-- over, or given back by events_move.lua, no other reader of the group gets any. A holder that asks
+-- again did not get the reply, and gets the same entries once more. A request that arrives after a
+-- later one of the same holder gets nothing.
 --
 -- KEYS[1]  the group's hash: cursor, the entry that was handled last; pos, how many have been
 --          added to the stream up to it, and at the last look seen, how many in all, and last,
 --          the latest ID; holder, until and for, of the lease or of a pause, µs; tries, how often
---          the next entries were given out; batch, how many these were; missed, how many a reply
---          has told to be gone that nobody has answered; single, how many are to be given out one
---          by one, since they failed together
+--          the next entries were given out; batch, how many these were; missed, how many lost
+--          entries were reported since the last events_move.lua; single, how many are to be given
+--          out one by one, since they failed together
 -- KEYS[2]  the stream
 -- ARGV[1]  who asks, a dot, and a number that grows
 -- ARGV[2]  lease, µs

@@ -58,6 +58,18 @@ func isScript(cmd redis.Cmder, sha string) bool {
 	return len(a) > 2 && a[0] == "evalsha" && a[1] == sha
 }
 
+// taken returns the entries that a reply of events_take.lua brings, and how many it tells to be
+// missed.
+func taken(cmd redis.Cmder) (entries []any, missed int64) {
+	if !isScript(cmd, takeSHA) || cmd.Err() != nil {
+		return nil, 0
+	}
+	reply, _ := cmd.(interface{ Val() any }).Val().([]any)
+	entries, _ = reply[1].([]any)
+	missed, _ = reply[4].(int64)
+	return entries, missed
+}
+
 // A move that the network has kept, and that was repeated meanwhile, gives away no later lease.
 func TestALateMoveGivesNoLeaseAway(t *testing.T) {
 	server := redistest.Start(t)
@@ -242,15 +254,11 @@ func TestMissedIsToldAgain(t *testing.T) {
 	var once, on atomic.Bool
 	hooked.AddHook(fault(func(ctx context.Context, cmd redis.Cmder, next func() error) error {
 		err := next()
-		if on.Load() && isScript(cmd, takeSHA) {
-			if l, _ := cmd.(interface{ Val() any }).Val().([]any); len(l) == 7 {
-				if n, _ := l[4].(int64); n > 0 && once.CompareAndSwap(false, true) {
-					cmd.SetErr(os.ErrDeadlineExceeded)
-					return os.ErrDeadlineExceeded
-				}
-			}
+		if _, missed := taken(cmd); !on.Load() || missed == 0 || !once.CompareAndSwap(false, true) {
+			return err
 		}
-		return err
+		cmd.SetErr(os.ErrDeadlineExceeded)
+		return os.ErrDeadlineExceeded
 	}))
 	m := manager(t, hooked, session.Events{Retention: time.Hour})
 	login(t, m, "ann", 0)
