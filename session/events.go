@@ -28,7 +28,8 @@ import (
 // is lost if the process is killed in between.
 type Events struct {
 	// Retention is how long an event can be read, at least a minute; 0: no events. Redis trims a
-	// stream by whole nodes: about a hundred older events may stay in a quiet one.
+	// stream by whole nodes: about a hundred older events may stay in a quiet one, and all of
+	// them where stream-node-max-entries and stream-node-max-bytes are both 0.
 	Retention time.Duration
 	// MaxLen is how many events each of the 256 streams keeps, about; default 10,000. One
 	// event is some 250 bytes. What is not read before is gone: readers are told how many

@@ -79,13 +79,13 @@ func TestDatabase(t *testing.T) {
 			t.Errorf("mails %q, want one for each user", got)
 		}
 
-		letter := events.DeadLetter{Raw: "\x00\xff raw", Stream: "s", EntryID: "1-0", Err: errors.New("on purpose")}
+		letter := events.DeadLetter{Raw: "\x00\xff raw", Stream: "s", EntryID: "1-0", Err: errors.New("on\x00\xff purpose")}
 		for range 2 {
 			if err := db.Bury(ctx, "audit", letter); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n := db.count(t, "SELECT count(*) FROM dead_letters WHERE raw = $1 AND error = $2", []byte(letter.Raw), "on purpose"); n != 1 {
+		if n := db.count(t, "SELECT count(*) FROM dead_letters WHERE raw = $1 AND error = $2", []byte(letter.Raw), "on\uFFFD\uFFFD purpose"); n != 1 {
 			t.Errorf("%d dead letters, want 1", n)
 		}
 

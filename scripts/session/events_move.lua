@@ -16,6 +16,7 @@ local g = call('HMGET', group, 'holder', 'pos', 'single', 'tries', 'batch')
 if g[1] ~= ARGV[1] then
   return 0
 end
+call('HDEL', group, '') -- see events_take.lua
 local tries = tonumber(g[4]) or 0
 if ARGV[2] ~= '' then
   call('HSET', group, 'cursor', ARGV[2], 'pos', string.format('%.0f', g[2] + ARGV[3]), 'single', math.max(0, (tonumber(g[3]) or 0) - ARGV[3]), 'tries', 0)

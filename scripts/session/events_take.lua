@@ -82,6 +82,9 @@ local waiting = #entries > 0 and (added and added - pos or #entries) or 0
 if busy then
   return {now, {}, 0, waiting, 0, 0, oldest}
 end
+-- First what a full Redis permits: from then on it lets the script write, and what is read may be
+-- what makes room.
+call('HDEL', group, '')
 if #entries > 0 then
   missed = missed + (tonumber(g[11]) or 0)
   tries = mine and math.max(1, tries) or tries + 1

@@ -302,3 +302,101 @@ func TestAFailedBatchIsNobodysTry(t *testing.T) {
 		}
 	}
 }
+
+// A batch that takes longer than Timeout is not tried as a whole for ever, though its handler asks
+// for another time.
+func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb.Client, session.Events{Retention: time.Hour})
+		login(t, m, "ann", 9)
+		var rec recorder
+		defer start(t, quick(m, &rec), func(ctx context.Context, list []session.Event) error {
+			select {
+			case <-time.After(time.Duration(len(list)-1) * 100 * time.Millisecond):
+				return rec.handle(ctx, list)
+			case <-ctx.Done():
+				return errors.Join(events.ErrLater, ctx.Err())
+			}
+		})()
+		await(t, "ten events", func() bool { n, _ := rec.len(); return n == 10 })
+	})
+}
+
+// What its last try has taken nearly all of the lease for is under a new one while it is a dead letter.
+func TestADeadLetterHasALeaseOfItsOwn(t *testing.T) {
+	server := redistest.Start(t)
+	m := manager(t, server.Client(), session.Events{Retention: time.Hour})
+	login(t, m, "ann", 0)
+	var rec recorder
+	var letters atomic.Int32
+	reader := func() *events.Reader {
+		r := quick(m, &rec)
+		r.Tries = 1
+		r.DeadLetter = func(ctx context.Context, d events.DeadLetter) error {
+			if letters.Add(1) == 1 {
+				server.Advance(3 * time.Second)
+				time.Sleep(150 * time.Millisecond)
+			}
+			return rec.dead(ctx, d)
+		}
+		return r
+	}
+	handle := func(context.Context, []session.Event) error {
+		server.Advance(3 * time.Second) // of 5.2
+		return errors.New("broken")
+	}
+	defer start(t, reader(), handle)()
+	defer start(t, reader(), handle)()
+	await(t, "dead letter", func() bool { _, dead := rec.len(); return dead > 0 })
+	time.Sleep(100 * time.Millisecond)
+	if n := letters.Load(); n != 1 {
+		t.Errorf("it was given to DeadLetter %d times", n)
+	}
+}
+
+// A Redis that takes no more data still gives what it holds.
+func TestAFullRedisIsRead(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client()
+	m := manager(t, client, session.Events{Retention: time.Hour})
+	login(t, m, "ann", 4)
+	client.ConfigSet(t.Context(), "maxmemory", "1")
+	defer client.ConfigSet(context.Background(), "maxmemory", "0")
+	if err := client.Set(t.Context(), "k", "v", 0).Err(); err == nil {
+		t.Fatal("Redis is not full")
+	}
+	var rec recorder
+	r := quick(m, &rec)
+	defer start(t, r, rec.handle)()
+	await(t, "five events", func() bool { n, _ := rec.len(); return n == 5 })
+	await(t, "an end", func() bool { return r.Stats().Waiting == 0 })
+}
+
+// What an answer brings that took so long that the lease may be over is not handled.
+func TestALateTakeIsNotHandled(t *testing.T) {
+	server := redistest.Start(t)
+	late := server.Client()
+	var once atomic.Bool
+	handed := make(chan struct{})
+	late.AddHook(fault(func(ctx context.Context, cmd redis.Cmder, next func() error) error {
+		err := next()
+		if entries, _ := taken(cmd); len(entries) > 0 && once.CompareAndSwap(false, true) {
+			server.Advance(6 * time.Second) // of 5.2
+			time.Sleep(3 * time.Second)
+			close(handed)
+		}
+		return err
+	}))
+	m := manager(t, late, session.Events{Retention: time.Hour})
+	other := manager(t, server.Client(), session.Events{Retention: time.Hour})
+	login(t, other, "ann", 0)
+	var rec recorder
+	defer start(t, quick(m, &rec), rec.handle)()
+	await(t, "take", once.Load)
+	defer start(t, quick(other, &rec), rec.handle)()
+	<-handed
+	time.Sleep(100 * time.Millisecond)
+	if n, _ := rec.len(); n != 1 {
+		t.Errorf("an event was handled %d times", n)
+	}
+}

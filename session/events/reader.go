@@ -41,7 +41,8 @@ type Reader struct {
 	// Batch is how many events a call of the handler gets at most; default 100, at most 1,000.
 	Batch int
 	// Timeout bounds a call of the handler and of DeadLetter by its context; default 30
-	// seconds. What a reader that has died had taken is taken over five seconds after it.
+	// seconds. What a reader that has died had taken is taken over five seconds after it, by
+	// Redis's clock: if that is set forward, sooner.
 	Timeout time.Duration
 	// Parallel is how many calls of the handler there are at a time, but for those that did not
 	// come back within Timeout; default 4, at most 256.
@@ -91,7 +92,8 @@ func (r *Reader) Stats() Stats {
 	return s
 }
 
-// The lease outlasts the handler by leaseMargin, in which the cursor is moved.
+// The lease outlasts the handler by leaseMargin: half of it is for the way to the handler, and half
+// for the cursor to be moved.
 const leaseMargin = 5 * time.Second
 
 // firstPause is how long the second try waits. The others wait twice as long each, at most a minute.

@@ -64,7 +64,9 @@ func (s *run) take(ctx context.Context, i int, p *partition) (t taken, ok bool) 
 	// What the script has given must come back, or it would count as a try.
 	p.turn++ // a lease has a name of its own: what comes late of one changes no other
 	t.as = s.as + "." + strconv.FormatUint(p.turn, 10)
-	raw, err := s.redis.Run(context.WithoutCancel(ctx), takeScript, s.keys(i), t.as, (s.timeout + leaseMargin).Microseconds(), s.batch, s.keep.Milliseconds())
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseMargin/2)
+	defer cancel()
+	raw, err := s.redis.Run(short, takeScript, s.keys(i), t.as, (s.timeout + leaseMargin).Microseconds(), s.batch, s.keep.Milliseconds())
 	list, _ := raw.([]any)
 	if err == nil && len(list) != 7 {
 		err = fmt.Errorf("unexpected reply of type %T", raw)
@@ -153,11 +155,12 @@ func (s *run) work(ctx context.Context, i int, p *partition, t taken) time.Durat
 	letter.Event = list[0]
 	if t.tries > s.tries && len(t.raw) == 1 {
 		if letter.Err = p.lastErr; p.lastID != t.ids[0] || letter.Err == nil {
-			letter.Err = errors.New("no try came to an end: its readers died, or the handler took too long")
+			letter.Err = errors.New("its tries were those of other readers, or came to no end")
 		}
 		letter.Tries--
 		return s.bury(ctx, i, p, t, letter)
 	}
+	called := time.Now()
 	err := s.call(ctx, p, func(ctx context.Context) error { return s.handle(ctx, list) })
 	switch {
 	case err == nil:
@@ -173,12 +176,16 @@ func (s *run) work(ctx context.Context, i int, p *partition, t taken) time.Durat
 	switch {
 	case p.hangs != nil: // it may yet go on: the lease runs out by itself
 		return s.interval
+	case errors.Is(err, ErrLater) && len(list) > 1 && time.Since(called) >= s.timeout: // they may be too many
+		return s.retry(ctx, i, p, t, letter, oneByOne)
 	case errors.Is(err, ErrLater):
 		return s.retry(ctx, i, p, t, letter, notTheirs)
-	case t.tries >= s.tries && len(t.raw) == 1:
-		return s.bury(ctx, i, p, t, letter)
 	case len(t.raw) > 1: // at once
 		s.again(ctx, i, t.as, 0, oneByOne)
+		return 0
+	case t.tries >= s.tries: // to DeadLetter, under a lease of its own
+		p.lastID, p.lastErr = letter.EntryID, err
+		s.again(ctx, i, t.as, 0, counts)
 		return 0
 	}
 	return s.retry(ctx, i, p, t, letter, counts)
