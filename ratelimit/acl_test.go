@@ -74,6 +74,25 @@ func TestEachLimiterUnderTheLeastACL(t *testing.T) {
 		"`NewQuota`": limiterUse(func(c redis.UniversalClient) (Limiter, error) {
 			return NewQuota(c, "acl", 5, Day, time.UTC, patience)
 		}),
+		"`NewRules`": {
+			use: func(t *testing.T, c redis.UniversalClient) {
+				rules := newRules(t, c, RulesConfig{Timeout: 10 * time.Second})
+				rules.include("acl", 5)
+				rules.set(t, Rule{Policy: "acl", Key: "k", Requests: 3})
+				list, err := rules.List(ctx)
+				history, err2 := rules.History(ctx, 1)
+				if err != nil || err2 != nil || len(list) != 1 || len(history) != 1 {
+					t.Error(list, history, err, err2)
+				}
+				if err := rules.Remove(ctx, Rule{Policy: "acl", Key: "k", Actor: "a", Reason: "r"}); err != nil {
+					t.Error(err)
+				}
+			},
+			check: func(c redis.UniversalClient) ([]string, error) {
+				warnings, err := newRules(t, c, RulesConfig{Timeout: 10 * time.Second}).Check(ctx)
+				return slices.DeleteFunc(warnings, func(w string) bool { return strings.Contains(w, "may not publish and subscribe on the channel") }), err
+			},
+		},
 		"`NewConcurrency`": {
 			use: func(t *testing.T, c redis.UniversalClient) {
 				places := must(NewConcurrency(c, "acl", 2, Config{Timeout: 10 * time.Second, Lease: 300 * time.Millisecond}))

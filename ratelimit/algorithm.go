@@ -28,8 +28,10 @@ type verdict struct {
 	reset     int64
 	now       int64
 	mark      int64 // identifies what was granted, see the scripts
-	part      int64 // second mark
+	part      int64 // second mark; -1: a Penalty denies
 }
+
+func (v verdict) banned() bool { return v.granted == 0 && v.part == -1 }
 
 // algorithm is one way to count, and all that the rest of the package knows of it. Each has
 // a file of its own, with its state in process, and two scripts, limit/<word>.lua and

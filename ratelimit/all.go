@@ -184,35 +184,48 @@ func (a *allOf) Take(ctx context.Context, key string, cost int) (Result, error) 
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
 	}
-	members := make([]member, len(a.limiters))
+	members := make([]member, 0, len(a.limiters))
+	results := make([]Result, len(a.limiters))
 	var denial Result
 	denied := false
 	for i, l := range a.limiters {
 		m := member{index: i, limiter: l, key: key}
 		if r := remoteOf(l); r != nil {
 			k := keyOf(l, key)
-			if err := r.check(ctx, k, cost); err != nil {
+			if err := checkTake(k, cost); err != nil {
 				return Result{}, err
 			}
-			m.remote, m.key, m.subject = r, k, r.subject(k)
-			res, denies := r.blocked(FromLocal), r.limit.Requests == 0
-			if !denies {
-				known := r.denials.recall(m.subject, r.limit, cost)
-				res, denies = known.res, known.denies
-			}
-			if denies {
-				r.onDecision.end(r.onDecision.start(), k, cost, res, nil)
-				if !denied || res.RetryAfter > denial.RetryAfter {
-					denial, denied = res, true
+			m.key, m.subject = k, r.subject(k)
+			var res Result
+			under, rule := r.ruled(m.subject)
+			decided := under == nil
+			if decided {
+				res = rule.result(r.limit)
+			} else {
+				if err := under.checkSpend(cost); err != nil {
+					return Result{}, err
 				}
+				known := under.known(m.subject, cost)
+				res, decided = known.res, known.denies
+			}
+			if decided {
+				r.onDecision.end(r.onDecision.start(), r.name, k, cost, res, nil)
+			}
+			switch {
+			case !decided:
+				m.remote = under
+			case res.Allowed: // exempt
+				results[i] = res
+				continue
+			case !denied || res.RetryAfter > denial.RetryAfter:
+				denial, denied = res, true
 			}
 		}
-		members[i] = m
+		members = append(members, m)
 	}
 	if denied {
 		return denial, nil // what one of them knows spares all the way to Redis
 	}
-	results := make([]Result, len(members))
 	taken := make([]member, 0, len(members))
 	for len(members) > 0 {
 		// The next one, and all that can be asked together with it.
@@ -235,9 +248,7 @@ func (a *allOf) Take(ctx context.Context, key string, cost int) (Result, error) 
 		taken = append(taken, group...)
 	}
 	res := tightest(results)
-	if cost > 0 {
-		res.receipt = &receipt{owner: a, subject: key, cost: int64(cost), members: results}
-	}
+	res.receipt = &receipt{owner: a, subject: key, cost: int64(cost), members: results}
 	return res, nil
 }
 
@@ -317,7 +328,7 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 }
 
 func (l *remote) report(started time.Time, m member, cost int, res Result, err error) {
-	l.onDecision.end(started, m.key, cost, res, err)
+	l.onDecision.end(started, l.name, m.key, cost, res, err)
 }
 
 // giveBack settles what the members taken have spent, with the request's context
@@ -378,9 +389,7 @@ func (a *allOf) TakeLocally(key string, cost int) (Result, error) {
 		results[i] = res
 	}
 	res := tightest(results)
-	if cost > 0 {
-		res.receipt = &receipt{owner: a, subject: key, cost: int64(cost), members: results}
-	}
+	res.receipt = &receipt{owner: a, subject: key, cost: int64(cost), members: results}
 	return res, nil
 }
 
@@ -393,14 +402,7 @@ func (a *allOf) Settle(ctx context.Context, key string, r Result, cost int) erro
 		return fmt.Errorf("%w %d", ErrCost, cost)
 	}
 	if r.receipt == nil {
-		if !r.Allowed || cost == 0 {
-			return nil
-		}
-		// Allowed to look: each of them is, and has spent nothing.
-		r.receipt = &receipt{owner: a, subject: key, members: make([]Result, len(a.limiters))}
-		for i := range r.receipt.members {
-			r.receipt.members[i] = Result{Allowed: true, Source: r.Source, Limit: r.Limit}
-		}
+		return nil // a denial
 	}
 	if r.receipt.owner != a || r.receipt.subject != key {
 		return ErrResult

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 
@@ -67,4 +68,21 @@ func (c *Concurrency) Check(ctx context.Context) (warnings []string, err error) 
 	}
 	warnings, also := checkServers(ctx, c.sender.Client())
 	return warnings, errors.Join(err, also)
+}
+
+// Check is [Check] for Rules.
+func (r *Rules) Check(ctx context.Context) (warnings []string, err error) {
+	key := r.keys()[0]
+	err = check.Permissions(ctx, r.sender, check.Needs{
+		Key: key, Scripts: []*scripts.Script{rulesLoad, rulesChange}, Commands: []string{"xrevrange"},
+	})
+	if err != nil {
+		err = fmt.Errorf("ratelimit: rules: %w", err)
+	} else if missing, err := check.Channel(ctx, r.sender, key, r.channel()); err == nil && len(missing) > 0 {
+		warnings = append(warnings, fmt.Sprintf("the user of Redis may not %s on the channel %q: changes of rules are seen up to %v late", strings.Join(missing, " and "), r.channel(), pollRules))
+	}
+	more, also := check.Servers(ctx, r.client, check.Loss{
+		Evicted: "keys that it removes may be all rules", Forgotten: "rules may be lost in a crash",
+	})
+	return append(warnings, more...), errors.Join(err, also)
 }

@@ -35,35 +35,39 @@ type Concurrency struct {
 	name   string
 	prefix string // of keys, brace included
 	subjects
-	limit  int
-	share  int // of the limit, when this server decides alone
-	lease  time.Duration
-	sender *roundtrip.Sender
-	clock  func() int64 // tests only
-	mu     sync.Mutex
-	held   map[string]int    // leases of this process
-	lines  map[string]*queue // who waits for a place, in this process
+	limit   int
+	servers int
+	rules   *Rules
+	lease   time.Duration
+	sender  *roundtrip.Sender
+	clock   func() int64 // tests only
+	mu      sync.Mutex
+	held    map[string]int    // leases of this process
+	lines   map[string]*queue // who waits for a place, in this process
 }
+
+const maxPlaces = 1_000_000
 
 // NewConcurrency returns a concurrency limit of n over Redis. Those of one name
 // and prefix share their keys. Of cfg it uses Prefix, KeySecret, Timeout, Servers,
-// Lease and Logger. The error names everything that is wrong.
+// Rules, Lease and Logger. The error names everything that is wrong.
 func NewConcurrency(client redis.UniversalClient, name string, n int, cfg Config) (*Concurrency, error) {
 	var errs []error
 	if client == nil {
 		errs = append(errs, errors.New("nil client"))
 	}
-	if n < 1 || n > 1_000_000 {
-		errs = append(errs, fmt.Errorf("invalid limit %d: 1 to 1000000", n))
+	if n < 1 || n > maxPlaces {
+		errs = append(errs, fmt.Errorf("invalid limit %d: 1 to %d", n, maxPlaces))
 	}
 	errs = append(errs, validateName(name), cfg.validate(), cfg.ignores("MaxKeys", "Penalty", "OnDecision"))
 	if err := invalid("concurrency", errs...); err != nil {
 		return nil, err
 	}
+	cfg.Rules.include(name, maxPlaces)
 	cfg = cfg.withDefaults()
 	c := &Concurrency{
 		name: name, prefix: keyPrefix(cfg, "concurrency", name) + "{", subjects: newSubjects(cfg.KeySecret),
-		limit: n, share: max(1, n/cfg.Servers), lease: cfg.Lease,
+		limit: n, servers: cfg.Servers, rules: cfg.Rules, lease: cfg.Lease,
 		sender: roundtrip.New(client, cfg.Timeout, cfg.Logger),
 		held:   make(map[string]int), lines: make(map[string]*queue),
 	}
@@ -109,20 +113,24 @@ func (c *Concurrency) Acquire(ctx context.Context, key string) (*Lease, Result, 
 }
 
 func (c *Concurrency) acquire(ctx context.Context, subject string) (*Lease, Result, error) {
+	n, origin, res, decided := c.ruled(subject)
+	if decided {
+		return c.byRule(subject, res), res, nil
+	}
 	var random [9]byte
 	_, _ = rand.Read(random[:])
 	l := &Lease{
 		c: c, subject: subject, id: base64.RawURLEncoding.EncodeToString(random[:]),
 		ctx: context.WithoutCancel(ctx), lost: make(chan struct{}), until: time.Now().Add(c.lease),
 	}
-	reply, err := c.run(ctx, acquireScript, l.subject, strconv.Itoa(c.limit), c.lease.Microseconds(), c.ttl(), l.id)
+	reply, err := c.run(ctx, acquireScript, l.subject, strconv.Itoa(n), c.lease.Microseconds(), c.ttl(), l.id)
 	if err == nil && len(reply) != 3 {
 		err = fmt.Errorf("%w: a reply of %d integers", ErrUnavailable, len(reply))
 	}
 	if err != nil {
 		return nil, Result{}, err
 	}
-	res := c.result(reply[0] == 1, int(reply[1]), time.Duration(reply[2])*time.Microsecond, FromRedis)
+	res = c.result(reply[0] == 1, n, int(reply[1]), time.Duration(reply[2])*time.Microsecond, FromRedis, origin)
 	if !res.Allowed {
 		return nil, res, nil
 	}
@@ -140,24 +148,48 @@ func (c *Concurrency) AcquireLocally(key string) (*Lease, Result, error) {
 	if key == "" {
 		return nil, Result{}, ErrEmptyKey
 	}
-	l := &Lease{c: c, subject: c.subject(key), lost: make(chan struct{})}
+	subject := c.subject(key)
+	n, origin, res, decided := c.ruled(subject)
+	if decided {
+		return c.byRule(subject, res), res, nil
+	}
+	share := max(1, n/c.servers)
+	l := &Lease{c: c, subject: subject, lost: make(chan struct{})}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	used := c.held[l.subject]
-	if used >= c.share {
-		return nil, c.result(false, 0, c.lease, FromLocal), nil
+	if used >= share {
+		return nil, c.result(false, share, 0, c.lease, FromLocal, origin), nil
 	}
 	c.held[l.subject]++
-	return l, c.result(true, c.share-used-1, c.lease, FromLocal), nil
+	return l, c.result(true, share, share-used-1, c.lease, FromLocal, origin), nil
 }
 
-func (c *Concurrency) result(allowed bool, remaining int, reset time.Duration, src Source) Result {
-	res := Result{
-		Allowed: allowed, Policy: c.name, Limit: Limit{c.limit, c.lease},
-		Remaining: remaining, ResetAfter: reset, Source: src,
+// ruled returns the limit of a subject and where it comes from, or what a rule has decided.
+func (c *Concurrency) ruled(subject string) (n int, origin Origin, res Result, decided bool) {
+	rule := c.rules.find(c.name, subject, false)
+	switch {
+	case rule == nil || rule.Mode == Enforce && rule.Requests > maxPlaces:
+		return c.limit, FromConstructor, res, false
+	case rule.Mode != Enforce:
+		return 0, rule.origin, rule.result(Limit{c.limit, c.lease}), true
 	}
-	if src == FromLocal {
-		res.Limit.Requests = c.share
+	return rule.Requests, rule.origin, res, false
+}
+
+// byRule returns a lease that takes no place, if a rule says that none is needed.
+func (c *Concurrency) byRule(subject string, res Result) *Lease {
+	if !res.Allowed {
+		return nil
+	}
+	c.count(subject, 1)
+	return &Lease{c: c, subject: subject, lost: make(chan struct{})}
+}
+
+func (c *Concurrency) result(allowed bool, limit, remaining int, reset time.Duration, src Source, origin Origin) Result {
+	res := Result{
+		Allowed: allowed, Policy: c.name, Limit: Limit{limit, c.lease},
+		Remaining: remaining, ResetAfter: reset, Source: src, Origin: origin,
 	}
 	if !allowed {
 		res.RetryAfter = time.Second

@@ -38,6 +38,9 @@ type Config struct {
 	// Penalty bans keys that are denied again and again. Default: it does not.
 	Penalty Penalty
 
+	// Rules are limits that operators change while services run. nil: none.
+	Rules *Rules
+
 	// Lease is for how long a place of a [Concurrency] stays taken after its server
 	// crashed. It is renewed three times as often. Default 15s, at least 100ms.
 	Lease time.Duration
@@ -57,6 +60,7 @@ type Decision struct {
 	Cost   int    // as given to Take
 	Result Result
 	Err    error         // as returned by Take; then Result is the zero value
+	Policy string        // name of the limiter, also with an error
 	Took   time.Duration // the whole of Take
 }
 
@@ -86,6 +90,9 @@ func (c Config) validate() error {
 	}
 	if c.KeySecret != nil && len(c.KeySecret) < 32 {
 		errs = append(errs, fmt.Errorf("KeySecret has %d bytes, at least 32 are required", len(c.KeySecret)))
+	}
+	if c.Rules != nil && c.Rules.secret != string(c.KeySecret) {
+		errs = append(errs, errors.New("KeySecret is not that of the Rules"))
 	}
 	if c.Timeout < 0 {
 		errs = append(errs, fmt.Errorf("negative Timeout %v", c.Timeout))

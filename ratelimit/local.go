@@ -13,9 +13,10 @@ import (
 //
 // Local goes by the monotonic clock: setting the system's clock changes no
 // decision. It works inside testing/synctest if it was made there. Of Config it
-// uses MaxKeys and OnDecision. The zero value is not usable; see [NewLocal].
+// uses MaxKeys, KeySecret, Rules and OnDecision. The zero value is not usable; see [NewLocal].
 type Local struct {
-	limit Limit
+	limit  Limit
+	origin Origin
 	*localMemory
 }
 
@@ -23,6 +24,7 @@ type Local struct {
 type localMemory struct {
 	policy    string
 	algorithm algorithm
+	rules     *Rules
 	onDecision
 	subjects
 	buckets *bounded[*localBucket]
@@ -44,13 +46,14 @@ func NewLocal(name string, limit Limit, cfg Config) (*Local, error) {
 		cfg.ignores("Prefix", "Timeout", "Servers", "Penalty", "Lease", "Logger")); err != nil {
 		return nil, err
 	}
+	cfg.Rules.include(name, slidingWindow{}.bounds().requests)
 	return newLocal(slidingWindow{}, name, limit, cfg), nil
 }
 
 func newLocal(a algorithm, name string, limit Limit, cfg Config) *Local {
 	cfg = cfg.withDefaults()
-	return &Local{limit, &localMemory{
-		policy: name, algorithm: a,
+	return &Local{limit, FromConstructor, &localMemory{
+		policy: name, algorithm: a, rules: cfg.Rules,
 		onDecision: cfg.OnDecision,
 		subjects:   newSubjects(cfg.KeySecret),
 		buckets:    newBounded[*localBucket](cfg.MaxKeys),
@@ -66,9 +69,9 @@ func (l *Local) Take(ctx context.Context, key string, cost int) (Result, error) 
 		err = ctx.Err()
 	)
 	if err == nil {
-		res, err = l.take(l.limit, key, cost)
+		res, err = l.decide(key, cost)
 	}
-	l.onDecision.end(started, key, cost, res, err)
+	l.onDecision.end(started, l.policy, key, cost, res, err)
 	return res, err
 }
 
@@ -77,12 +80,24 @@ func (l *Local) TakeLocally(key string, cost int) (Result, error) {
 	return l.Take(context.Background(), key, cost)
 }
 
-func (l *Local) take(limit Limit, key string, cost int) (Result, error) {
+func (l *Local) decide(key string, cost int) (Result, error) {
 	if err := checkTake(key, cost); err != nil {
 		return Result{}, err
 	}
+	rule := l.rules.find(l.policy, l.subject(key), l.origin == FromWith)
+	switch {
+	case rule == nil:
+		return l.take(l.limit, l.origin, key, cost)
+	case rule.Mode != Enforce:
+		return rule.result(l.limit), nil
+	}
+	return l.take(Limit{rule.Requests, l.limit.Window}, rule.origin, key, cost)
+}
+
+// take decides by a limit, of a key and a cost that are possible.
+func (l *Local) take(limit Limit, origin Origin, key string, cost int) (Result, error) {
 	if limit.Requests == 0 {
-		return Result{Policy: l.policy, Limit: limit, RetryAfter: Never, Source: FromLocal}, nil
+		return Result{Policy: l.policy, Limit: limit, RetryAfter: Never, Source: FromLocal, Origin: origin}, nil
 	}
 	d := demand{cost: int64(cost), n: 1, now: l.now()}
 	subject := l.subject(key)
@@ -99,6 +114,7 @@ func (l *Local) take(limit Limit, key string, cost int) (Result, error) {
 	}
 	s.mu.Unlock()
 	res := v.result(0, d, limit, l.policy, FromLocal)
+	res.Origin = origin
 	if res.Allowed && cost > 0 {
 		res.receipt = newReceipt(l.localMemory, l.algorithm, subject, limit.rule(), cost, v, 0)
 	}
@@ -117,13 +133,16 @@ func (l *Local) With(limit Limit) (*Local, error) {
 	if err := invalid("local", limit.validate(l.algorithm.bounds(), 0)); err != nil {
 		return nil, err
 	}
-	return &Local{limit, l.localMemory}, nil
+	return &Local{limit, FromWith, l.localMemory}, nil
 }
 
 // Settle changes what the Take of key that returned r has spent to cost: see [Settler].
 func (l *Local) Settle(_ context.Context, key string, r Result, cost int) error {
 	if key == "" {
 		return ErrEmptyKey
+	}
+	if r.Source == FromRule {
+		return checkTake(key, cost) // nothing was counted
 	}
 	subject := l.subject(key)
 	st, err := r.settlement(l.localMemory, subject, r.Limit, cost)
@@ -189,8 +208,8 @@ func (f onDecision) start() time.Time {
 	return time.Now()
 }
 
-func (f onDecision) end(started time.Time, key string, cost int, res Result, err error) {
+func (f onDecision) end(started time.Time, policy, key string, cost int, res Result, err error) {
 	if f != nil {
-		f(Decision{Key: key, Cost: cost, Result: res, Err: err, Took: time.Since(started)})
+		f(Decision{Policy: policy, Key: key, Cost: cost, Result: res, Err: err, Took: time.Since(started)})
 	}
 }

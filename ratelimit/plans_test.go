@@ -151,6 +151,11 @@ func TestResultString(t *testing.T) {
 		{Result{Policy: "login", Limit: hour, RetryAfter: 90 * time.Minute, Source: FromCache}, "denied by login: 5 in 1h used, asked cache, retry in 1h30m"},
 		{Result{Policy: "login", Limit: hour, Remaining: 2, RetryAfter: time.Second, Source: FromLocal}, "denied by login: 2 of 5 in 1h left, asked local, retry in 1s"},
 		{Result{Policy: "login", Limit: hour, RetryAfter: Never}, "denied by login: costs more than 5 in 1h allow, asked redis"},
+		{Result{Policy: "login", Limit: hour, RetryAfter: 40 * time.Second, Origin: "rule user:42"}, "denied by login: 5 in 1h used, limit of rule user:42, asked redis, retry in 40s"},
+		{Result{Allowed: true, Policy: "api", Limit: PerMinute(10), Remaining: 7, Origin: FromWith}, "allowed by api: 7 of 10 in 1m left, limit of plan, asked redis"},
+		{Result{Policy: "login", Limit: hour, RetryAfter: time.Minute, Banned: true}, "denied by login: banned, since it came back too early for 5 in 1h, asked redis, retry in 1m"},
+		{Result{Allowed: true, Policy: "api", Source: FromRule, Origin: "rule *"}, "allowed by api: exempt by rule *"},
+		{Result{Policy: "api", Limit: hour, RetryAfter: Never, Source: FromRule, Origin: "rule a"}, "denied by api: by rule a, retry never"},
 		{Result{Policy: "free", Limit: Limit{0, time.Hour}, RetryAfter: Never}, "denied by free: its limit is 0"},
 	} {
 		if got := test.res.String(); got != test.want {

@@ -132,7 +132,7 @@ func replay(client redis.UniversalClient, a algorithm, script *scripts.Script, s
 	key := fmt.Sprintf("gatehouse:rl:property:{%x}", rand.Uint64())
 	now := time.Now().Add(1000 * 24 * time.Hour).UnixMicro()
 	e := &engine{algorithm: a, clock: func() int64 { return now }}
-	l := e.remote(Limit{int(s.rule.requests), time.Duration(s.rule.window) * time.Microsecond})
+	l := e.remote(Limit{int(s.rule.requests), time.Duration(s.rule.window) * time.Microsecond}, FromConstructor)
 	times := make([]int64, len(s.steps))
 	pipe := client.Pipeline()
 	for i, st := range s.steps {

@@ -21,6 +21,7 @@ import (
 type remote struct {
 	*engine
 	limit    Limit
+	origin   Origin // of the limit
 	prefix   string // of keys, brace included
 	requests any    // the limit's, as scripts take it
 	args     arguments
@@ -53,6 +54,7 @@ func newRemote(a algorithm, client redis.UniversalClient, name string, limit Lim
 	if err != nil {
 		return remote{}, err
 	}
+	cfg.Rules.include(name, a.bounds().requests)
 	cfg = cfg.withDefaults()
 	sender := roundtrip.New(client, cfg.Timeout, cfg.Logger)
 	e := &engine{
@@ -66,12 +68,12 @@ func newRemote(a algorithm, client redis.UniversalClient, name string, limit Lim
 		servers:  cfg.Servers,
 		subjects: newSubjects(cfg.KeySecret), onDecision: cfg.OnDecision,
 	}
-	return e.remote(limit), nil
+	return e.remote(limit, FromConstructor), nil
 }
 
-func (e *engine) remote(limit Limit) remote {
+func (e *engine) remote(limit Limit, origin Origin) remote {
 	return remote{
-		engine: e, limit: limit,
+		engine: e, limit: limit, origin: origin,
 		prefix:   keyPrefix(e.config, e.algorithm.word(), e.name) + e.algorithm.part(limit) + "{",
 		requests: strconv.Itoa(limit.Requests),
 		args:     e.algorithm.args(limit.rule()),
@@ -83,7 +85,7 @@ func (e *engine) with(limit Limit) (remote, error) {
 	if err := invalid(e.algorithm.String(), limit.validate(e.algorithm.bounds(), 0)); err != nil {
 		return remote{}, err
 	}
-	return e.remote(limit), nil
+	return e.remote(limit, FromWith), nil
 }
 
 // overRedis is a method of all limiters over Redis, and of no other type.
@@ -104,30 +106,35 @@ func (l *remote) Take(ctx context.Context, key string, cost int) (Result, error)
 	}
 	started := l.onDecision.start()
 	res, err := l.decide(ctx, key, cost)
-	l.onDecision.end(started, key, cost, res, err)
+	l.onDecision.end(started, l.name, key, cost, res, err)
 	return res, err
 }
 
-// check finds out what is wrong with a Take, before anybody is asked.
-func (l *remote) check(ctx context.Context, key string, cost int) error {
-	if err := checkTake(key, cost); err != nil {
-		return err
-	}
+// checkSpend finds out whether a cost is too much for one call.
+func (l *remote) checkSpend(cost int) error {
 	if most := l.algorithm.bounds().spend; int64(cost) > most && cost <= l.limit.Requests {
 		return fmt.Errorf("%w %d, at most %d in one call", ErrCost, cost, most)
 	}
-	return ctx.Err()
+	return nil
 }
 
 func (l *remote) decide(ctx context.Context, key string, cost int) (Result, error) {
-	if err := l.check(ctx, key, cost); err != nil {
+	if err := checkTake(key, cost); err != nil {
 		return Result{}, err
 	}
-	if l.limit.Requests == 0 {
-		return l.blocked(FromLocal), nil
+	if err := ctx.Err(); err != nil {
+		return Result{}, err
 	}
 	subject := l.subject(key)
-	known := l.denials.recall(subject, l.limit, cost)
+	of, rule := l.ruled(subject)
+	if of == nil {
+		return rule.result(l.limit), nil
+	}
+	l = of
+	if err := l.checkSpend(cost); err != nil {
+		return Result{}, err
+	}
+	known := l.known(subject, cost)
 	if known.denies {
 		return known.res, nil
 	}
@@ -144,6 +151,16 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 		l.denials.forget(subject)
 	}
 	return res, nil
+}
+
+// known is what is known of a subject without Redis.
+func (l *remote) known(subject string, cost int) recalled {
+	if l.limit.Requests == 0 {
+		return recalled{denies: true, res: l.blocked(FromLocal)}
+	}
+	k := l.denials.recall(subject, l.limit, cost)
+	k.res.Origin = l.origin // that limit may have been of another one
+	return k
 }
 
 // answer is Redis's verdict on some requests, of which the caller's is the i-th.
@@ -194,6 +211,7 @@ func (l *remote) terms(cost int) roundtrip.Terms {
 // kept if Redis's clock is off by more than a second; a late reply is no sign of that.
 func (l *remote) result(v verdict, i int64, cost int, sent time.Duration) Result {
 	res := v.result(i, demand{cost: int64(cost)}, l.limit, l.name, FromRedis)
+	res.Origin, res.Banned = l.origin, v.banned()
 	if l.clock == nil {
 		behind := time.Since(time.UnixMicro(v.now))
 		if behind < -time.Second || behind > time.Second && behind > time.Second+l.denials.now()-sent {
@@ -205,7 +223,7 @@ func (l *remote) result(v verdict, i int64, cost int, sent time.Duration) Result
 
 // blocked is the denial of a limit of 0.
 func (l *remote) blocked(src Source) Result {
-	return Result{Policy: l.name, Limit: l.limit, RetryAfter: Never, Source: src}
+	return Result{Policy: l.name, Limit: l.limit, RetryAfter: Never, Source: src, Origin: l.origin}
 }
 
 func (e *engine) newReceipt(subject string, r rule, cost int, v verdict, i int64) *receipt {
@@ -326,7 +344,15 @@ func failure(ctx context.Context, err error) error {
 
 // TakeLocally decides in process, without Redis and without what Redis knows.
 func (l *remote) TakeLocally(key string, cost int) (Result, error) {
-	if err := l.check(context.Background(), key, cost); err != nil {
+	if err := checkTake(key, cost); err != nil {
+		return Result{}, err
+	}
+	of, rule := l.ruled(l.subject(key))
+	if of == nil {
+		return rule.result(l.limit), nil
+	}
+	l = of
+	if err := l.checkSpend(cost); err != nil {
 		return Result{}, err
 	}
 	if l.limit.Requests == 0 {
@@ -338,7 +364,7 @@ func (l *remote) TakeLocally(key string, cost int) (Result, error) {
 		// What the limit allows must not be impossible because the share is small.
 		cost = min(cost, share.Requests)
 	}
-	return l.local.take(share, key, cost)
+	return l.local.take(share, l.origin, key, cost)
 }
 
 // Settle changes what the Take of key that returned r has spent to cost: see [Settler].
@@ -347,11 +373,18 @@ func (l *remote) Settle(ctx context.Context, key string, r Result, cost int) err
 	if key == "" {
 		return ErrEmptyKey
 	}
+	if r.Source == FromRule {
+		return checkTake(key, cost) // nothing was counted
+	}
 	if r.Source == FromLocal {
 		return l.local.Settle(ctx, key, r, cost)
 	}
+	limit := l.limit
+	if r.Policy == l.name && r.Limit.Window == limit.Window { // of a Take by another limit, such as a rule's
+		limit = r.Limit
+	}
 	subject := l.subject(key)
-	s, err := r.settlement(l.engine, subject, l.limit, cost)
+	s, err := r.settlement(l.engine, subject, limit, cost)
 	if err != nil || s.delta == 0 {
 		return err
 	}
@@ -396,7 +429,7 @@ func (l *remote) under(r rule) *remote {
 	if limit == l.limit {
 		return l
 	}
-	of := l.remote(limit)
+	of := l.remote(limit, l.origin)
 	return &of
 }
 

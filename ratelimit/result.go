@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -13,9 +14,10 @@ const (
 	FromRedis Source = iota // a script ran in Redis
 	FromCache               // a denial remembered in process; Redis was not asked
 	FromLocal               // decided in process
+	FromRule                // a Rule that denies or exempts; nobody was asked
 )
 
-// String returns "redis", "cache" or "local".
+// String returns "redis", "cache", "local" or "rule".
 func (s Source) String() string {
 	switch s {
 	case FromRedis:
@@ -24,9 +26,25 @@ func (s Source) String() string {
 		return "cache"
 	case FromLocal:
 		return "local"
+	case FromRule:
+		return "rule"
 	}
 	return "unknown"
 }
+
+// Origin says where a limit comes from: [FromConstructor], [FromWith], or "rule " and the Key of a
+// Rule.
+type Origin string
+
+const (
+	FromConstructor Origin = ""
+	FromWith        Origin = "plan"
+
+	ruleOrigin = "rule "
+)
+
+// Rule returns the Key of the Rule that the limit comes from.
+func (o Origin) Rule() (key string, ok bool) { return strings.CutPrefix(string(o), ruleOrigin) }
 
 // Result is a decision. The zero value is a denial of nothing in particular.
 type Result struct {
@@ -38,6 +56,8 @@ type Result struct {
 
 	ResetAfter time.Duration // until the full quota is back
 	Source     Source        // who decided
+	Origin     Origin        // where the limit comes from
+	Banned     bool          // denied by a Penalty
 
 	at      int64    // of the decision, µs since 1970 on the clock of who decided; 0: unknown
 	receipt *receipt // for what was spent; nil if nothing was
@@ -56,24 +76,40 @@ func (r Result) ResetAt() time.Time {
 
 // String says what was decided and why, such as
 //
-//	denied by login-account: 5 in 15m used, asked redis, retry in 40s
+//	denied by login-account: 5 in 15m used, limit of rule user:42, asked redis, retry in 40s
 //	allowed by api: 7 of 10 in 1m left, asked redis
+//
+// The Key of a rule may be data of a user.
 func (r Result) String() string {
+	by := "asked " + r.Source.String()
+	if r.Origin != FromConstructor {
+		by = "limit of " + string(r.Origin) + ", " + by
+	}
+	retry := "never"
+	if r.RetryAfter != Never {
+		retry = "in " + short(r.RetryAfter)
+	}
 	switch {
 	case r == Result{}:
 		return "no decision"
+	case r.Allowed && r.Source == FromRule:
+		return fmt.Sprintf("allowed by %s: exempt by %s", r.Policy, r.Origin)
 	case r.Allowed && r.Limit == Limit{}:
 		return "allowed: no limit"
 	case r.Allowed:
-		return fmt.Sprintf("allowed by %s: %d of %v left, asked %v", r.Policy, r.Remaining, r.Limit, r.Source)
+		return fmt.Sprintf("allowed by %s: %d of %v left, %s", r.Policy, r.Remaining, r.Limit, by)
+	case r.Source == FromRule:
+		return fmt.Sprintf("denied by %s: by %s, retry %s", r.Policy, r.Origin, retry)
 	case r.Limit.Requests == 0 && r.RetryAfter == Never:
 		return fmt.Sprintf("denied by %s: its limit is 0", r.Policy)
 	case r.RetryAfter == Never:
-		return fmt.Sprintf("denied by %s: costs more than %v allow, asked %v", r.Policy, r.Limit, r.Source)
+		return fmt.Sprintf("denied by %s: costs more than %v allow, %s", r.Policy, r.Limit, by)
+	case r.Banned:
+		return fmt.Sprintf("denied by %s: banned, since it came back too early for %v, %s, retry %s", r.Policy, r.Limit, by, retry)
 	case r.Remaining > 0:
-		return fmt.Sprintf("denied by %s: %d of %v left, asked %v, retry in %s", r.Policy, r.Remaining, r.Limit, r.Source, short(r.RetryAfter))
+		return fmt.Sprintf("denied by %s: %d of %v left, %s, retry %s", r.Policy, r.Remaining, r.Limit, by, retry)
 	}
-	return fmt.Sprintf("denied by %s: %v used, asked %v, retry in %s", r.Policy, r.Limit, r.Source, short(r.RetryAfter))
+	return fmt.Sprintf("denied by %s: %v used, %s, retry %s", r.Policy, r.Limit, by, retry)
 }
 
 // receipt is what a Take has spent, and where. It is shared by the copies of its

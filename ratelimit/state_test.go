@@ -437,8 +437,13 @@ func TestBucketDoesNotDrift(t *testing.T) {
 func TestConstructorsIgnoreNothing(t *testing.T) {
 	client := redis.NewClient(&redis.Options{})
 	defer client.Close()
+	rules, err := NewRules(client, RulesConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rules.Close()
 	set := map[string]Config{
-		"Prefix": {Prefix: "p:"}, "KeySecret": {KeySecret: make([]byte, 32)}, "Timeout": {Timeout: time.Second}, "Servers": {Servers: 2},
+		"Rules": {Rules: rules}, "Prefix": {Prefix: "p:"}, "KeySecret": {KeySecret: make([]byte, 32)}, "Timeout": {Timeout: time.Second}, "Servers": {Servers: 2},
 		"MaxKeys": {MaxKeys: 10}, "Penalty": {Penalty: Penalty{Strikes: 1}}, "Lease": {Lease: time.Second},
 		"Logger": {Logger: slog.Default()}, "OnDecision": {OnDecision: func(Decision) {}},
 	}
@@ -449,12 +454,12 @@ func TestConstructorsIgnoreNothing(t *testing.T) {
 		make func(Config) error
 		uses string
 	}{
-		"sliding":     {func(c Config) error { _, err := NewSlidingWindow(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Logger OnDecision"},
-		"fixed":       {func(c Config) error { _, err := NewFixedWindow(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Logger OnDecision"},
-		"bucket":      {func(c Config) error { _, err := NewTokenBucket(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Logger OnDecision"},
-		"quota":       {func(c Config) error { _, err := NewQuota(client, "n", 1, Day, time.UTC, c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Logger OnDecision"},
-		"local":       {func(c Config) error { _, err := NewLocal("n", PerHour(1), c); return err }, "KeySecret MaxKeys OnDecision"},
-		"concurrency": {func(c Config) error { _, err := NewConcurrency(client, "n", 1, c); return err }, "Prefix KeySecret Timeout Servers Lease Logger"},
+		"sliding":     {func(c Config) error { _, err := NewSlidingWindow(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Rules Logger OnDecision"},
+		"fixed":       {func(c Config) error { _, err := NewFixedWindow(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Rules Logger OnDecision"},
+		"bucket":      {func(c Config) error { _, err := NewTokenBucket(client, "n", PerHour(1), c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Rules Logger OnDecision"},
+		"quota":       {func(c Config) error { _, err := NewQuota(client, "n", 1, Day, time.UTC, c); return err }, "Prefix KeySecret Timeout Servers MaxKeys Penalty Rules Logger OnDecision"},
+		"local":       {func(c Config) error { _, err := NewLocal("n", PerHour(1), c); return err }, "KeySecret MaxKeys Rules OnDecision"},
+		"concurrency": {func(c Config) error { _, err := NewConcurrency(client, "n", 1, c); return err }, "Prefix KeySecret Timeout Servers Rules Lease Logger"},
 	} {
 		for field, cfg := range set {
 			err := of.make(cfg)

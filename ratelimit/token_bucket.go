@@ -93,8 +93,8 @@ var bucketWait = scripts.Get("limit/bucket_wait.lua")
 
 // reserve takes permits that are there within patience. RetryAfter of its Result says when
 // they are, also if it is allowed.
-func (l *TokenBucket) reserve(ctx context.Context, key string, cost int, patience time.Duration) (Result, error) {
-	if err := l.check(ctx, key, cost); err != nil {
+func (l *remote) reserve(ctx context.Context, key string, cost int, patience time.Duration) (Result, error) {
+	if err := l.checkSpend(cost); err != nil {
 		return Result{}, err
 	}
 	subject := l.subject(key)

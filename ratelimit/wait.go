@@ -35,8 +35,8 @@ func Wait(ctx context.Context, l Limiter, key string, cost int) (Result, error) 
 		}
 		wait := res.RetryAfter
 		if !res.Allowed {
-			if b := bucketOf(l); b != nil { // what can be taken ahead comes sooner
-				wait = max(wait-b.limit.Window, b.limit.Window/time.Duration(b.limit.Requests))
+			if res.Limit.Requests > 0 && res.Source != FromRule && bucketOf(l) != nil { // what can be taken ahead comes sooner
+				wait = max(wait-res.Limit.Window, res.Limit.Window/time.Duration(res.Limit.Requests))
 			}
 			wait += rand.N(wait/10 + 1)
 			if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < res.RetryAfter {
@@ -64,8 +64,16 @@ func Wait(ctx context.Context, l Limiter, key string, cost int) (Result, error) 
 // takeAhead is Take, or of a token bucket, for as long as ctx and the bucket allow, of
 // permits that will be there RetryAfter from now.
 func takeAhead(ctx context.Context, l Limiter, key string, cost int) (Result, error) {
-	b := bucketOf(l)
-	if b == nil || cost < 1 || cost > b.limit.Requests {
+	bucket := bucketOf(l)
+	if bucket == nil || cost < 1 {
+		return l.Take(ctx, key, cost)
+	}
+	under := keyOf(l, key)
+	if under == "" {
+		return Result{}, ErrEmptyKey
+	}
+	b, _ := bucket.ruled(bucket.subject(under))
+	if b == nil || cost > b.limit.Requests {
 		return l.Take(ctx, key, cost)
 	}
 	patience := b.limit.Window
@@ -75,11 +83,10 @@ func takeAhead(ctx context.Context, l Limiter, key string, cost int) (Result, er
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
 	}
-	key = keyOf(l, key)
 	started := b.onDecision.start()
 	// Without ctx's end, which would leave unknown what has been taken.
-	res, err := b.reserve(context.WithoutCancel(ctx), key, cost, patience)
-	b.onDecision.end(started, key, cost, res, err)
+	res, err := b.reserve(context.WithoutCancel(ctx), under, cost, patience)
+	b.onDecision.end(started, b.name, under, cost, res, err)
 	return res, err
 }
 

@@ -14,7 +14,7 @@
 --           asks, which has denied it by itself
 -- ARGV[12]  now        in microseconds; tests only, otherwise absent: TIME
 --
--- Reply: the seven numbers of that script, as an array. During a ban nothing is granted or
+-- Reply: the seven numbers of that script, as an array; the last is -1 in a ban. During a ban nothing is granted or
 -- counted, so that its end stays where a client was told it is. The record holds for one
 -- limit only: another limit begins anew, with a record once a ban under the first is over.
 --
@@ -264,7 +264,7 @@ if tonumber(of) ~= limit then untilTime, bans, strikes, denied, wait = 0, 0, 0, 
 untilTime, bans, strikes, denied, wait = untilTime + 0, bans + 0, strikes + 0, denied + 0, wait + 0
 local left = math.min(untilTime - now, longest, ARGV[8] * 2 ^ (bans - 1)) -- the clock may have stepped back
 if left > 0 then
-  return {0, 0, cost > limit and -1 or left, left, now, 0, 0}
+  return {0, 0, cost > limit and -1 or left, left, now, 0, -1}
 end
 local function save()
   if kept then return end
@@ -284,12 +284,12 @@ left = 0
 if cost > 0 and ARGV[11] == '1' and apart() then
   local banned = strike()
   save()
-  if banned then return {0, 0, cost > limit and -1 or left, left, now, 0, 0} end
+  if banned then return {0, 0, cost > limit and -1 or left, left, now, 0, -1} end
 end
 local verdict = algorithms[ARGV[6]](KEYS[1], limit, ARGV[2], ARGV[3], cost, n, explicit, false)
 if not verdict.err and verdict[1] < n and cost > 0 and cost <= limit then
   if now < wait and apart() and strike() then
-    verdict[3], verdict[4] = math.max(verdict[3], left), math.max(verdict[4], left)
+    verdict[3], verdict[4], verdict[7] = math.max(verdict[3], left), math.max(verdict[4], left), -1
   elseif now >= wait then
     denied, wait = now, now + verdict[3]
   end

@@ -1,0 +1,542 @@
+package ratelimit
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/push"
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
+	"github.com/gatehouse-go/gatehouse/internal/seal"
+	"github.com/gatehouse-go/gatehouse/scripts"
+)
+
+// ErrRule is wrapped by the errors of a change of [Rules] that cannot be made.
+var ErrRule = errors.New("ratelimit: invalid rule")
+
+// Mode says what a Rule does.
+type Mode uint8
+
+const (
+	Enforce Mode = iota // the limit is Rule.Requests
+	Exempt              // the limit does not hold; inside All the others do
+	Deny                // everything is denied, until Rule.Until
+)
+
+var modes = [...]string{"enforce", "exempt", "deny"}
+
+// String returns "enforce", "exempt" or "deny".
+func (m Mode) String() string {
+	if int(m) < len(modes) {
+		return modes[m]
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
+
+// Rule changes the limit of one key, or of all, while services run. It changes how many
+// requests a limit has, never its window: what has been spent stays spent.
+type Rule struct {
+	Policy string // name of the limiters that it is for
+	// Key is one key, as it is given to Take, or "*": all but those with a rule of their own
+	// or a limit by With.
+	Key      string
+	Mode     Mode
+	Requests int       // with Enforce, at least 1
+	Until    time.Time // when it ends, by Redis's clock; zero: never
+
+	Actor  string // who has set it, at most 128 bytes; required
+	Reason string // why, at most 1,024 bytes; required
+}
+
+const (
+	forAll    = "*"
+	maxRules  = 10_000
+	maxKey    = 1024 // bytes of Rule.Key
+	maxActor  = 128
+	maxReason = 1024
+
+	historyLen = 10_000
+	rulesKept  = 400 * 24 * time.Hour
+)
+
+// RulesConfig holds what is optional about Rules.
+type RulesConfig struct {
+	// Prefix begins the keys of Redis and the channel. Default "gatehouse:".
+	Prefix string
+	// KeySecret must be that of the limiters. With it Redis holds an HMAC of each Rule's Key,
+	// and the Key sealed.
+	KeySecret []byte
+	// Timeout bounds each call of Redis. Default 2s.
+	Timeout time.Duration
+	// Logger gets a line when changes are not heard of at once, and when rules cannot be
+	// read. nil: slog.Default().
+	Logger *slog.Logger
+}
+
+// Rules are limits that operators change while services run: one set for all limiters of a
+// fleet that have it as their Config.Rules. The rule of a key beats the limit of With; that
+// beats the rule for all keys; that beats the limiter's own. Make one per process.
+//
+// Each process holds all rules, up to 10,000, and asks Redis for none while it decides. A
+// change reaches the others within milliseconds by a channel of Redis, and within two
+// seconds where that is cut. While Redis is away, and before it has answered for the first
+// time, the last known rules hold, if any; those that end do so by themselves. Rules that no
+// process has asked for in 200 days or more may be gone.
+//
+// Of changes at the same time the last one holds, and History shows both. Rules is safe for
+// concurrent use.
+type Rules struct {
+	client  redis.UniversalClient
+	sender  *roundtrip.Sender
+	prefix  string // of both keys, and the channel
+	secret  string // KeySecret, to be compared
+	subject subjects
+	label   *seal.Box // seals Key; nil: it is readable
+	log     *slog.Logger
+	close   context.CancelFunc
+
+	snapshot snapshots
+
+	due      atomic.Bool // a change was heard of, and a load is on its way
+	mu       sync.Mutex  // of loads
+	failed   bool        // the last one has
+	loaded   time.Time   // when Redis has last said which rules there are
+	invalid  int         // entries that could not be read
+	version  string
+	began    time.Time
+	policies sync.Map // of int64: the most requests that all limiters of a name can have
+}
+
+// pollRules is how often it is looked for changes that were not heard of.
+var pollRules = 2 * time.Second
+
+// NewRules returns the rules that are kept in a Redis, which may be another one than that of the
+// limiters. It does not wait for Redis. The error names everything that is wrong.
+func NewRules(client redis.UniversalClient, cfg RulesConfig) (*Rules, error) {
+	var noClient error
+	if client == nil {
+		noClient = errors.New("nil client")
+	}
+	shared := Config{Prefix: cfg.Prefix, KeySecret: cfg.KeySecret, Timeout: cfg.Timeout, Logger: cfg.Logger}
+	if err := invalid("rules", noClient, shared.validate()); err != nil {
+		return nil, err
+	}
+	if shared.Timeout == 0 {
+		shared.Timeout = 2 * time.Second
+	}
+	shared = shared.withDefaults()
+	r := &Rules{
+		client: client, sender: roundtrip.New(client, shared.Timeout, shared.Logger),
+		prefix: shared.Prefix + "rl:rules", secret: string(cfg.KeySecret), subject: newSubjects(cfg.KeySecret),
+		log: cfg.Logger, began: time.Now(),
+	}
+	if r.log == nil {
+		r.log = slog.Default()
+	}
+	if cfg.KeySecret != nil {
+		ring, err := seal.NewRing([][]byte{cfg.KeySecret})
+		if err != nil {
+			return nil, invalid("rules", err)
+		}
+		box, err := ring.Box(ring.Current(), "ratelimit rule", nil)
+		if err != nil {
+			return nil, invalid("rules", err)
+		}
+		r.label = &box
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r.close = cancel
+	feed := push.Feed{
+		Client: client, Channel: r.channel(), Every: pollRules, Logger: r.log,
+		Heard: func(string) {
+			if !r.due.Swap(true) {
+				go r.look(ctx)
+			}
+		},
+		Look: r.look,
+	}
+	go r.look(ctx)
+	go feed.Run(ctx, nil)
+	return r, nil
+}
+
+// Close ends the subscription. The rules that are known go on to hold. Close does nothing the
+// second time.
+func (r *Rules) Close() error {
+	r.close()
+	return nil
+}
+
+func (r *Rules) channel() string { return r.prefix }
+func (r *Rules) keys() []string {
+	return []string{r.prefix + ":{rules}", r.prefix + ":{rules}:changes"}
+}
+
+var (
+	rulesLoad   = scripts.Get("limit/rules_load.lua")
+	rulesChange = scripts.Get("limit/rules_change.lua")
+)
+
+// include notes that there are limiters of a name, with at most so many requests.
+func (r *Rules) include(policy string, most int64) {
+	if r == nil {
+		return
+	}
+	for {
+		known, there := r.policies.LoadOrStore(policy, most)
+		if !there || known.(int64) <= most || r.policies.CompareAndSwap(policy, known, most) {
+			return
+		}
+	}
+}
+
+// look finds out which rules there are.
+func (r *Rules) look(ctx context.Context) { _ = r.load(ctx) }
+
+func (r *Rules) load(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.due.Store(false)
+	asked := time.Now()
+	raw, err := r.sender.Run(ctx, rulesLoad, r.keys()[:1], r.version, rulesKept.Milliseconds())
+	list, _ := raw.([]any)
+	if err == nil && (len(list) < 2 || len(list)%2 != 0) {
+		err = fmt.Errorf("an unexpected reply of type %T", raw)
+	}
+	if err != nil {
+		if !r.failed && ctx.Err() == nil {
+			r.log.LogAttrs(ctx, slog.LevelWarn, "ratelimit: rules cannot be read, those that are known hold", slog.Any("error", err))
+			r.failed = true
+		}
+		return failure(ctx, err)
+	}
+	r.failed, r.loaded = false, time.Now()
+	now, _ := list[0].(int64)
+	version, _ := list[1].(string)
+	if version == r.version {
+		return nil
+	}
+	r.version, r.invalid = version, 0
+	set := make(snapshot)
+	for i := 2; i < len(list); i += 2 {
+		field, _ := list[i].(string)
+		value, _ := list[i+1].(string)
+		if field == "" {
+			continue
+		}
+		rule, err := r.open(field, value)
+		if err == nil {
+			err = r.check(rule, false)
+		}
+		if err != nil {
+			r.invalid++
+			continue
+		}
+		var end time.Time
+		if !rule.Until.IsZero() {
+			end = asked.Add(time.Duration(rule.Until.UnixMicro()-now) * time.Microsecond)
+		}
+		set.add(rule, field[len(rule.Policy)+1:], end)
+	}
+	r.snapshot.Store(&set)
+	if r.invalid > 0 {
+		r.log.LogAttrs(ctx, slog.LevelError, "ratelimit: rules that cannot be read do not hold", slog.Int("rules", r.invalid))
+	}
+	return nil
+}
+
+// stored is a Rule as it stands in Redis, behind the time at which it ends.
+type stored struct {
+	Key      []byte `json:"key"` // sealed, or as it is
+	Mode     string `json:"mode"`
+	Requests int    `json:"requests,omitempty"`
+	Actor    string `json:"actor"`
+	Reason   string `json:"reason"`
+}
+
+// field is where a rule stands in its hash.
+func (r *Rules) field(policy, key string) string {
+	if key != forAll {
+		key = r.subject.subject(key)
+	}
+	return policy + ":" + key
+}
+
+// write returns the field and the value of a rule.
+func (r *Rules) write(rule Rule) (field, value string) {
+	field = r.field(rule.Policy, rule.Key)
+	s := stored{Key: []byte(rule.Key), Mode: rule.Mode.String(), Requests: rule.Requests, Actor: rule.Actor, Reason: rule.Reason}
+	if r.label != nil {
+		s.Key = r.label.Seal(nil, s.Key, []byte(field))
+	}
+	text, _ := json.Marshal(s) // of these types it cannot fail
+	var until int64
+	if !rule.Until.IsZero() {
+		until = rule.Until.UnixMicro()
+	}
+	return field, fmt.Sprintf("%016d%s", until, text)
+}
+
+var errStored = errors.New("not a rule")
+
+// open is the reverse of write.
+func (r *Rules) open(field, value string) (rule Rule, err error) {
+	policy, subject, ok := strings.Cut(field, ":")
+	if !ok || len(value) < 16 {
+		return rule, errStored
+	}
+	var until int64
+	for _, c := range []byte(value[:16]) {
+		if c < '0' || c > '9' {
+			return rule, errStored
+		}
+		until = 10*until + int64(c-'0')
+	}
+	var s stored
+	if err := json.Unmarshal([]byte(value[16:]), &s); err != nil {
+		return rule, errStored
+	}
+	mode := slices.Index(modes[:], s.Mode)
+	if r.label != nil {
+		if s.Key, err = r.label.Open(nil, s.Key, []byte(field)); err != nil {
+			return rule, errStored
+		}
+	}
+	rule = Rule{Policy: policy, Key: string(s.Key), Mode: Mode(max(0, mode)), Requests: s.Requests, Actor: s.Actor, Reason: s.Reason}
+	if until != 0 {
+		rule.Until = time.UnixMicro(until)
+	}
+	if mode < 0 || r.field(policy, rule.Key) != field || subject == "" {
+		return rule, errStored
+	}
+	return rule, nil
+}
+
+// check returns what is wrong with a rule; of one that is set also if nobody obeys it.
+func (r *Rules) check(rule Rule, set bool) error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrRule}, args...)...))
+	}
+	errs = append(errs, r.checkPlace(rule.Policy, rule.Key, set), checkBy(rule.Actor, rule.Reason))
+	most := int64(MaxRequests)
+	if known, ok := r.policies.Load(rule.Policy); ok && set {
+		most = known.(int64)
+	}
+	switch {
+	case int(rule.Mode) >= len(modes):
+		bad("unknown Mode %d", uint8(rule.Mode))
+	case rule.Mode == Enforce && (rule.Requests < 1 || int64(rule.Requests) > most):
+		bad("Requests %d of policy %q: 1 to %d are possible", rule.Requests, rule.Policy, most)
+	case rule.Mode != Enforce && rule.Requests != 0:
+		bad("Requests %d do nothing with Mode %v", rule.Requests, rule.Mode)
+	}
+	if u := rule.Until; !u.IsZero() && (u.Year() < 1971 || u.Year() > 2235) {
+		bad("Until %v is not between 1971 and 2235", u)
+	}
+	return errors.Join(errs...)
+}
+
+// checkPlace is check of the limiter and the key.
+func (r *Rules) checkPlace(policy, key string, set bool) error {
+	var errs []error
+	if err := validateName(policy); err != nil {
+		errs = append(errs, fmt.Errorf("%w: Policy: %w", ErrRule, err))
+	} else if _, ok := r.policies.Load(policy); set && !ok {
+		errs = append(errs, fmt.Errorf("%w: no limiter on these Rules has the name %q", ErrRule, policy))
+	}
+	if key == "" || len(key) > maxKey {
+		errs = append(errs, fmt.Errorf("%w: a Key of %d bytes: 1 to %d are possible", ErrRule, len(key), maxKey))
+	}
+	return errors.Join(errs...)
+}
+
+// checkBy is check of who does something, and why.
+func checkBy(actor, reason string) error {
+	var errs []error
+	for _, f := range []struct {
+		name, text string
+		most       int
+	}{{"Actor", actor, maxActor}, {"Reason", reason, maxReason}} {
+		if f.text == "" || len(f.text) > f.most || !utf8.ValidString(f.text) {
+			errs = append(errs, fmt.Errorf("%w: %s of %d bytes: 1 to %d of UTF-8 are possible", ErrRule, f.name, len(f.text), f.most))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Set sets a rule, in the place of one for the same Policy and Key. When it returns nil, this
+// process obeys it, and others do within milliseconds. An error that wraps [ErrRule] names what
+// is wrong with it; after [ErrUnavailable] it may hold all the same.
+func (r *Rules) Set(ctx context.Context, rule Rule) error {
+	if err := r.check(rule, true); err != nil {
+		return err
+	}
+	return r.change(ctx, "set", rule)
+}
+
+// Remove removes the rule for rule.Policy and rule.Key; Actor and Reason say who does it, and
+// why. That there is none is an [ErrRule].
+func (r *Rules) Remove(ctx context.Context, rule Rule) error {
+	if err := errors.Join(r.checkPlace(rule.Policy, rule.Key, false), checkBy(rule.Actor, rule.Reason)); err != nil {
+		return err
+	}
+	return r.change(ctx, "removed", Rule{Policy: rule.Policy, Key: rule.Key, Actor: rule.Actor, Reason: rule.Reason})
+}
+
+// Reset resets a limiter's key, as [Resetter] does, and leaves a trace in History: first that,
+// then what it says. Of a limiter by [All] each one has its own.
+func (r *Rules) Reset(ctx context.Context, l Limiter, key, actor, reason string) error {
+	if _, ok := l.(Resetter); !ok {
+		return fmt.Errorf("ratelimit: %T does not reset", l)
+	}
+	for policy, key := range policiesOf(l, key) {
+		if err := errors.Join(r.checkPlace(policy, key, false), checkBy(actor, reason)); err != nil {
+			return err
+		}
+		if err := r.change(ctx, "reset", Rule{Policy: policy, Key: key, Actor: actor, Reason: reason}); err != nil {
+			return err
+		}
+	}
+	return reset(ctx, l, key)
+}
+
+// policiesOf returns the names of the limiters that l consists of, with the key of each.
+func policiesOf(l Limiter, key string) map[string]string {
+	switch l := l.(type) {
+	case *keyed:
+		return policiesOf(l.limiter, l.key(key))
+	case *allOf:
+		all := map[string]string{}
+		for _, m := range l.limiters {
+			for policy, key := range policiesOf(m, key) {
+				all[policy] = key
+			}
+		}
+		return all
+	case Named:
+		return map[string]string{l.Name(): key}
+	}
+	return nil
+}
+
+func (r *Rules) change(ctx context.Context, what string, rule Rule) error {
+	field, value := r.write(rule)
+	reply, err := r.sender.Run(ctx, rulesChange, r.keys(), what, field, value, rand.Text(), maxRules, historyLen, rulesKept.Milliseconds(), r.channel())
+	if err != nil {
+		return failure(ctx, err)
+	}
+	switch reply {
+	case "over":
+		return fmt.Errorf("%w: Until is over", ErrRule)
+	case "full":
+		return fmt.Errorf("%w: there are %d already", ErrRule, maxRules)
+	case "none":
+		return fmt.Errorf("%w: policy %q has no rule for this key", ErrRule, rule.Policy)
+	}
+	if what != "reset" {
+		r.look(ctx) // if it fails, the poll tells
+	}
+	return nil
+}
+
+// List returns the rules that hold, as Redis has them, by policy and key, those for all keys
+// first.
+func (r *Rules) List(ctx context.Context) ([]Rule, error) {
+	raw, err := r.sender.Run(ctx, rulesLoad, r.keys()[:1], "", rulesKept.Milliseconds())
+	if err != nil {
+		return nil, failure(ctx, err)
+	}
+	list, _ := raw.([]any)
+	if len(list) < 2 {
+		return nil, fmt.Errorf("%w: an unexpected reply of type %T", ErrUnavailable, raw)
+	}
+	now, _ := list[0].(int64)
+	var rules []Rule
+	for i := 2; i+1 < len(list); i += 2 {
+		field, _ := list[i].(string)
+		value, _ := list[i+1].(string)
+		rule, err := r.open(field, value)
+		if err == nil && (rule.Until.IsZero() || rule.Until.UnixMicro() > now) {
+			rules = append(rules, rule)
+		}
+	}
+	slices.SortFunc(rules, func(a, b Rule) int {
+		return strings.Compare(a.order(), b.order())
+	})
+	return rules, nil
+}
+
+func (rule Rule) order() string {
+	if rule.Key == forAll {
+		return rule.Policy
+	}
+	return rule.Policy + ":" + rule.Key
+}
+
+// RuleChange is an entry of History.
+type RuleChange struct {
+	Time time.Time // by Redis's clock
+	What string    // "set", "removed" or "reset"
+	Rule Rule      // of the last two its Policy, Key, Actor and Reason
+}
+
+// History returns the last n changes, at most 10,000, newest first. They are kept for 400
+// days after the last one. Those that cannot be read are left out.
+func (r *Rules) History(ctx context.Context, n int) ([]RuleChange, error) {
+	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
+	defer cancel()
+	entries, err := r.client.XRevRangeN(ctx, r.keys()[1], "+", "-", int64(max(1, min(n, historyLen)))).Result()
+	if err != nil {
+		return nil, failure(ctx, err)
+	}
+	var list []RuleChange
+	for _, e := range entries {
+		field, _ := e.Values["of"].(string)
+		value, _ := e.Values["rule"].(string)
+		what, _ := e.Values["what"].(string)
+		var ms int64
+		if _, err := fmt.Sscanf(e.ID, "%d-", &ms); err != nil {
+			continue
+		}
+		if rule, err := r.open(field, value); err == nil {
+			list = append(list, RuleChange{Time: time.UnixMilli(ms), What: what, Rule: rule})
+		}
+	}
+	return list, nil
+}
+
+const historyTimeout = 10 * time.Second
+
+// RulesStats says which rules this process obeys.
+type RulesStats struct {
+	Version string        // changes with each change; "": there are none
+	Rules   int           // that it knows, also those that have ended since
+	Invalid int           // entries that it could not read
+	Age     time.Duration // since Redis has last said which rules there are, or since NewRules
+}
+
+// Stats may be called at any time.
+func (r *Rules) Stats() RulesStats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := RulesStats{Version: r.version, Invalid: r.invalid, Age: time.Since(r.began)}
+	if !r.loaded.IsZero() {
+		s.Age = time.Since(r.loaded)
+	}
+	if set := r.snapshot.Load(); set != nil {
+		s.Rules = set.len()
+	}
+	return s
+}

@@ -1,0 +1,63 @@
+-- Sets or removes a rule, or notes what an operator has done besides, and tells all servers.
+--
+-- KEYS[1]  the hash of rules, see rules_load.lua
+-- KEYS[2]  the stream of changes, in the same slot
+-- ARGV[1]  what: "set", "removed" or "reset"
+-- ARGV[2]  field: policy, colon, subject
+-- ARGV[3]  the rule: 16 digits, the µs at which it ends or zeros, and what is not read here
+-- ARGV[4]  version that the rules have from now on; never one that they had before
+-- ARGV[5]  how many rules there may be
+-- ARGV[6]  how many changes are kept, about
+-- ARGV[7]  for how long rules and changes are kept, ms
+-- ARGV[8]  channel
+--
+-- Reply: "ok"; or, and nothing was changed: "over", the rule's end has come; "full"; "none", there
+-- is no such rule to be removed.
+--
+-- Rules that are over make room for others, at most 1,000 at a time, and the hash goes with its last
+-- one.
+local call, rules = redis.call, KEYS[1]
+local clock = call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+
+local function ends(rule)
+  local digits = rule:match('^%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d')
+  return digits and digits + 0 or 0 -- what cannot be read is not ours to remove
+end
+
+if ARGV[1] == 'set' then
+  local its = ends(ARGV[3])
+  if its > 0 and its <= now then
+    return 'over'
+  end
+  local all, count, over = call('HGETALL', rules), 0, {}
+  for i = 1, #all, 2 do
+    local till = ends(all[i + 1])
+    if till > 0 and till <= now then
+      over[#over + 1] = all[i]
+    elseif all[i] ~= '' and all[i] ~= ARGV[2] then
+      count = count + 1
+    end
+  end
+  if count >= ARGV[5] + 0 then
+    return 'full'
+  end
+  call('HDEL', rules, '', unpack(over, 1, math.min(#over, 1000))) -- also what a full Redis permits: it then lets the script write
+  call('HSET', rules, '', ARGV[4], ARGV[2], ARGV[3])
+  call('PEXPIRE', rules, ARGV[7])
+elseif ARGV[1] == 'removed' then
+  if call('HDEL', rules, ARGV[2]) == 0 then
+    return 'none'
+  end
+  if call('HLEN', rules) > 1 then
+    call('HSET', rules, '', ARGV[4])
+  else
+    call('UNLINK', rules)
+  end
+end
+call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'what', ARGV[1], 'of', ARGV[2], 'rule', ARGV[3])
+call('PEXPIRE', KEYS[2], ARGV[7])
+if ARGV[1] ~= 'reset' then
+  redis.pcall('PUBLISH', ARGV[8], '') -- where that is not permitted, servers learn of it by looking
+end
+return 'ok'
