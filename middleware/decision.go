@@ -40,6 +40,18 @@ func (d Decision) Settle(ctx context.Context, cost int) error {
 	return settler.Settle(ctx, d.Key, d.Result, cost)
 }
 
+// Policy returns the name of the limiter that the request was to be decided by, also where it
+// did not decide; "" if there is none, or it has no name.
+func (d Decision) Policy() string {
+	if d.decided() {
+		return d.Result.Policy
+	}
+	if l, ok := d.limiter.(interface{ Name() string }); ok {
+		return l.Name()
+	}
+	return ""
+}
+
 // decided reports whether there is a Result.
 func (d *Decision) decided() bool { return d.Result != ratelimit.Result{} }
 

@@ -360,16 +360,16 @@ func (m *mounted) undecided(d *Decision) {
 	case d.Passed:
 		outcome = "let through"
 	}
-	m.warn(d.Request, "rate limit: not decided by its limiter: "+outcome, d.Err)
+	m.warn(d.Request, "rate limit: not decided by its limiter: "+outcome, d.Err, slog.String("policy", d.Policy()))
 }
 
-func (m *mounted) warn(r *http.Request, message string, err error) {
+func (m *mounted) warn(r *http.Request, message string, err error, more ...slog.Attr) {
 	if skipped, now := m.log.now(err); now {
-		loggerOr(m.Logger).LogAttrs(r.Context(), slog.LevelWarn, message,
+		loggerOr(m.Logger).LogAttrs(r.Context(), slog.LevelWarn, message, append([]slog.Attr{
 			slog.Any("error", err),
 			slog.String("method", r.Method),
 			slog.String("route", route(r)),
-			slog.Int64("lines_left_out", skipped))
+			slog.Int64("lines_left_out", skipped)}, more...)...)
 	}
 }
 

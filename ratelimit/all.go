@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -33,6 +34,9 @@ var (
 func (k *keyed) Take(ctx context.Context, key string, cost int) (Result, error) {
 	return k.limiter.Take(ctx, k.key(key), cost)
 }
+
+// Name returns that of the limiter below it.
+func (k *keyed) Name() string { return nameOf(k) }
 
 func (k *keyed) TakeLocally(key string, cost int) (Result, error) {
 	return takeLocally(k.limiter, k.key(key), cost)
@@ -370,6 +374,25 @@ func tightest(results []Result) Result {
 		}
 	}
 	return t
+}
+
+// Name returns the names of all of them, separated by commas.
+func (a *allOf) Name() string {
+	names := make([]string, len(a.limiters))
+	for i, l := range a.limiters {
+		names[i] = nameOf(l)
+	}
+	return strings.Join(names, ",")
+}
+
+func nameOf(l Limiter) string {
+	switch l := l.(type) {
+	case *keyed:
+		return nameOf(l.limiter)
+	case interface{ Name() string }:
+		return l.Name()
+	}
+	return fmt.Sprintf("%T", l)
 }
 
 // TakeLocally decides by all of them in process. All must be LocalTakers.

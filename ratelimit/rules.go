@@ -401,34 +401,33 @@ func (r *Rules) Reset(ctx context.Context, l Limiter, key, actor, reason string)
 	if _, ok := l.(Resetter); !ok {
 		return fmt.Errorf("ratelimit: %T does not reset", l)
 	}
-	for policy, key := range policiesOf(l, key) {
-		if err := errors.Join(r.checkPlace(policy, key, false), checkBy(actor, reason)); err != nil {
+	for _, p := range policiesOf(l, key) {
+		if err := errors.Join(r.checkPlace(p.name, p.key, false), checkBy(actor, reason)); err != nil {
 			return err
 		}
-		if err := r.change(ctx, "reset", Rule{Policy: policy, Key: key, Actor: actor, Reason: reason}); err != nil {
+		if err := r.change(ctx, "reset", Rule{Policy: p.name, Key: p.key, Actor: actor, Reason: reason}); err != nil {
 			return err
 		}
 	}
 	return reset(ctx, l, key)
 }
 
-// policiesOf returns the names of the limiters that l consists of, with the key of each.
-func policiesOf(l Limiter, key string) map[string]string {
+// policy is the name of a limiter, and the key that it is given.
+type policy struct{ name, key string }
+
+// policiesOf returns those that l consists of, given key.
+func policiesOf(l Limiter, key string) (all []policy) {
 	switch l := l.(type) {
 	case *keyed:
 		return policiesOf(l.limiter, l.key(key))
 	case *allOf:
-		all := map[string]string{}
 		for _, m := range l.limiters {
-			for policy, key := range policiesOf(m, key) {
-				all[policy] = key
-			}
+			all = append(all, policiesOf(m, key)...)
 		}
-		return all
 	case Named:
-		return map[string]string{l.Name(): key}
+		all = []policy{{l.Name(), key}}
 	}
-	return nil
+	return all
 }
 
 func (r *Rules) change(ctx context.Context, what string, rule Rule) error {

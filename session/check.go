@@ -32,7 +32,7 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 		},
 	}
 	if s.events.Retention > 0 {
-		needs.Scripts = append(needs.Scripts, appendScript)
+		needs.Scripts = append(needs.Scripts, appendScript, recentScript)
 	}
 	err = check.Permissions(ctx, s.redis, needs)
 	if err != nil {

@@ -1,0 +1,398 @@
+package console
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+func TestMain(m *testing.M) { redistest.Main(m) }
+
+// service is a server of a fleet, with a console.
+type service struct {
+	client   redis.UniversalClient
+	console  Console
+	api      *ratelimit.FixedWindow
+	login    *ratelimit.SlidingWindow
+	rules    *ratelimit.Rules
+	sessions *session.Manager
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func newService(t *testing.T, client redis.UniversalClient) *service {
+	t.Helper()
+	s := &service{client: client, rules: must(ratelimit.NewRules(client, ratelimit.RulesConfig{}))}
+	t.Cleanup(func() { _ = s.rules.Close() })
+	denials := NewDenials(100)
+	cfg := ratelimit.Config{Rules: s.rules, OnDecision: denials.Note}
+	s.api = must(ratelimit.NewFixedWindow(client, "api", ratelimit.PerHour(3), cfg))
+	cfg.Penalty = ratelimit.Penalty{Strikes: 1}
+	s.login = must(ratelimit.NewSlidingWindow(client, "login", ratelimit.PerHour(1), cfg))
+	s.sessions = must(session.New(client, session.Config{Events: session.Events{Retention: time.Hour}}))
+	s.console = Console{
+		// A browser would have a session: these tests say who they are.
+		Authorize: func(r *http.Request) (string, Access) {
+			switch name, _, _ := r.BasicAuth(); name {
+			case "writer":
+				return name, Write
+			case "reader":
+				return name, Read
+			case "nameless":
+				return "", Write
+			}
+			return "", None
+		},
+		Limiters: []ratelimit.Limiter{s.api, s.login}, Rules: s.rules, Denials: denials, Sessions: s.sessions,
+	}
+	return s
+}
+
+func (s *service) logIn(t *testing.T, user string) {
+	t.Helper()
+	ctx := must(s.sessions.Load(t.Context()))
+	s.sessions.Describe(ctx, func() string { return "Firefox of " + user })
+	if err := s.sessions.Login(ctx, user); err != nil {
+		t.Fatal(err)
+	}
+	must(s.sessions.Finish(ctx))
+}
+
+// ask sends a request as somebody and returns the status and the body.
+func ask(t *testing.T, h http.Handler, as, method, target string, form url.Values, fields ...string) (*http.Response, string) {
+	t.Helper()
+	r := httptest.NewRequest(method, "https://ops.example.com"+target, strings.NewReader(form.Encode()))
+	if form != nil {
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	if as != "" {
+		r.SetBasicAuth(as, "")
+	}
+	for i := 0; i+1 < len(fields); i += 2 {
+		r.Header.Set(fields[i], fields[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	body, _ := io.ReadAll(w.Result().Body)
+	return w.Result(), string(body)
+}
+
+// explained asks for the JSON of a key.
+func explained(t *testing.T, h http.Handler, limiter, key string) (d explainData) {
+	t.Helper()
+	res, body := ask(t, h, "reader", "GET", "/explain?"+url.Values{"limiter": {limiter}, "key": {key}}.Encode(), nil, "Accept", "application/json")
+	if err := json.Unmarshal([]byte(body), &d); err != nil || res.StatusCode != 200 {
+		t.Fatalf("%d %s: %v", res.StatusCode, body, err)
+	}
+	return d
+}
+
+// What is explained is what another process would decide, whatever the key was through.
+func TestExplainIsWhatAnotherProcessDecides(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		s, other := newService(t, b.Client), newService(t, b.NewClient(t))
+		h := s.console.Handler()
+		compare := func(when string, l ratelimit.Limiter, limiter, key string) {
+			t.Helper()
+			want := must(l.Take(t.Context(), key, 0))
+			d := explained(t, h, limiter, key)
+			if d.Allowed != want.Allowed || d.Remaining != want.Remaining || d.Limit != want.Limit.String() || d.Banned != want.Banned || (time.Duration(d.ResetAfter)-want.ResetAfter).Abs() > 5*time.Second {
+				t.Errorf("%s: %+v, want %v", when, d, want)
+			}
+		}
+		compare("fresh", other.api, "api", "user:1")
+		must(other.api.Take(t.Context(), "user:1", 2))
+		compare("two used", other.api, "api", "user:1")
+		must(other.api.Take(t.Context(), "user:1", 1))
+		compare("used up", other.api, "api", "user:1")
+		must(other.login.Take(t.Context(), "user:1", 1))
+		for end := time.Now().Add(20 * time.Second); !must(other.login.Take(t.Context(), "user:1", 1)).Banned; time.Sleep(20 * time.Millisecond) {
+			if b.Advance(t, time.Second); time.Now().After(end) {
+				t.Fatal("no ban")
+			}
+		}
+		compare("banned", other.login, "login", "user:1")
+		if d := explained(t, h, "login", "user:1"); !d.Banned || !strings.Contains(d.Verdict, "banned") {
+			t.Errorf("banned: %+v", d)
+		}
+		res, _ := ask(t, h, "writer", "POST", "/rule", url.Values{"limiter": {"api"}, "key": {"user:1"}, "mode": {"enforce"}, "requests": {"50"}, "for": {"24h"}, "reason": {"T-1"}})
+		if res.StatusCode != http.StatusSeeOther {
+			t.Fatal(res.Status)
+		}
+		d := explained(t, h, "api", "user:1")
+		if d.Rule == nil || d.Rule.Actor != "writer" || d.Rule.Reason != "T-1" || d.Rule.Until == nil || d.Requests != 50 || d.Used != 3 || len(d.History) != 1 || d.Own != "3 in 1h" {
+			t.Errorf("%+v, rule %+v", d, d.Rule)
+		}
+		if want := "allowed by api: 47 of 50 in 1h left, limit of rule user:1, asked redis"; d.Verdict != want {
+			t.Errorf("%q, want %q", d.Verdict, want)
+		}
+		for end := time.Now().Add(10 * time.Second); must(other.api.Take(t.Context(), "user:1", 0)).Limit.Requests != 50; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the other process has not heard of the rule")
+			}
+		}
+		compare("raised", other.api, "api", "user:1")
+		if res, _ := ask(t, h, "writer", "POST", "/reset", url.Values{"limiter": {"login"}, "key": {"user:1"}, "reason": {"T-2"}}); res.StatusCode != http.StatusSeeOther {
+			t.Fatal(res.Status)
+		}
+		if d := explained(t, h, "login", "user:1"); !d.Allowed || d.Banned || len(d.History) != 1 || d.History[0].What != "reset" || d.History[0].Rule.Actor != "writer" {
+			t.Errorf("reset: %+v", d)
+		}
+	})
+}
+
+// dump is all that is in Redis but for what looking may change: ends of keys.
+func dump(t *testing.T, c redis.UniversalClient) string {
+	t.Helper()
+	var b strings.Builder
+	for _, key := range must(c.Keys(t.Context(), "*").Result()) {
+		fmt.Fprintf(&b, "%s %q\n", key, must(c.Dump(t.Context(), key).Result()))
+	}
+	return b.String()
+}
+
+// Each change is refused without access, to readers, from other sites and by GET; Redis stays as
+// it is.
+func TestWhoMayNotChangeChangesNothing(t *testing.T) {
+	server := redistest.Start(t)
+	s := newService(t, server.Client())
+	h := s.console.Handler()
+	s.logIn(t, "42")
+	must(s.api.Take(t.Context(), "k", 3))
+	if err := s.rules.Set(t.Context(), ratelimit.Rule{Policy: "api", Key: "k", Requests: 9, Actor: "a", Reason: "r"}); err != nil {
+		t.Fatal(err)
+	}
+	handle := must(s.sessions.List(t.Context(), "42"))[0].Handle
+	actions := map[string]url.Values{
+		"/reset":  {"limiter": {"api"}, "key": {"k"}, "reason": {"r"}},
+		"/rule":   {"limiter": {"api"}, "key": {"k"}, "mode": {"deny"}, "reason": {"r"}},
+		"/unrule": {"limiter": {"api"}, "key": {"k"}, "reason": {"r"}},
+		"/end":    {"user": {"42"}, "handle": {handle}, "reason": {"r"}},
+		"/end?":   {"user": {"42"}, "all": {"1"}, "reason": {"r"}},
+	}
+	before := dump(t, s.client)
+	for target, form := range actions {
+		for name, of := range map[string]struct {
+			as, method string
+			fields     []string
+			status     int
+		}{
+			"nobody":          {"", "POST", nil, 403},
+			"a reader":        {"reader", "POST", nil, 403},
+			"without a name":  {"nameless", "POST", nil, 403},
+			"another site":    {"writer", "POST", []string{"Sec-Fetch-Site", "cross-site"}, 403},
+			"a sister site":   {"writer", "POST", []string{"Sec-Fetch-Site", "same-site"}, 403},
+			"an older origin": {"writer", "POST", []string{"Origin", "https://evil.example.com"}, 403},
+			"GET":             {"writer", "GET", nil, 404},
+			"PUT":             {"writer", "PUT", nil, 404},
+		} {
+			at := target
+			if of.method == "GET" {
+				at = strings.TrimSuffix(target, "?") + "?" + form.Encode()
+			}
+			res, _ := ask(t, h, of.as, of.method, at, form, of.fields...)
+			if res.StatusCode != of.status && !(of.status == 404 && res.StatusCode == 405) {
+				t.Errorf("%s, %s: %d, want %d", target, name, res.StatusCode, of.status)
+			}
+		}
+	}
+	for _, page := range []string{"/", "/state", "/style.css", "/explain?limiter=api&key=k", "/user?user=42"} {
+		if res, body := ask(t, h, "", "GET", page, nil); res.StatusCode != 403 || strings.Contains(body, "42") {
+			t.Errorf("%s, nobody: %d", page, res.StatusCode)
+		}
+	}
+	if after := dump(t, s.client); after != before {
+		t.Errorf("Redis has changed:\n%s\nfrom\n%s", after, before)
+	}
+	for target, form := range actions { // and the same, permitted
+		if target == "/end?" {
+			continue
+		}
+		if res, body := ask(t, h, "writer", "POST", target, form, "Sec-Fetch-Site", "same-origin", "Accept", "application/json"); res.StatusCode != 200 || !strings.Contains(body, "true") {
+			t.Errorf("%s: %s %s", target, res.Status, body)
+		}
+	}
+	if n := len(must(s.sessions.List(t.Context(), "42"))); n != 0 {
+		t.Error("the session was not ended")
+	}
+}
+
+var outside = regexp.MustCompile(`(?i)(src|href|action|url\()\s*=?\s*["']?(https?:|//|/)`)
+
+// Pages show what users chose as text, and lead nowhere but to pages beside them.
+func TestPagesEscapeAndStayAtHome(t *testing.T) {
+	server := redistest.Start(t)
+	s := newService(t, server.Client())
+	evil := `<script>alert(1)</script>"'&{{.}}`
+	must(s.api.Take(t.Context(), evil, 3))
+	must(s.api.Take(t.Context(), evil, 1))
+	s.logIn(t, evil)
+	if err := s.rules.Set(t.Context(), ratelimit.Rule{Policy: "api", Key: evil, Mode: ratelimit.Deny, Actor: evil, Reason: evil}); err != nil {
+		t.Fatal(err)
+	}
+	h := s.console.Handler()
+	query := url.Values{"limiter": {"api"}, "key": {evil}, "user": {evil}}.Encode()
+	for _, page := range []string{"/", "/state?secrets=1", "/explain?" + query, "/user?" + query, "/explain?limiter=" + url.QueryEscape(evil) + "&key=k", "/nowhere/" + url.PathEscape(evil)} {
+		for _, as := range []string{"reader", "writer"} {
+			res, body := ask(t, h, as, "GET", page, nil)
+			if strings.Contains(body, "<script") || strings.Contains(body, `"'&{`) {
+				t.Errorf("%s is not escaped: %s", page, body)
+			}
+			if m := outside.FindString(body); m != "" {
+				t.Errorf("%s leads to %q", page, m)
+			}
+			if as == "reader" && strings.Contains(body, `method="post"`) {
+				t.Errorf("%s offers a reader a change", page)
+			}
+			csp := res.Header.Get("Content-Security-Policy")
+			if !strings.HasPrefix(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") || res.Header.Get("Cache-Control") != "no-store" {
+				t.Errorf("%s: %v", page, res.Header)
+			}
+			if strings.Contains(body, " style=") || strings.Contains(body, "<style") {
+				t.Errorf("%s has a style that its policy forbids", page)
+			}
+		}
+	}
+	if _, body := ask(t, h, "reader", "GET", "/user?"+query, nil); !strings.Contains(body, "&lt;script&gt;") || !strings.Contains(body, "logged-in") {
+		t.Errorf("no user: %s", body)
+	}
+	if _, body := ask(t, h, "reader", "GET", "/", nil); !strings.Contains(body, "1 times") || !strings.Contains(body, "denied") {
+		t.Errorf("no denials: %s", body)
+	}
+}
+
+// It works wherever it is mounted, and says what is wrong with a request.
+func TestMountsAndBadRequests(t *testing.T) {
+	server := redistest.Start(t)
+	s := newService(t, server.Client())
+	for _, prefix := range []string{"", "/ops", "/a/b"} {
+		mux := http.NewServeMux()
+		mux.Handle(prefix+"/", http.StripPrefix(prefix, s.console.Handler()))
+		web := httptest.NewServer(mux)
+		get := func(path string) string {
+			t.Helper()
+			r := must(http.NewRequest("GET", web.URL+prefix+path, nil))
+			r.SetBasicAuth("writer", "")
+			res := must(http.DefaultClient.Do(r))
+			defer res.Body.Close()
+			body, _ := io.ReadAll(res.Body)
+			if res.StatusCode != 200 {
+				t.Errorf("%s%s: %s", prefix, path, res.Status)
+			}
+			return string(body)
+		}
+		base := must(url.Parse(web.URL + prefix + "/explain?limiter=api&key=k"))
+		page := get("/explain?limiter=api&key=k")
+		for _, m := range regexp.MustCompile(`(?:href|action)="([^"]*)"`).FindAllStringSubmatch(page, -1) {
+			to := must(base.Parse(strings.ReplaceAll(m[1], "&amp;", "&")))
+			if !strings.HasPrefix(to.Path, prefix+"/") {
+				t.Errorf("%s leads out of the console, from %s", m[1], prefix)
+			}
+		}
+		if !strings.Contains(get("/style.css"), "prefers-color-scheme") {
+			t.Error("no style")
+		}
+		form := strings.NewReader(url.Values{"limiter": {"api"}, "key": {"k"}, "reason": {"r"}}.Encode())
+		r := must(http.NewRequest("POST", web.URL+prefix+"/reset", form))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.SetBasicAuth("writer", "")
+		res := must(http.DefaultTransport.RoundTrip(r))
+		res.Body.Close()
+		to, err := res.Location()
+		if err != nil || to.Path != prefix+"/explain" || to.Query().Get("key") != "k" {
+			t.Errorf("%s: after a change %v, %v", prefix, to, err)
+		}
+		web.Close()
+	}
+	h := s.console.Handler()
+	for name, of := range map[string]struct {
+		method, target string
+		form           url.Values
+		status         int
+		says           string
+	}{
+		"no limiter":      {"GET", "/explain?limiter=x&key=k", nil, 404, "no limiter"},
+		"no key":          {"GET", "/explain?limiter=api", nil, 400, "Which key"},
+		"no user":         {"GET", "/user", nil, 400, "Which user"},
+		"no reason":       {"POST", "/reset", url.Values{"limiter": {"api"}, "key": {"k"}}, 400, "Reason"},
+		"no mode":         {"POST", "/rule", url.Values{"limiter": {"api"}, "key": {"k"}, "reason": {"r"}}, 400, "mode"},
+		"no number":       {"POST", "/rule", url.Values{"limiter": {"api"}, "key": {"k"}, "reason": {"r"}, "mode": {"enforce"}, "requests": {"many"}}, 400, "whole number"},
+		"too many":        {"POST", "/rule", url.Values{"limiter": {"login"}, "key": {"k"}, "reason": {"r"}, "mode": {"enforce"}, "requests": {"2000000"}}, 400, "1000000"},
+		"no duration":     {"POST", "/rule", url.Values{"limiter": {"api"}, "key": {"k"}, "reason": {"r"}, "mode": {"deny"}, "for": {"tomorrow"}}, 400, "24h"},
+		"no rule":         {"POST", "/unrule", url.Values{"limiter": {"api"}, "key": {"k"}, "reason": {"r"}}, 400, "has no rule"},
+		"no session":      {"POST", "/end", url.Values{"user": {"1"}, "handle": {"x"}, "reason": {"r"}}, 404, "no such session"},
+		"which session":   {"POST", "/end", url.Values{"user": {"1"}, "reason": {"r"}}, 400, "Which session"},
+		"why":             {"POST", "/end", url.Values{"user": {"1"}, "all": {"1"}}, 400, "Why"},
+		"a form of 1 MB":  {"POST", "/end", url.Values{"user": {strings.Repeat("x", 1<<20)}}, 400, "cannot be read"},
+		"nowhere":         {"GET", "/nowhere", nil, 404, "no such page"},
+		"a change by GET": {"GET", "/reset", nil, 404, "no such page"},
+	} {
+		for _, accept := range []string{"text/html", "application/json"} {
+			res, body := ask(t, h, "writer", of.method, of.target, of.form, "Accept", accept)
+			if res.StatusCode != of.status && of.status != 404 || !strings.Contains(body, of.says) && res.StatusCode != 405 {
+				t.Errorf("%s: %s %s", name, res.Status, body)
+			}
+		}
+	}
+	server.Stop()
+	if res, body := ask(t, h, "writer", "GET", "/explain?limiter=api&key=k", nil); res.StatusCode != 503 || !strings.Contains(body, "Redis did not answer") {
+		t.Errorf("without Redis: %s %s", res.Status, body)
+	}
+}
+
+func TestConsolesThatCannotBe(t *testing.T) {
+	client := redis.NewClient(&redis.Options{})
+	defer client.Close()
+	l := must(ratelimit.NewFixedWindow(client, "a", ratelimit.PerHour(1), ratelimit.Config{}))
+	all := must(ratelimit.All(l))
+	err := Console{Limiters: []ratelimit.Limiter{l, l, all, nil}}.Validate()
+	for _, want := range []string{"Authorize is nil", `two Limiters are named "a"`, "Limiters[2]", "Limiters[3]"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if err := (Console{}).Validate(); err == nil || !strings.Contains(err.Error(), "neither") {
+		t.Errorf("%v", err)
+	}
+}
+
+// Of many keys those stay that are denied most.
+func TestDenialsKeepTheWorst(t *testing.T) {
+	d := NewDenials(10)
+	note := func(key string) {
+		d.Note(ratelimit.Decision{Policy: "p", Key: key, Cost: 1, Result: ratelimit.Result{Policy: "p"}})
+	}
+	for i := range 10_000 {
+		note(fmt.Sprint("once", i))
+		if i%3 == 0 {
+			note("often")
+		}
+	}
+	d.Note(ratelimit.Decision{Policy: "p", Key: "allowed", Cost: 1, Result: ratelimit.Result{Allowed: true}})
+	d.Note(ratelimit.Decision{Policy: "p", Key: "looked", Result: ratelimit.Result{Policy: "p"}})
+	list := d.most("p", 3)
+	if len(list) != 3 || list[0].Key != "often" || list[0].Times < 3334 || list[0].Why == "" || len(d.by["p"]) != 10 || d.of("p", "allowed") != nil || d.of("p", "looked") != nil {
+		t.Errorf("%+v", list)
+	}
+	if d.of("p", "often") == nil || (*Denials)(nil).most("p", 1) != nil || (*Denials)(nil).of("p", "k") != nil {
+		t.Error("of")
+	}
+}
