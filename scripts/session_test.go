@@ -51,7 +51,7 @@ func TestEachSessionScriptIsItsFileAndCompiles(t *testing.T) {
 			// fields as well as for numbers.
 			args := make([]any, 32)
 			for i := range args {
-				args[i] = "0000000000000000"
+				args[i] = "1000000000000000"
 			}
 			err = b.Client.Eval(t.Context(), text, []string{"{scratch}:" + name, "{scratch}:" + name + ":2"}, args...).Err()
 			if err != nil && err != redis.Nil {

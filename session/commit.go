@@ -23,7 +23,8 @@ import (
 // [ErrConflict], [ErrUnavailable], [ErrNoSession], or ctx's own. After any of the last
 // four, what was changed may or may not have been saved as a whole, never in part.
 // Commit ends within twice Config.Timeout.
-func (m *Manager) Commit(ctx context.Context) error {
+func (m *Manager) Commit(ctx context.Context) (err error) {
+	defer m.done(ctx, "Commit", "", m.began(), &err)
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession
@@ -63,7 +64,8 @@ func (m *Manager) Commit(ctx context.Context) error {
 //
 // An error may come with an Outcome whose cookie is to be set nevertheless: when it is
 // not known whether the old ID of a login still lives.
-func (m *Manager) Finish(ctx context.Context) (Outcome, error) {
+func (m *Manager) Finish(ctx context.Context) (out Outcome, err error) {
+	defer m.done(ctx, "Finish", "", m.began(), &err)
 	st := m.unseen(ctx)
 	if st == nil {
 		return Outcome{}, ErrNoSession

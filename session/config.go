@@ -67,6 +67,10 @@ type Config struct {
 	// Logger gets what an operator should know; nil: slog.Default(). It never gets
 	// tokens, values or user IDs.
 	Logger *slog.Logger
+
+	// OnOperation is called at the end of each method that asks or changes a session, on its
+	// goroutine; nil: nothing. It must not block, nor call the Manager.
+	OnOperation func(Operation)
 }
 
 // Life is how long a kind of session lasts. The zero value is that of a login.

@@ -14,7 +14,8 @@ import (
 //
 // The error is [ErrUnavailable] (then the session may still be there, and stays loaded),
 // or [ErrNoSession].
-func (m *Manager) Logout(ctx context.Context) error {
+func (m *Manager) Logout(ctx context.Context) (err error) {
+	defer m.done(ctx, "Logout", "", m.began(), &err)
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession
@@ -100,8 +101,9 @@ func (st *state) leave(m *Manager) {
 // The error is [ErrUnknownHandle] if this user has no such session, whoever else has,
 // [ErrNoUser], [ErrUnavailable], one for a Cause that is too long, or ctx's own. After the
 // last two of Redis it may or may not have been ended: End may be called again.
-func (m *Manager) End(ctx context.Context, userID, handle string, c Cause) error {
-	c, err := c.check()
+func (m *Manager) End(ctx context.Context, userID, handle string, c Cause) (err error) {
+	defer m.done(ctx, "End", userID, m.began(), &err)
+	c, err = c.check()
 	if err != nil {
 		return err
 	}
@@ -143,8 +145,9 @@ func (m *Manager) isOwn(ctx context.Context, userID string, h handle) bool {
 // EndAll included: where that must not be, send WAIT after it. What is said of End holds.
 //
 // The error is [ErrNoUser], [ErrUnavailable], one for a Cause that is too long, or ctx's own.
-func (m *Manager) EndAll(ctx context.Context, userID string, c Cause) ([]Info, error) {
-	c, err := c.check()
+func (m *Manager) EndAll(ctx context.Context, userID string, c Cause) (ended []Info, err error) {
+	defer m.done(ctx, "EndAll", userID, m.began(), &err)
+	c, err = c.check()
 	if err != nil {
 		return nil, err
 	}
@@ -178,8 +181,9 @@ func (st *state) of(o owner) bool {
 //
 // The error may also be [ErrNoSession], [ErrFinished] or [ErrConflict]. After any of them the
 // others may have been ended: it may be called again, after ErrEnded by who logs in anew.
-func (m *Manager) EndOthers(ctx context.Context, c Cause) ([]Info, error) {
-	c, err := c.check()
+func (m *Manager) EndOthers(ctx context.Context, c Cause) (ended []Info, err error) {
+	defer m.done(ctx, "EndOthers", "", m.began(), &err)
+	c, err = c.check()
 	if err != nil {
 		return nil, err
 	}

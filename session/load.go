@@ -136,11 +136,12 @@ func (m *Manager) LoadLegacy(ctx context.Context, legacyToken string, cookies ..
 	return m.load(ctx, legacyToken, cookies)
 }
 
-func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string) (context.Context, error) {
+func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string) (_ context.Context, err error) {
 	if m.unseen(ctx) != nil {
 		return ctx, nil
 	}
 	within := &withState{Context: ctx, m: m}
+	defer m.done(within, "Load", "", m.began(), &err)
 	st := &within.state
 	st.facts.persistent = m.persistent
 	st.began = m.records.redis.Now()

@@ -6,7 +6,8 @@ import "context"
 // ID leads to the same session. A session that is not in Redis yet gets its first ID
 // there anyway. The error is [ErrNoSession], or [ErrFinished] when the new cookie could
 // not be sent.
-func (m *Manager) Rotate(ctx context.Context) error {
+func (m *Manager) Rotate(ctx context.Context) (err error) {
+	defer m.done(ctx, "Rotate", "", m.began(), &err)
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession

@@ -34,6 +34,7 @@ func NewStore(client redis.UniversalClient, cfg Config) (*Store, error) {
 		{"Accounts", cfg.Accounts != Accounts{}},
 		{"Rotation", cfg.Rotation != Rotation{}},
 		{"Events", cfg.Events != Events{}},
+		{"OnOperation", cfg.OnOperation != nil},
 		{"Legacy", cfg.Legacy.Store != nil || cfg.Legacy.User != nil || cfg.Legacy.Lifetime != 0},
 	} {
 		if f.set {
