@@ -45,7 +45,8 @@ func (m Mode) String() string {
 }
 
 // Rule changes the limit of one key, or of all, while services run. It changes how many
-// requests a limit has, never its window: what has been spent stays spent.
+// requests a limit has, never its window. What has been spent stays spent; of a token bucket it is
+// the share, so that one that is half full stays half full.
 type Rule struct {
 	Policy string // name of the limiters that it is for
 	// Key is one key, as it is given to Take, or "*": all but those with a rule of their own

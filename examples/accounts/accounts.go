@@ -16,6 +16,7 @@ import (
 	"github.com/coder/websocket"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 	"github.com/gatehouse-go/gatehouse/middleware"
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 	"github.com/gatehouse-go/gatehouse/session"
@@ -40,6 +41,8 @@ func New(client redis.UniversalClient, users *Users, stop <-chan struct{}) (http
 	if err != nil {
 		return nil, err
 	}
+	startup.Check(sessions.Check, startup.Limits(guesses))
+
 	s := &service{sessions, users}
 	byName := middleware.RateLimit{Limiter: guesses, Key: middleware.ByForm("user", canonical), FailuresOnly: true}
 	byUser := middleware.RateLimit{Limiter: guesses, Key: middleware.ByUser(sessions), FailuresOnly: true}

@@ -17,12 +17,11 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
+	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 )
 
 func main() {
-	client, err := connect(os.Getenv("REDIS_URL"))
+	client, err := startup.Connect(os.Getenv("REDIS_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -51,20 +50,4 @@ func main() {
 	fmt.Println("Open http://localhost:8080/ in one browser and http://localhost:8081/ in another (Ctrl-C ends it).")
 	fmt.Println("The users are ann and bob; the password of each is the name.")
 	servers.Wait()
-}
-
-func connect(url string) (redis.UniversalClient, error) {
-	if url == "" {
-		mini, err := miniredis.Run()
-		if err != nil {
-			return nil, err
-		}
-		mini.ClockTTL(true) // nothing would expire otherwise
-		return redis.NewClient(&redis.Options{Addr: mini.Addr()}), nil
-	}
-	options, err := redis.ParseURL(url)
-	if err != nil {
-		return nil, errors.New("REDIS_URL is no URL such as redis://localhost:6379/0")
-	}
-	return redis.NewClient(options), nil
 }

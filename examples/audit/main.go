@@ -20,9 +20,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
-
+	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 	"github.com/gatehouse-go/gatehouse/session"
 	"github.com/gatehouse-go/gatehouse/session/events"
 )
@@ -39,7 +37,7 @@ func main() {
 }
 
 func run(ctx context.Context, addr, redisURL, databaseURL string) error {
-	client, err := connect(redisURL)
+	client, err := startup.Connect(redisURL)
 	if err != nil {
 		return err
 	}
@@ -56,6 +54,7 @@ func run(ctx context.Context, addr, redisURL, databaseURL string) error {
 	if err != nil {
 		return err
 	}
+	startup.Check(sessions.Check)
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -96,21 +95,4 @@ func follow(ctx context.Context, sessions *session.Manager, db *DB, mailer Maile
 	readers.Go(func() { mail = read("mail", newDevices(db, mailer)) })
 	readers.Wait()
 	return errors.Join(audit, mail)
-}
-
-func connect(url string) (redis.UniversalClient, error) {
-	if url == "" {
-		mini, err := miniredis.Run()
-		if err != nil {
-			return nil, err
-		}
-		mini.ClockTTL(true) // nothing would expire otherwise
-		return redis.NewClient(&redis.Options{Addr: mini.Addr()}), nil
-	}
-	options, err := redis.ParseURL(url)
-	if err != nil {
-		// The error may quote the URL, and with it a password.
-		return nil, errors.New("REDIS_URL is not a Redis URL such as redis://localhost:6379/0")
-	}
-	return redis.NewClient(options), nil
 }

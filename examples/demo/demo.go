@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 	"github.com/gatehouse-go/gatehouse/middleware"
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 	"github.com/gatehouse-go/gatehouse/session"
@@ -59,6 +60,7 @@ func New(client redis.UniversalClient, cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	startup.Check(sessions.Check, startup.Limits(sliding, fixed, logins))
 	limit := func(l ratelimit.Limiter, h http.HandlerFunc) http.Handler {
 		return middleware.RateLimit{Limiter: l, Key: middleware.ByIP(middleware.PeerIP)}.Handler(h)
 	}

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"context"
 	"log"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/redis/go-redis/v9"
@@ -45,6 +47,14 @@ func newHandler(client redis.UniversalClient) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Whatever is wrong with the Redis, the service starts.
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		warn(sessions.Check(ctx))
+		warn(ratelimit.Check(ctx, logins, search, orders))
+	}()
+
 	byIP := middleware.ByIP(middleware.PeerIP)
 	byUser := middleware.ByUser(sessions)
 
@@ -67,4 +77,14 @@ func newHandler(client redis.UniversalClient) (http.Handler, error) {
 	users := r.Group("/", ginadapter.Wrap(middleware.RequireUser{Manager: sessions}))
 	users.POST("/orders", ginadapter.Wrap(middleware.RateLimit{Limiter: orders, Key: byUser}), hello)
 	return r, nil
+}
+
+// warn logs what does not work, and what is likely to surprise.
+func warn(warnings []string, err error) {
+	for _, w := range warnings {
+		log.Print("warning: ", w)
+	}
+	if err != nil {
+		log.Print("error: ", err)
+	}
 }

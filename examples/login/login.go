@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 	"github.com/gatehouse-go/gatehouse/middleware"
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 	"github.com/gatehouse-go/gatehouse/session"
@@ -43,9 +44,10 @@ func New(client redis.UniversalClient, db *DB, mail func(to, path string), cfg s
 	s := &service{db, sessions, mail}
 
 	var errs []error
+	var limiters []ratelimit.Limiter
 	limit := func(name string, n int, key middleware.KeyFunc) middleware.RateLimit {
 		l, err := ratelimit.NewSlidingWindow(client, name, ratelimit.Limit{Requests: n, Window: 15 * time.Minute}, ratelimit.Config{})
-		errs = append(errs, err)
+		errs, limiters = append(errs, err), append(limiters, l)
 		return middleware.RateLimit{Limiter: l, Key: key, FailuresOnly: true, Refused: refused}
 	}
 	account := limit("login-account", 5, middleware.ByForm("email", canonical))
@@ -59,6 +61,7 @@ func New(client redis.UniversalClient, db *DB, mail func(to, path string), cfg s
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	startup.Check(sessions.Check, startup.Limits(limiters...))
 	justNow := middleware.RequireFresh{Manager: sessions, MaxAge: fresh, Refused: toStepUp}
 
 	mux := http.NewServeMux()

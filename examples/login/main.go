@@ -25,10 +25,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
 	"github.com/pquerna/otp/totp"
-	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 	"github.com/gatehouse-go/gatehouse/session"
 )
 
@@ -41,7 +40,7 @@ func main() {
 }
 
 func run(ctx context.Context, addr string) error {
-	client, err := connect(os.Getenv("REDIS_URL"))
+	client, err := startup.Connect(os.Getenv("REDIS_URL"))
 	if err != nil {
 		return err
 	}
@@ -95,21 +94,4 @@ func demoUsers(ctx context.Context) (*DB, error) {
 		log.Printf("user %q, password %q, TOTP secret %q", u.Email, "password of "+u.Email, u.TOTP)
 	}
 	return db, nil
-}
-
-func connect(url string) (redis.UniversalClient, error) {
-	if url == "" {
-		mini, err := miniredis.Run()
-		if err != nil {
-			return nil, err
-		}
-		mini.ClockTTL(true) // nothing would expire otherwise
-		return redis.NewClient(&redis.Options{Addr: mini.Addr()}), nil
-	}
-	options, err := redis.ParseURL(url)
-	if err != nil {
-		// The error may quote the URL, and with it a password.
-		return nil, errors.New("REDIS_URL is not a Redis URL such as redis://localhost:6379/0")
-	}
-	return redis.NewClient(options), nil
 }

@@ -1,0 +1,57 @@
+// Package startup is what the larger examples begin with.
+package startup
+
+import (
+	"context"
+	"errors"
+	"log"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+)
+
+// Connect returns a client of the Redis at url, or, if url is "", of one inside the process.
+func Connect(url string) (redis.UniversalClient, error) {
+	if url == "" {
+		mini, err := miniredis.Run()
+		if err != nil {
+			return nil, err
+		}
+		mini.ClockTTL(true) // nothing would expire otherwise
+		return redis.NewClient(&redis.Options{Addr: mini.Addr()}), nil
+	}
+	options, err := redis.ParseURL(url)
+	if err != nil {
+		// The error may quote the URL, and with it a password.
+		return nil, errors.New("REDIS_URL is not a Redis URL such as redis://localhost:6379/0")
+	}
+	return redis.NewClient(options), nil
+}
+
+// A Checker says what does not work with its Redis, and what is likely to surprise.
+type Checker func(context.Context) (warnings []string, err error)
+
+// Limits is the Checker of limiters.
+func Limits(limiters ...ratelimit.Limiter) Checker {
+	return func(ctx context.Context) ([]string, error) { return ratelimit.Check(ctx, limiters...) }
+}
+
+// Check logs what each of them says. It waits for none: a service starts without Redis, too.
+func Check(checks ...Checker) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		for _, check := range checks {
+			warnings, err := check(ctx)
+			for _, w := range warnings {
+				log.Print("warning: ", w)
+			}
+			if err != nil {
+				log.Print("error: ", err)
+			}
+		}
+	}()
+}
