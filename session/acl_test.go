@@ -242,8 +242,43 @@ func TestCheckTellsWhatLogsPeopleOut(t *testing.T) {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
+	for name, set := range map[string]func(*redis.Options){
+		"RESP2":  func(o *redis.Options) { o.Protocol = 2 },
+		"SELECT": func(o *redis.Options) { o.Protocol, o.DB = 3, 1 },
+	} {
+		if got := check(func(o *redis.Options) { o.ClientSideCacheConfig = &redis.ClientSideCacheConfig{}; set(o) }); !strings.Contains(got, "cache is not used") {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
 	if keys := server.Client().DBSize(t.Context()).Val(); keys != 0 {
 		t.Errorf("%d keys written", keys)
+	}
+}
+
+// So is what reads from replicas; and a Redis that is too old is an error.
+func TestCheckFindsReplicaReadsAndAnOldRedis(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	for name, set := range map[string]func(*redis.ClusterOptions){
+		"ReadOnly":       func(o *redis.ClusterOptions) { o.ReadOnly = true },
+		"RouteByLatency": func(o *redis.ClusterOptions) { o.RouteByLatency = true },
+		"RouteRandomly":  func(o *redis.ClusterOptions) { o.RouteRandomly = true },
+		"masters":        func(*redis.ClusterOptions) {},
+	} {
+		m := managerOver(t, cluster.Client(set), Config{Timeout: 10 * time.Second})
+		warnings, err := m.Check(t.Context())
+		if got := strings.Contains(strings.Join(warnings, "\n"), "reads from replicas"); err != nil || got != (name != "masters") {
+			t.Errorf("%s: %q, %v", name, warnings, err)
+		}
+	}
+	old := redistest.Start(t).Client()
+	old.AddHook(redistest.Instead(func(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
+		if cmd.Name() != "info" {
+			return nil
+		}
+		return redis.NewCmd(ctx, "EVAL", "return 'redis_version:6.2.14\\r\\n'", 0)
+	}))
+	if _, err := managerOver(t, old, Config{}).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "6.2.14") {
+		t.Errorf("of an old Redis: %v", err)
 	}
 }
 

@@ -40,8 +40,13 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	} else if missing, err := check.Channel(ctx, s.redis, s.keys.stock("check").key, s.keys.ended()); err == nil && len(missing) > 0 {
 		warnings = append(warnings, fmt.Sprintf("the user of Redis may not %s on the channel %q: what Watch and Live watch ends up to %v late", strings.Join(missing, " and "), s.keys.ended(), watchEvery))
 	}
-	if c, ok := client.(*redis.Client); ok && cachesForever(c.Options()) {
-		warnings = append(warnings, "the client-side cache has no MaxStaleness: where the word of a logout is lost, a session is seen until it is thrown out")
+	if c, ok := client.(*redis.Client); ok {
+		switch o := c.Options(); {
+		case (o.ClientSideCache != nil || o.ClientSideCacheConfig != nil) && (o.Protocol != 3 || o.DB != 0):
+			warnings = append(warnings, "the client-side cache is not used: it needs Protocol 3 and DB 0")
+		case cachesForever(o):
+			warnings = append(warnings, "the client-side cache has no MaxStaleness: where the word of a logout is lost, a session is seen until it is thrown out")
+		}
 	}
 	if m.legacy != nil {
 		if _, _, also := m.legacy.find(ctx, strings.Repeat("A", legacyTokenLen)); also != nil {

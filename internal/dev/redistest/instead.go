@@ -53,6 +53,11 @@ func answer(cmd redis.Cmder, other *redis.Cmd, err error) error {
 		cmd.SetErr(err)
 		return err
 	}
+	if text, ok := cmd.(*redis.StringCmd); ok {
+		s, err := other.Text()
+		text.SetVal(s)
+		return err
+	}
 	cmd.(interface{ SetVal(any) }).SetVal(other.Val())
 	return nil
 }
