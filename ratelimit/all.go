@@ -213,7 +213,7 @@ func (a *allOf) Take(ctx context.Context, key string, cost int) (Result, error) 
 				res, decided = known.res, known.denies
 			}
 			if decided {
-				r.onDecision.end(r.onDecision.start(), r.name, k, cost, res, nil)
+				r.end(r.begin(), k, cost, &res, nil)
 			}
 			switch {
 			case !decided:
@@ -303,7 +303,8 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 	if err != nil {
 		err = failure(ctx, err)
 		for _, m := range group {
-			m.remote.report(started, m, cost, Result{}, err)
+			m.remote.answered(started, err)
+			m.remote.end(started, m.key, cost, &Result{}, err)
 		}
 		return err
 	}
@@ -314,25 +315,22 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 	for i, m := range group {
 		v, _ := verdictOf(reply[verdictLen*i : verdictLen*(i+1)]) // of the right length
 		r := m.remote
+		r.answered(started, nil)
 		res := r.result(v, 0, cost, r.denials.now()-(lead.denials.now()-sent))
 		switch {
 		case !res.Allowed:
 			r.denials.rememberFrom(lead.denials, m.subject, cost, res, sent)
-			r.report(started, m, cost, res, nil)
+			r.end(started, m.key, cost, &res, nil)
 		case all:
 			if cost > 0 {
 				res.receipt = r.newReceipt(m.subject, r.limit.rule(), cost, v, 0)
 				r.denials.forget(m.subject)
 			}
-			r.report(started, m, cost, res, nil)
+			r.end(started, m.key, cost, &res, nil)
 		}
 		results[m.index] = res
 	}
 	return nil
-}
-
-func (l *remote) report(started time.Time, m member, cost int, res Result, err error) {
-	l.onDecision.end(started, l.name, m.key, cost, res, err)
 }
 
 // giveBack settles what the members taken have spent, with the request's context

@@ -22,10 +22,9 @@ type Local struct {
 
 // localMemory is what the Locals that With returns have in common.
 type localMemory struct {
-	policy    string
 	algorithm algorithm
 	rules     *Rules
-	onDecision
+	*tally
 	subjects
 	buckets *bounded[*localBucket]
 	start   time.Time
@@ -53,17 +52,17 @@ func NewLocal(name string, limit Limit, cfg Config) (*Local, error) {
 func newLocal(a algorithm, name string, limit Limit, cfg Config) *Local {
 	cfg = cfg.withDefaults()
 	return &Local{limit, FromConstructor, &localMemory{
-		policy: name, algorithm: a, rules: cfg.Rules,
-		onDecision: cfg.OnDecision,
-		subjects:   newSubjects(cfg.KeySecret),
-		buckets:    newBounded[*localBucket](cfg.MaxKeys),
-		start:      time.Now(),
+		algorithm: a, rules: cfg.Rules,
+		tally:    &tally{policy: name, own: limit, hook: cfg.OnDecision},
+		subjects: newSubjects(cfg.KeySecret),
+		buckets:  newBounded[*localBucket](cfg.MaxKeys),
+		start:    time.Now(),
 	}}
 }
 
 // Take decides. ctx is only asked whether it is done already.
 func (l *Local) Take(ctx context.Context, key string, cost int) (Result, error) {
-	started := l.onDecision.start()
+	began := l.begin()
 	var (
 		res Result
 		err = ctx.Err()
@@ -71,7 +70,7 @@ func (l *Local) Take(ctx context.Context, key string, cost int) (Result, error) 
 	if err == nil {
 		res, err = l.decide(key, cost)
 	}
-	l.onDecision.end(started, l.policy, key, cost, res, err)
+	l.end(began, key, cost, &res, err)
 	return res, err
 }
 
@@ -197,19 +196,3 @@ type localBucket struct {
 }
 
 func (b *localBucket) forgettableAt() int64 { return b.full }
-
-// onDecision is Config.OnDecision, cheap if nil.
-type onDecision func(Decision)
-
-func (f onDecision) start() time.Time {
-	if f == nil {
-		return time.Time{}
-	}
-	return time.Now()
-}
-
-func (f onDecision) end(started time.Time, policy, key string, cost int, res Result, err error) {
-	if f != nil {
-		f(Decision{Policy: policy, Key: key, Cost: cost, Result: res, Err: err, Took: time.Since(started)})
-	}
-}

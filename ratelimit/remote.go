@@ -40,7 +40,7 @@ type engine struct {
 	local     *Local // takes over in TakeLocally
 	servers   int
 	subjects
-	onDecision
+	*tally
 
 	clock func() int64 // tests only: explicit now
 }
@@ -66,7 +66,7 @@ func newRemote(a algorithm, client redis.UniversalClient, name string, limit Lim
 		denials:  newDenials(cfg.MaxKeys, sender.Now),
 		local:    newLocal(a, name, limit, Config{MaxKeys: cfg.MaxKeys, KeySecret: cfg.KeySecret}),
 		servers:  cfg.Servers,
-		subjects: newSubjects(cfg.KeySecret), onDecision: cfg.OnDecision,
+		subjects: newSubjects(cfg.KeySecret), tally: &tally{policy: name, own: limit, hook: cfg.OnDecision},
 	}
 	return e.remote(limit, FromConstructor), nil
 }
@@ -101,12 +101,9 @@ func (l *remote) Limit() Limit { return l.limit }
 // in none. It waits at most [Config.Timeout]. An [ErrUnavailable] wraps its cause.
 // The request may have been counted then: it is never sent a second time.
 func (l *remote) Take(ctx context.Context, key string, cost int) (Result, error) {
-	if l.onDecision == nil {
-		return l.decide(ctx, key, cost)
-	}
-	started := l.onDecision.start()
+	began := l.begin()
 	res, err := l.decide(ctx, key, cost)
-	l.onDecision.end(started, l.name, key, cost, res, err)
+	l.end(began, key, cost, &res, err)
 	return res, err
 }
 
@@ -138,9 +135,14 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 	if known.denies {
 		return known.res, nil
 	}
+	asked := l.asks()
 	a, err := l.ask(ctx, subject, cost, known.impatient)
 	if err != nil {
-		return Result{}, failure(ctx, err)
+		err = failure(ctx, err)
+	}
+	l.answered(asked, err)
+	if err != nil {
+		return Result{}, err
 	}
 	res := l.result(a.verdict, a.i, cost, a.sent)
 	switch {
@@ -343,7 +345,8 @@ func failure(ctx context.Context, err error) error {
 }
 
 // TakeLocally decides in process, without Redis and without what Redis knows.
-func (l *remote) TakeLocally(key string, cost int) (Result, error) {
+func (l *remote) TakeLocally(key string, cost int) (res Result, err error) {
+	defer func() { l.count(&res, err) }()
 	if err := checkTake(key, cost); err != nil {
 		return Result{}, err
 	}

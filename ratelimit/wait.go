@@ -83,10 +83,11 @@ func takeAhead(ctx context.Context, l Limiter, key string, cost int) (Result, er
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
 	}
-	started := b.onDecision.start()
+	began, asked := b.begin(), b.asks()
 	// Without ctx's end, which would leave unknown what has been taken.
 	res, err := b.reserve(context.WithoutCancel(ctx), under, cost, patience)
-	b.onDecision.end(started, b.name, under, cost, res, err)
+	b.answered(asked, err)
+	b.end(began, under, cost, &res, err)
 	return res, err
 }
 

@@ -21,6 +21,7 @@ func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
 		return err
 	}
 	if a.outcome != refused {
+		m.wrote(d)
 		st.apply(m, d, r)
 		return nil
 	}

@@ -155,6 +155,7 @@ func (m *Manager) complete(ctx context.Context, st *state, d draft) error {
 			st.login = nil
 		}
 		st.mu.Unlock()
+		m.wrote(d)
 		st.apply(m, d, c.mine)
 	}
 	return err

@@ -24,7 +24,7 @@ import (
 // four, what was changed may or may not have been saved as a whole, never in part.
 // Commit ends within twice Config.Timeout.
 func (m *Manager) Commit(ctx context.Context) (err error) {
-	defer m.done(ctx, "Commit", "", m.began(), &err)
+	defer m.done(ctx, opCommit, "", m.began(), &err)
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession
@@ -65,7 +65,7 @@ func (m *Manager) Commit(ctx context.Context) (err error) {
 // An error may come with an Outcome whose cookie is to be set nevertheless: when it is
 // not known whether the old ID of a login still lives.
 func (m *Manager) Finish(ctx context.Context) (out Outcome, err error) {
-	defer m.done(ctx, "Finish", "", m.began(), &err)
+	defer m.done(ctx, opFinish, "", m.began(), &err)
 	st := m.unseen(ctx)
 	if st == nil {
 		return Outcome{}, ErrNoSession
@@ -314,6 +314,7 @@ func (m *Manager) write(ctx context.Context, st *state, d draft, over *record, l
 		}
 		if a.outcome != refused {
 			d.alone = over == d.record
+			m.wrote(d)
 			st.apply(m, d, next)
 			return over, nil
 		}
@@ -333,6 +334,7 @@ func (m *Manager) write(ctx context.Context, st *state, d draft, over *record, l
 			return nil, ErrEnded
 		case merge:
 			if f.record.head.revision == next.head.revision { // written, and the reply was lost
+				m.wrote(d)
 				st.apply(m, d, next)
 				return over, nil
 			}

@@ -15,7 +15,7 @@ import (
 // The error is [ErrUnavailable] (then the session may still be there, and stays loaded),
 // or [ErrNoSession].
 func (m *Manager) Logout(ctx context.Context) (err error) {
-	defer m.done(ctx, "Logout", "", m.began(), &err)
+	defer m.done(ctx, opLogout, "", m.began(), &err)
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession
@@ -102,7 +102,7 @@ func (st *state) leave(m *Manager) {
 // [ErrNoUser], [ErrUnavailable], one for a Cause that is too long, or ctx's own. After the
 // last two of Redis it may or may not have been ended: End may be called again.
 func (m *Manager) End(ctx context.Context, userID, handle string, c Cause) (err error) {
-	defer m.done(ctx, "End", userID, m.began(), &err)
+	defer m.done(ctx, opEnd, userID, m.began(), &err)
 	c, err = c.check()
 	if err != nil {
 		return err
@@ -146,7 +146,7 @@ func (m *Manager) isOwn(ctx context.Context, userID string, h handle) bool {
 //
 // The error is [ErrNoUser], [ErrUnavailable], one for a Cause that is too long, or ctx's own.
 func (m *Manager) EndAll(ctx context.Context, userID string, c Cause) (ended []Info, err error) {
-	defer m.done(ctx, "EndAll", userID, m.began(), &err)
+	defer m.done(ctx, opEndAll, userID, m.began(), &err)
 	c, err = c.check()
 	if err != nil {
 		return nil, err
@@ -182,7 +182,7 @@ func (st *state) of(o owner) bool {
 // The error may also be [ErrNoSession], [ErrFinished] or [ErrConflict]. After any of them the
 // others may have been ended: it may be called again, after ErrEnded by who logs in anew.
 func (m *Manager) EndOthers(ctx context.Context, c Cause) (ended []Info, err error) {
-	defer m.done(ctx, "EndOthers", "", m.began(), &err)
+	defer m.done(ctx, opEndOthers, "", m.began(), &err)
 	c, err = c.check()
 	if err != nil {
 		return nil, err

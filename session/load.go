@@ -141,7 +141,7 @@ func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string
 		return ctx, nil
 	}
 	within := &withState{Context: ctx, m: m}
-	defer m.done(within, "Load", "", m.began(), &err)
+	defer m.done(within, opLoad, "", m.began(), &err)
 	st := &within.state
 	st.facts.persistent = m.persistent
 	st.began = m.records.redis.Now()

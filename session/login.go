@@ -58,7 +58,7 @@ func Replacing(handle string) LoginOption {
 // than 1,024 bytes or an option that makes no sense, [ErrConflict] if another goroutine of the
 // request logs in or out, or ctx's own. After any of them ctx holds what it held before.
 func (m *Manager) Login(ctx context.Context, userID string, opts ...LoginOption) (err error) {
-	defer m.done(ctx, "Login", "", m.began(), &err)
+	defer m.done(ctx, opLogin, "", m.began(), &err)
 	o := loginOptions{most: m.records.accounts.Max}
 	for _, set := range opts {
 		set(&o)
@@ -101,7 +101,7 @@ func (m *Manager) Login(ctx context.Context, userID string, opts ...LoginOption)
 //
 // The errors are those of Login, but that neither handle nor number is looked at.
 func (m *Manager) BeginLogin(ctx context.Context, userID string, within time.Duration) (err error) {
-	defer m.done(ctx, "BeginLogin", "", m.began(), &err)
+	defer m.done(ctx, opBeginLogin, "", m.began(), &err)
 	if most := m.records.lives[login].lifetime; within < time.Millisecond || within > most {
 		return fmt.Errorf("session: BeginLogin within %v: between a millisecond and %v is possible", within, most)
 	}
@@ -141,7 +141,7 @@ func (m *Manager) LoginBegun(ctx context.Context) string {
 // The error is [ErrNoUser] if nobody is logged in, [ErrEnded], or one of Login that is no
 // refusal.
 func (m *Manager) Confirm(ctx context.Context) (err error) {
-	defer m.done(ctx, "Confirm", "", m.began(), &err)
+	defer m.done(ctx, opConfirm, "", m.began(), &err)
 	return m.renew(ctx, Confirmed, func(r *record, now int64) { r.who.authenticated = now })
 }
 

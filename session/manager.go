@@ -65,7 +65,7 @@ type Manager struct {
 	every      time.Duration // Rotation.Every
 	persistent bool
 
-	onOperation func(Operation)
+	operations operations
 }
 
 // New returns a Manager that keeps its sessions in Redis (7.0 or newer), standalone,
@@ -91,7 +91,9 @@ func New(client redis.UniversalClient, cfg Config) (*Manager, error) {
 		records: c.records(client), signer: signer,
 		legacy: newLegacy(c),
 		every:  c.Rotation.Every, persistent: c.Persistent,
-		onOperation: c.OnOperation,
+	}
+	if c.OnOperation != nil {
+		m.Observe(c.OnOperation)
 	}
 	m.watches = newWatches(m.records)
 	m.Values = values{m}

@@ -20,7 +20,7 @@ import (
 // [ErrNoSession], or ctx's own. After ErrUnavailable or ctx's own the value may be gone, and nobody
 // has it. A failover of Redis may give it a second time.
 func (m *Manager) PopOnce(ctx context.Context, key string) (val any, err error) {
-	defer m.done(ctx, "PopOnce", "", m.began(), &err)
+	defer m.done(ctx, opPopOnce, "", m.began(), &err)
 	err = m.exclusively(ctx, func(ctx context.Context, st *state) error {
 		val, err = m.popOnce(ctx, st, key)
 		return err

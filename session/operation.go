@@ -2,7 +2,11 @@ package session
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
 	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/observe"
 )
 
 // Operation is what a method of a Manager has done: the argument of Config.OnOperation.
@@ -17,25 +21,78 @@ type Operation struct {
 	Took   time.Duration // the whole of it
 }
 
-// began is when an operation begins, for done.
+// Observe calls f as Config.OnOperation is called, besides it, until stop is called.
+func (m *Manager) Observe(f func(Operation)) (stop func()) { return m.operations.told.Add(f) }
+
+type operation uint8
+
+const (
+	opLoad operation = iota
+	opCommit
+	opFinish
+	opLogin
+	opBeginLogin
+	opConfirm
+	opRotate
+	opLogout
+	opEnd
+	opEndAll
+	opEndOthers
+	opPopOnce
+)
+
+var operationNames = [...]string{
+	"Load", "Commit", "Finish", "Login", "BeginLogin", "Confirm", "Rotate", "Logout", "End", "EndAll", "EndOthers", "PopOnce",
+}
+
+// operations is where what the methods have done is counted, and told.
+type operations struct {
+	done, refused, failed [len(operationNames)]atomic.Uint64
+
+	found, saved atomic.Uint64 // sessions that were loaded, changes that were written
+	told         observe.List[func(Operation)]
+}
+
+// began is when an operation begins, for done; the zero Time if nobody is told.
 func (m *Manager) began() (now time.Time) {
-	if m.onOperation != nil {
+	if m.operations.told.Any() {
 		now = time.Now()
 	}
 	return now
 }
 
-// done tells of an operation, at its end. user is "" for that of the session.
-func (m *Manager) done(ctx context.Context, name, user string, began time.Time, err *error) {
-	if m.onOperation == nil {
+// done counts an operation, at its end, and tells of it. user is "" for that of the session.
+func (m *Manager) done(ctx context.Context, op operation, user string, began time.Time, err *error) {
+	switch {
+	case *err == nil:
+		m.operations.done[op].Add(1)
+	case errors.Is(*err, ErrUnavailable), errors.Is(*err, ErrConflict), errors.Is(*err, context.Canceled), errors.Is(*err, context.DeadlineExceeded):
+		m.operations.failed[op].Add(1)
+	default:
+		m.operations.refused[op].Add(1)
+	}
+	if began.IsZero() && op != opLoad {
 		return
 	}
 	if st := m.unseen(ctx); st != nil && user == "" {
 		st.mu.Lock()
 		if st.record != nil {
 			user = st.record.who.user
+			if op == opLoad {
+				m.operations.found.Add(1)
+			}
 		}
 		st.mu.Unlock()
 	}
-	m.onOperation(Operation{name, user, *err, time.Since(began)})
+	if !began.IsZero() {
+		o := Operation{operationNames[op], user, *err, time.Since(began)}
+		m.operations.told.Each(func(f func(Operation)) { f(o) })
+	}
+}
+
+// wrote counts changes that were written.
+func (m *Manager) wrote(d draft) {
+	if len(d.changes) > 0 {
+		m.operations.saved.Add(1)
+	}
 }

@@ -23,10 +23,14 @@ func TestOnOperationTellsEach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var all, observed int
+	stop := m.Observe(func(Operation) { observed++ })
 	do := func(want string, f func()) {
 		t.Helper()
 		told = nil
-		if f(); strings.Join(told, ", ") != want {
+		f()
+		all += len(told)
+		if strings.Join(told, ", ") != want {
 			t.Errorf("%q, want %q", strings.Join(told, ", "), want)
 		}
 	}
@@ -70,6 +74,21 @@ func TestOnOperationTellsEach(t *testing.T) {
 	}))
 	do("EndAll bob", func() { _, _ = m.EndAll(t.Context(), "bob", Cause{}) })
 	do("Load ann, Logout, Finish", request(func(ctx context.Context) error { return m.Logout(ctx) }))
+	stop()
+	got := m.Stats()
+	counted := 0
+	for _, n := range got.Operations {
+		counted += int(n.Done + n.Refused + n.Failed)
+	}
+	if counted != all || observed != all {
+		t.Errorf("%d counted, %d observed, want %d: %+v", counted, observed, all, got)
+	}
+	if n := got.Operations["End"]; got.Found != 5 || got.Saved != 2 || n != (Outcomes{Refused: 1}) {
+		t.Errorf("%+v", got)
+	}
 	server.Stop()
 	do("Load !", func() { _, _ = m.Load(t.Context(), cookie) })
+	if n := m.Stats().Operations["Load"]; n.Failed != 1 || observed != counted {
+		t.Errorf("%+v, %d observed", n, observed)
+	}
 }

@@ -7,7 +7,7 @@ import "context"
 // there anyway. The error is [ErrNoSession], or [ErrFinished] when the new cookie could
 // not be sent.
 func (m *Manager) Rotate(ctx context.Context) (err error) {
-	defer m.done(ctx, "Rotate", "", m.began(), &err)
+	defer m.done(ctx, opRotate, "", m.began(), &err)
 	st := m.state(ctx)
 	if st == nil {
 		return ErrNoSession
@@ -84,6 +84,7 @@ func (m *Manager) rotateID(ctx context.Context, st *state, d draft) (err error) 
 			return err
 		}
 		if a.outcome != refused {
+			m.wrote(d)
 			st.apply(m, d, next)
 			st.turned()
 			return nil

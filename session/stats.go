@@ -12,16 +12,36 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/seal"
 )
 
-// Stats counts what happened since the Manager was made.
+// Stats counts what happened since the Manager was made. The first three are not counted by a
+// Store.
 type Stats struct {
+	Operations map[string]Outcomes // by their names, see Operation
+	Found      uint64              // calls of Load that found a session
+	Saved      uint64              // times that changes of a request were written
+
 	Unreadable uint64 // records that could not be read: corrupt, or sealed under another secret
 	Conflicts  uint64 // commits that met a concurrent change and were merged
 	Dropped    uint64 // commits of sessions that had ended meanwhile; nothing was written
 	LostEvents uint64 // what has happened and is not told: it could not be appended
 }
 
+// Outcomes counts what became of a method's calls.
+type Outcomes struct {
+	Done    uint64 // it returned nil
+	Failed  uint64 // ErrUnavailable, ErrConflict, or a context that was done
+	Refused uint64 // any other error: it does not make sense, or may not be
+}
+
 // Stats returns the counters of this Manager.
-func (m *Manager) Stats() Stats { return m.records.stats() }
+func (m *Manager) Stats() Stats {
+	s := m.records.stats()
+	s.Found, s.Saved = m.operations.found.Load(), m.operations.saved.Load()
+	s.Operations = make(map[string]Outcomes, len(operationNames))
+	for op, name := range operationNames {
+		s.Operations[name] = Outcomes{m.operations.done[op].Load(), m.operations.failed[op].Load(), m.operations.refused[op].Load()}
+	}
+	return s
+}
 
 func (s *records) stats() Stats {
 	return Stats{Unreadable: s.unreadable.Load(), Conflicts: s.conflicts.Load(), Dropped: s.dropped.Load(), LostEvents: s.lostEvents.Load()}

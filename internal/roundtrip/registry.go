@@ -118,6 +118,21 @@ func (s *shared) Now() time.Time { return time.Now().Add(time.Duration(s.ahead.L
 // Client returns the client that the Sender was made with.
 func (s *shared) Client() redis.UniversalClient { return s.client }
 
+// Silent returns how many servers are not asked, since they did not answer.
+func (s *shared) Silent() (n int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.only.circuit.open.Load() {
+		n++
+	}
+	for _, node := range s.nodes {
+		if node.circuit.open.Load() {
+			n++
+		}
+	}
+	return n
+}
+
 // node returns what sends to the server that has key: one that hangs must not hold up what goes
 // to the others.
 func (s *shared) node(ctx context.Context, key string) *node {
