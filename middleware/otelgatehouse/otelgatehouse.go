@@ -1,0 +1,313 @@
+// Package otelgatehouse gives the figures of limits and sessions to OpenTelemetry. It needs its API
+// alone; where the figures go is up to the MeterProvider.
+//
+//	unregister, err := otelgatehouse.Register(otelgatehouse.Config{
+//		Limiters: []ratelimit.Limiter{login, api}, Managers: []*session.Manager{sessions},
+//	})
+//	onDecision, err := otelgatehouse.OnDecision(nil)
+//	limit := middleware.RateLimit{Limiter: api, Key: byUser, OnDecision: onDecision}
+//
+// The counters are read from the Stats of each, so that a decision costs what it did without.
+// Durations alone are measured, of what asks Redis. No metric has a key, address, user, session,
+// path or host among its attributes: how many series there are depends on the code, not on clients.
+//
+// Calls of several requests travel to Redis together, under the context of one of them. What
+// redisotel notes of a command on a span is thus not about the request of that span alone, and
+// shows keys: take its WithDBStatement(false), or leave its tracing out.
+package otelgatehouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net/http"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/gatehouse-go/gatehouse/middleware"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/session"
+	"github.com/gatehouse-go/gatehouse/session/events"
+)
+
+const scope = "github.com/gatehouse-go/gatehouse/middleware/otelgatehouse"
+
+// Config says what there is to see.
+type Config struct {
+	// MeterProvider gets the metrics. nil: the global one.
+	MeterProvider metric.MeterProvider
+
+	// Limiters are those that constructors return; what With made of them is counted by
+	// them. Each has a name of its own. An All stands for what it consists of.
+	Limiters []ratelimit.Limiter
+	// Managers and Rules of one kind are added up.
+	Managers []*session.Manager
+	Rules    []*ratelimit.Rules
+	// Readers have a Group of their own each, or are added up.
+	Readers []*events.Reader
+}
+
+func (c Config) validate() error {
+	var errs []error
+	known := map[string]bool{}
+	for i, l := range c.Limiters {
+		stats := ratelimit.StatsOf(l)
+		if len(stats) == 0 {
+			errs = append(errs, fmt.Errorf("Limiters[%d], a %T, has no Stats", i, l))
+		}
+		for _, s := range stats {
+			if known[s.Policy] {
+				errs = append(errs, fmt.Errorf("two Limiters are named %q", s.Policy))
+			}
+			known[s.Policy] = true
+		}
+	}
+	for i, m := range c.Managers {
+		if m == nil {
+			errs = append(errs, fmt.Errorf("Managers[%d] is nil", i))
+		}
+	}
+	for i, r := range c.Rules {
+		if r == nil {
+			errs = append(errs, fmt.Errorf("Rules[%d] is nil", i))
+		}
+	}
+	for i, r := range c.Readers {
+		if r == nil {
+			errs = append(errs, fmt.Errorf("Readers[%d] is nil", i))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Register has the figures of what cfg names read whenever the MeterProvider collects, and
+// durations recorded, until unregister. The error names everything that is wrong.
+func Register(cfg Config) (unregister func() error, err error) {
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("otelgatehouse: %w", err)
+	}
+	in := &instruments{meter: meterOf(cfg.MeterProvider)}
+	decisions := in.counter("gatehouse.ratelimit.decisions", "{decision}", "Decisions of a limiter, by outcome and by who decided.")
+	limit := in.gauge("gatehouse.ratelimit.limit", "{request}", "Requests that a limiter allows in its window, by its constructor.")
+	open := in.gauge("gatehouse.ratelimit.breaker.open", "{server}", "Servers of Redis that are not asked, since they did not answer.")
+	loads := in.counter("gatehouse.session.loads", "{load}", "Sessions looked up for a request, by result.")
+	commits := in.counter("gatehouse.session.commits", "{commit}", "Changes of requests, by whether they were written.")
+	changes := in.counter("gatehouse.session.changes", "{change}", "Logins, logouts, rotations and other acts, by kind.")
+	version := in.gauge("gatehouse.rules.version", "1", "A number that differs where processes know different rules.")
+	age := in.seconds("gatehouse.rules.age", "Time since Redis has last said which rules there are.")
+	invalid := in.gauge("gatehouse.rules.invalid", "{rule}", "Rules that cannot be read.")
+	told := in.counter("gatehouse.events.entries", "{event}", "Events of sessions, by what became of them.")
+	lag := in.seconds("gatehouse.events.lag", "Age of the oldest event that is not handled.")
+	decided := in.histogram("gatehouse.ratelimit.decision.duration", "Time that a decision took which asked Redis.")
+	operated := in.histogram("gatehouse.session.operation.duration", "Time that a method of a Manager took.")
+	if err := errors.Join(in.errs...); err != nil {
+		return nil, fmt.Errorf("otelgatehouse: %w", err)
+	}
+
+	collect := func(_ context.Context, o metric.Observer) error {
+		for _, s := range ratelimit.StatsOf(cfg.Limiters...) {
+			policy := attribute.String("policy", s.Policy)
+			for outcome, by := range map[string]ratelimit.By{"allowed": s.Allowed, "denied": s.Denied, "banned": s.Banned} {
+				for source, n := range map[string]uint64{"redis": by.Redis, "cache": by.Cache, "local": by.Local, "rule": by.Rule} {
+					o.ObserveInt64(decisions, int64(n), with(policy, attribute.String("outcome", outcome), attribute.String("source", source)))
+				}
+			}
+			o.ObserveInt64(decisions, int64(s.Errors), with(policy, attribute.String("outcome", "error"), attribute.String("source", "redis")))
+			o.ObserveInt64(limit, int64(s.Limit.Requests), with(policy))
+			o.ObserveInt64(open, int64(s.Silent), with(policy))
+		}
+		if len(cfg.Managers) > 0 {
+			observeSessions(o, cfg.Managers, loads, commits, changes)
+		}
+		if len(cfg.Rules) > 0 {
+			var bad, oldest, hash int64
+			for _, r := range cfg.Rules {
+				s := r.Stats()
+				bad, oldest = bad+int64(s.Invalid), max(oldest, int64(s.Age))
+				h := fnv.New32a()
+				_, _ = h.Write([]byte(s.Version))
+				hash ^= int64(h.Sum32())
+			}
+			o.ObserveInt64(version, hash)
+			o.ObserveInt64(invalid, bad)
+			o.ObserveFloat64(age, time.Duration(oldest).Seconds())
+		}
+		groups := map[string]events.Stats{}
+		for _, r := range cfg.Readers {
+			s, sum := r.Stats(), groups[r.Group]
+			groups[r.Group] = events.Stats{
+				Handled: sum.Handled + s.Handled, Failed: sum.Failed + s.Failed, Dead: sum.Dead + s.Dead, Missed: sum.Missed + s.Missed,
+				Lag: max(sum.Lag, s.Lag),
+			}
+		}
+		for name, s := range groups {
+			group := attribute.String("group", name)
+			for result, n := range map[string]uint64{"handled": s.Handled, "dead": s.Dead, "missed": s.Missed} {
+				o.ObserveInt64(told, int64(n), with(group, attribute.String("result", result)))
+			}
+			o.ObserveFloat64(lag, s.Lag.Seconds(), with(group))
+		}
+		return nil
+	}
+	registration, err := in.meter.RegisterCallback(collect, in.observed...)
+	if err != nil {
+		return nil, fmt.Errorf("otelgatehouse: %w", err)
+	}
+	stops := []func(){measureDecisions(decided, cfg.Limiters)}
+	for _, m := range cfg.Managers {
+		stops = append(stops, measureOperations(operated, m))
+	}
+	return func() error {
+		for _, stop := range stops {
+			stop()
+		}
+		return registration.Unregister()
+	}, nil
+}
+
+// changed are the operations that change who is logged in or where, by their kind.
+var changed = map[string]string{
+	"Login": "login", "BeginLogin": "login-begun", "Confirm": "confirmed", "Rotate": "rotated", "Logout": "logout",
+	"End": "ended", "EndAll": "all-ended", "EndOthers": "others-ended",
+}
+
+func observeSessions(o metric.Observer, managers []*session.Manager, loads, commits, changes metric.Int64Observable) {
+	var found, saved, dropped uint64
+	sums := map[string]session.Outcomes{}
+	for _, m := range managers {
+		s := m.Stats()
+		found, saved, dropped = found+s.Found, saved+s.Saved, dropped+s.Dropped
+		for name, n := range s.Operations {
+			sum := sums[name]
+			sums[name] = session.Outcomes{Done: sum.Done + n.Done, Failed: sum.Failed + n.Failed, Refused: sum.Refused + n.Refused}
+		}
+	}
+	load := sums["Load"]
+	for result, n := range map[string]uint64{"found": found, "none": load.Done - min(load.Done, found), "error": load.Failed + load.Refused} {
+		o.ObserveInt64(loads, int64(n), with(attribute.String("result", result)))
+	}
+	for result, n := range map[string]uint64{"saved": saved, "dropped": dropped, "error": sums["Commit"].Failed + sums["Finish"].Failed} {
+		o.ObserveInt64(commits, int64(n), with(attribute.String("result", result)))
+	}
+	for name, kind := range changed {
+		for result, n := range map[string]uint64{"done": sums[name].Done, "refused": sums[name].Refused, "error": sums[name].Failed} {
+			o.ObserveInt64(changes, int64(n), with(attribute.String("kind", kind), attribute.String("result", result)))
+		}
+	}
+}
+
+// measureDecisions records what Observe tells. The options are made once: a decision makes none.
+func measureDecisions(h metric.Float64Histogram, limiters []ratelimit.Limiter) (stop func()) {
+	options := map[string][2][]metric.RecordOption{}
+	for _, s := range ratelimit.StatsOf(limiters...) {
+		policy := attribute.String("policy", s.Policy)
+		options[s.Policy] = [2][]metric.RecordOption{
+			{with(policy, attribute.String("outcome", "decided"))}, {with(policy, attribute.String("outcome", "error"))},
+		}
+	}
+	return ratelimit.Observe(func(policy string, took time.Duration, err error) {
+		failed := 0
+		if err != nil {
+			failed = 1
+		}
+		h.Record(context.Background(), took.Seconds(), options[policy][failed]...)
+	}, limiters...)
+}
+
+func measureOperations(h metric.Float64Histogram, m *session.Manager) (stop func()) {
+	options := map[string][]metric.RecordOption{}
+	for name := range m.Stats().Operations {
+		options[name] = []metric.RecordOption{with(attribute.String("operation", name))}
+	}
+	return m.Observe(func(o session.Operation) {
+		h.Record(context.Background(), o.Took.Seconds(), options[o.Name]...)
+	})
+}
+
+// OnDecision returns a function for [middleware.RateLimit].OnDecision and that of
+// [middleware.ConcurrencyLimit]. It counts requests by policy and outcome, and notes policy, outcome
+// and remaining on the current span; of several limits on a request, those of the last. provider
+// nil is the global one.
+func OnDecision(provider metric.MeterProvider) (func(middleware.Decision), error) {
+	requests, err := meterOf(provider).Int64Counter("gatehouse.http.ratelimit.requests",
+		metric.WithUnit("{request}"), metric.WithDescription("Requests that came to a limit, by outcome."))
+	if err != nil {
+		return nil, fmt.Errorf("otelgatehouse: %w", err)
+	}
+	return func(d middleware.Decision) {
+		ctx := d.Request.Context()
+		policy, outcome := attribute.String("policy", d.Policy()), attribute.String("outcome", outcomeOf(d))
+		requests.Add(ctx, 1, with(policy, outcome))
+		if span := trace.SpanFromContext(ctx); span.IsRecording() {
+			span.SetAttributes(
+				attribute.String("gatehouse.ratelimit.policy", policy.Value.AsString()),
+				attribute.String("gatehouse.ratelimit.outcome", outcome.Value.AsString()),
+				attribute.Int("gatehouse.ratelimit.remaining", d.Result.Remaining),
+			)
+		}
+	}, nil
+}
+
+func outcomeOf(d middleware.Decision) string {
+	switch {
+	case d.Status == http.StatusBadRequest:
+		return "no-key"
+	case d.Result == ratelimit.Result{}:
+		return "error"
+	case d.Result.Banned:
+		return "banned"
+	case d.Result.Allowed:
+		return "allowed"
+	}
+	return "denied"
+}
+
+func meterOf(p metric.MeterProvider) metric.Meter {
+	if p == nil {
+		p = otel.GetMeterProvider()
+	}
+	return p.Meter(scope)
+}
+
+func with(attrs ...attribute.KeyValue) metric.MeasurementOption {
+	return metric.WithAttributeSet(attribute.NewSet(attrs...))
+}
+
+// instruments makes the instruments of a meter.
+type instruments struct {
+	meter    metric.Meter
+	observed []metric.Observable
+	errs     []error
+}
+
+func (in *instruments) counter(name, unit, text string) metric.Int64ObservableCounter {
+	c, err := in.meter.Int64ObservableCounter(name, metric.WithUnit(unit), metric.WithDescription(text))
+	in.observed, in.errs = append(in.observed, c), append(in.errs, err)
+	return c
+}
+
+func (in *instruments) gauge(name, unit, text string) metric.Int64ObservableGauge {
+	g, err := in.meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(text))
+	in.observed, in.errs = append(in.observed, g), append(in.errs, err)
+	return g
+}
+
+func (in *instruments) seconds(name, text string) metric.Float64ObservableGauge {
+	g, err := in.meter.Float64ObservableGauge(name, metric.WithUnit("s"), metric.WithDescription(text))
+	in.observed, in.errs = append(in.observed, g), append(in.errs, err)
+	return g
+}
+
+// buckets are in seconds: Redis answers in a fraction of a millisecond, and late in hundreds.
+var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}
+
+func (in *instruments) histogram(name, text string) metric.Float64Histogram {
+	h, err := in.meter.Float64Histogram(name, metric.WithUnit("s"), metric.WithDescription(text), metric.WithExplicitBucketBoundaries(buckets...))
+	in.errs = append(in.errs, err)
+	return h
+}
