@@ -98,7 +98,7 @@ func Register(cfg Config) (unregister func() error, err error) {
 	loads := in.counter("gatehouse.session.loads", "{load}", "Sessions looked up for a request, by result.")
 	commits := in.counter("gatehouse.session.commits", "{commit}", "Changes of requests, by whether they were written.")
 	changes := in.counter("gatehouse.session.changes", "{change}", "Logins, logouts, rotations and other acts, by kind.")
-	version := in.gauge("gatehouse.rules.version", "1", "A number that differs where processes know different rules.")
+	version := in.gauge("gatehouse.rules.version", "{version}", "A number that differs where processes know different rules.")
 	age := in.seconds("gatehouse.rules.age", "Time since Redis has last said which rules there are.")
 	invalid := in.gauge("gatehouse.rules.invalid", "{rule}", "Rules that cannot be read.")
 	told := in.counter("gatehouse.events.entries", "{event}", "Events of sessions, by what became of them.")
