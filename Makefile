@@ -21,7 +21,7 @@ run: ## Start the demo (ADDR, default :8080; REDIS_URL, default an embedded mini
 	cd examples && go run ./demo
 
 .PHONY: test
-test: redis postgres ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off: on miniredis alone
+test: redis postgres prometheus ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off: on miniredis alone
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@failed=; for m in $(MODULES); do \
 		echo "== test $$m"; \
@@ -64,46 +64,20 @@ cover: redis ## Write coverage.out and coverage.html of the root module
 	go test -coverpkg=./... -coverprofile=coverage.out -timeout 10m ./...
 	go tool cover -html=coverage.out -o coverage.html
 
-# On Debian the package also starts a service on port 6379. The tests never use it.
+# On Debian the packages also start services, which the tests never use.
 .PHONY: redis
 redis:
-	@[ "$(GATEHOUSE_TEST_REDIS)" != off ] || exit 0; \
-	command -v redis-server >/dev/null && exit 0; \
-	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	echo "redis-server is missing, and the tests start their own. Installing it with the package manager" >&2; \
-	echo "(GATEHOUSE_TEST_REDIS=off goes without)." >&2; \
-	if command -v apt-get >/dev/null; then \
-		$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends redis-server; \
-	elif command -v dnf >/dev/null; then \
-		$$sudo dnf install -y redis || $$sudo dnf install -y valkey-compat-redis; \
-	elif command -v apk >/dev/null; then \
-		$$sudo apk add redis; \
-	elif command -v brew >/dev/null; then \
-		brew install redis; \
-	else \
-		echo "No apt-get, dnf, apk or brew here: please install redis-server yourself." >&2; exit 1; \
-	fi; \
-	command -v redis-server >/dev/null || { echo "There is still no redis-server in PATH." >&2; exit 1; }
+	@internal/dev/need redis-server "the tests start their own" GATEHOUSE_TEST_REDIS \
+		'command -v redis-server' redis-server 'redis|valkey-compat-redis' redis redis
 
-# On Debian the package also starts a service on port 5432, and leaves initdb out of PATH, as does
-# Homebrew. The tests never use the service.
+# Debian and Homebrew leave initdb out of PATH.
 .PHONY: postgres
 postgres:
-	@[ "$(GATEHOUSE_TEST_POSTGRES)" != off ] || exit 0; \
-	found() { command -v initdb || ls -d /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql@*/bin/initdb /usr/local/opt/postgresql@*/bin/initdb 2>/dev/null | grep .; } >/dev/null; \
-	found && exit 0; \
-	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	echo "PostgreSQL is missing, and a test of examples/audit starts its own. Installing it with the package manager" >&2; \
-	echo "(GATEHOUSE_TEST_POSTGRES=off goes without)." >&2; \
-	if command -v apt-get >/dev/null; then \
-		$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; \
-	elif command -v dnf >/dev/null; then \
-		$$sudo dnf install -y postgresql-server; \
-	elif command -v apk >/dev/null; then \
-		$$sudo apk add postgresql; \
-	elif command -v brew >/dev/null; then \
-		brew install postgresql@17; \
-	else \
-		echo "No apt-get, dnf, apk or brew here: please install PostgreSQL yourself." >&2; exit 1; \
-	fi; \
-	found || { echo "There is still no initdb." >&2; exit 1; }
+	@internal/dev/need PostgreSQL "a test of examples/audit starts its own" GATEHOUSE_TEST_POSTGRES \
+		'command -v initdb || ls -d /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql@*/bin/initdb /usr/local/opt/postgresql@*/bin/initdb | grep .' \
+		postgresql postgresql-server postgresql postgresql@17
+
+.PHONY: prometheus
+prometheus:
+	@internal/dev/need Prometheus "a test of examples/observability starts its own" GATEHOUSE_TEST_PROMETHEUS \
+		'command -v prometheus && command -v promtool' prometheus golang-github-prometheus prometheus prometheus
