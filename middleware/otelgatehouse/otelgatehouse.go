@@ -58,28 +58,28 @@ func (c Config) validate() error {
 	for i, l := range c.Limiters {
 		stats := ratelimit.StatsOf(l)
 		if len(stats) == 0 {
-			errs = append(errs, fmt.Errorf("Limiters[%d], a %T, has no Stats", i, l))
+			errs = append(errs, fmt.Errorf("otelgatehouse: Limiters[%d], a %T, has no Stats", i, l))
 		}
 		for _, s := range stats {
 			if known[s.Policy] {
-				errs = append(errs, fmt.Errorf("two Limiters are named %q", s.Policy))
+				errs = append(errs, fmt.Errorf("otelgatehouse: two Limiters are named %q", s.Policy))
 			}
 			known[s.Policy] = true
 		}
 	}
 	for i, m := range c.Managers {
 		if m == nil {
-			errs = append(errs, fmt.Errorf("Managers[%d] is nil", i))
+			errs = append(errs, fmt.Errorf("otelgatehouse: Managers[%d] is nil", i))
 		}
 	}
 	for i, r := range c.Rules {
 		if r == nil {
-			errs = append(errs, fmt.Errorf("Rules[%d] is nil", i))
+			errs = append(errs, fmt.Errorf("otelgatehouse: Rules[%d] is nil", i))
 		}
 	}
 	for i, r := range c.Readers {
 		if r == nil {
-			errs = append(errs, fmt.Errorf("Readers[%d] is nil", i))
+			errs = append(errs, fmt.Errorf("otelgatehouse: Readers[%d] is nil", i))
 		}
 	}
 	return errors.Join(errs...)
@@ -89,7 +89,7 @@ func (c Config) validate() error {
 // durations recorded, until unregister. The error names everything that is wrong.
 func Register(cfg Config) (unregister func() error, err error) {
 	if err := cfg.validate(); err != nil {
-		return nil, fmt.Errorf("otelgatehouse: %w", err)
+		return nil, err
 	}
 	in := &instruments{meter: meterOf(cfg.MeterProvider)}
 	decisions := in.counter("gatehouse.ratelimit.decisions", "{decision}", "Decisions of a limiter, by outcome and by who decided.")
