@@ -21,7 +21,7 @@ run: ## Start the demo (ADDR, default :8080; REDIS_URL, default an embedded mini
 	cd examples && go run ./demo
 
 .PHONY: test
-test: redis postgres prometheus ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off: on miniredis alone
+test: redis postgres prometheus chromium ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off: on miniredis alone
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@failed=; for m in $(MODULES); do \
 		echo "== test $$m"; \
@@ -59,6 +59,11 @@ bench: redis ## Measure Gatehouse beside its peers
 bench-quick: redis ## The same in short, to see that it runs
 	cd internal/dev/bench && go run . -quick
 
+.PHONY: screenshots
+screenshots: redis chromium ## Take the pictures of docs/images anew
+	dir=$$(mktemp -d) && (cd internal/dev/browsertest && GATEHOUSE_TEST_SCREENSHOTS=$$dir go test -count=1 -run Console .) && \
+		for name in explain-light explain-dark account-light overview-phone-dark; do cp $$dir/console-$$name.png docs/images/; done
+
 .PHONY: cover
 cover: redis ## Write coverage.out and coverage.html of the root module
 	go test -coverpkg=./... -coverprofile=coverage.out -timeout 10m ./...
@@ -81,3 +86,9 @@ postgres:
 prometheus:
 	@internal/dev/need Prometheus "a test of examples/observability starts its own" GATEHOUSE_TEST_PROMETHEUS \
 		'command -v prometheus && command -v promtool' prometheus golang-github-prometheus prometheus prometheus
+
+.PHONY: chromium
+chromium:
+	@internal/dev/need Chromium "the tests of internal/dev/browsertest drive it" GATEHOUSE_TEST_BROWSER \
+		'command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable || ls /Applications/Chromium.app' \
+		chromium chromium chromium '--cask chromium'

@@ -61,7 +61,8 @@ type Sessions struct {
 	// have it sent.
 	//
 	// Over plain HTTP to localhost, where browsers refuse such cookies, it is not Secure and its
-	// name has no __Host- or __Secure- in front, but for that it is the same.
+	// name has no __Host- or __Secure- in front, and Lax stands for SameSite=None; but for that it
+	// is the same. Over plain HTTP to another host browsers drop it, and a line in the log says so.
 	Cookie http.Cookie
 
 	// OnError answers a request whose session could not be loaded or saved. The
@@ -119,6 +120,7 @@ type loader struct {
 	outage occasional
 	plain  sync.Once // a cookie went out that is not Secure
 	astray sync.Once // a cookie went out for another host
+	clear  sync.Once // a cookie went out that is Secure, over plain HTTP
 	bare   sync.Once // a session was looked at too late for Vary
 }
 

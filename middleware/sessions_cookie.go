@@ -71,15 +71,26 @@ func (s Sessions) cookie() (http.Cookie, error) {
 
 // cookieOf is the template of the cookie that r can have.
 func (l *loader) cookieOf(r *http.Request) *http.Cookie {
-	if r.TLS != nil || !isLocalhost(r.Host) {
+	if r.TLS != nil || !isLocalhost(r.Host) || isProxied(r) { // a proxy has named its own machine
 		return &l.cookie
 	}
+	return &l.local
+}
+
+// isProxied reports whether r says that it came through a proxy.
+func isProxied(r *http.Request) bool {
 	for _, name := range [...]string{"Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip"} {
-		if len(r.Header[name]) > 0 { // a proxy, which has named its own machine
-			return &l.cookie
+		if len(r.Header[name]) > 0 {
+			return true
 		}
 	}
-	return &l.local
+	return false
+}
+
+// isInTheClear reports whether r came by plain HTTP to another machine, as far as can be known: a
+// browser that goes by TLS says Sec-Fetch-Mode, whatever ends the TLS.
+func isInTheClear(r *http.Request) bool {
+	return r.TLS == nil && !isLocalhost(r.Host) && !isProxied(r) && len(r.Header["Sec-Fetch-Mode"]) == 0
 }
 
 // isLocalhost reports whether a Host names the machine of the browser.
@@ -236,6 +247,13 @@ func (l *loader) apply(r *http.Request, h http.Header, out session.Outcome, toke
 					slog.String("domain", c.Domain), slog.String("host", r.Host))
 			})
 		}
+	}
+	if c.Secure && isInTheClear(r) {
+		l.clear.Do(func() {
+			l.Logger.LogAttrs(r.Context(), slog.LevelError,
+				"session: a cookie was sent that browsers drop: it is Secure, and the request came by plain HTTP; use TLS, or have the proxy that ends it set X-Forwarded-Proto",
+				slog.String("host", r.Host))
+		})
 	}
 	if !c.Secure {
 		l.plain.Do(func() {

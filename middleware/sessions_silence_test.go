@@ -295,20 +295,28 @@ func TestCookiesThatBrowsersDrop(t *testing.T) {
 		}
 	}
 	for _, tc := range []struct {
-		domain, host string
-		told         bool
+		domain, url, host string
+		field             string // of a proxy, or of a browser
+		told              bool
 	}{
-		{"example.com", "example.com", false}, {"example.com", "app.example.com:8443", false}, {".example.com", "APP.Example.com.", false},
-		{"example.com", "example.org", true}, {"example.com", "notexample.com", true}, {"app.example.com", "example.com", true},
-		{"example.com", "10.0.0.7:8080", true}, {"", "anything", false},
+		{"example.com", "https://x/", "example.com", "", false}, {"example.com", "https://x/", "app.example.com:8443", "", false},
+		{".example.com", "https://x/", "APP.Example.com.", "", false}, {"example.com", "https://x/", "example.org", "", true},
+		{"example.com", "https://x/", "notexample.com", "", true}, {"app.example.com", "https://x/", "example.com", "", true},
+		{"example.com", "https://x/", "10.0.0.7:8080", "", true}, {"", "https://x/", "anything", "", false},
+		{"", "http://x/", "app.example.com", "", true}, {"", "http://x/", "192.168.1.5:8080", "", true}, {"", "http://x/", "localhost:8080", "", false},
+		{"", "http://x/", "app.example.com", "X-Forwarded-Proto", false}, {"", "http://x/", "app.example.com", "Via", false},
+		{"", "http://x/", "app.example.com", "Sec-Fetch-Mode", false},
 	} {
 		var log journal
 		s := of(tc.domain)
 		s.Logger = log.logger()
 		h := s.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.Put(r.Context(), "a", 1) }))
 		for range 3 {
-			r := httptest.NewRequest("GET", "https://x/", nil)
+			r := httptest.NewRequest("GET", tc.url, nil)
 			r.Host = tc.host
+			if tc.field != "" {
+				r.Header.Set(tc.field, "https")
+			}
 			answer(h, r)
 		}
 		if told := strings.Count(log.String(), "browsers drop"); (told == 1) != tc.told || told > 1 {

@@ -148,6 +148,8 @@ func TestResultString(t *testing.T) {
 		{must(Unlimited.Take(ctx, "k", 1)), "allowed: no limit"},
 		{Result{Allowed: true, Policy: "api", Limit: PerMinute(10), Remaining: 7}, "allowed by api: 7 of 10 in 1m left, asked redis"},
 		{Result{Policy: "login", Limit: Limit{5, 15 * time.Minute}, RetryAfter: 40 * time.Second}, "denied by login: 5 in 15m used, asked redis, retry in 40s"},
+		{Result{Policy: "login", Limit: hour, RetryAfter: 39*time.Second + 1}, "denied by login: 5 in 1h used, asked redis, retry in 40s"},
+		{Result{Policy: "login", Limit: hour, RetryAfter: 1234567 * time.Microsecond}, "denied by login: 5 in 1h used, asked redis, retry in 1.235s"},
 		{Result{Policy: "login", Limit: hour, RetryAfter: 90 * time.Minute, Source: FromCache}, "denied by login: 5 in 1h used, asked cache, retry in 1h30m"},
 		{Result{Policy: "login", Limit: hour, Remaining: 2, RetryAfter: time.Second, Source: FromLocal}, "denied by login: 2 of 5 in 1h left, asked local, retry in 1s"},
 		{Result{Policy: "login", Limit: hour, RetryAfter: Never}, "denied by login: costs more than 5 in 1h allow, asked redis"},

@@ -87,7 +87,7 @@ func (r Result) String() string {
 	}
 	retry := "never"
 	if r.RetryAfter != Never {
-		retry = "in " + short(r.RetryAfter)
+		retry = "in " + short(upTo(r.RetryAfter))
 	}
 	switch {
 	case r == Result{}:
@@ -110,6 +110,15 @@ func (r Result) String() string {
 		return fmt.Sprintf("denied by %s: %d of %v left, %s, retry %s", r.Policy, r.Remaining, r.Limit, by, retry)
 	}
 	return fmt.Sprintf("denied by %s: %v used, %s, retry %s", r.Policy, r.Limit, by, retry)
+}
+
+// upTo rounds what is to be read by people up: to a second, or a millisecond where that is short.
+func upTo(d time.Duration) time.Duration {
+	unit := time.Second
+	if d < 10*time.Second {
+		unit = time.Millisecond
+	}
+	return (d + unit - 1).Truncate(unit)
 }
 
 // receipt is what a Take has spent, and where. It is shared by the copies of its
