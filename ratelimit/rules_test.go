@@ -496,10 +496,10 @@ func TestRulesHistory(t *testing.T) {
 	if err := rules.Remove(t.Context(), Rule{Policy: "day", Key: "k", Actor: "bob", Reason: "sorry"}); err != nil {
 		t.Fatal(err)
 	}
-	client.ConfigSet(t.Context(), "maxmemory", "0")
 	if err := rules.Reset(t.Context(), both, "k", "cleo", "unlock"); err != nil {
 		t.Fatal(err)
 	}
+	client.ConfigSet(t.Context(), "maxmemory", "0")
 	if res := takes(t, both, "k"); !res.Allowed {
 		t.Errorf("after Reset: %v", res)
 	}

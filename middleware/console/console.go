@@ -46,7 +46,8 @@ type Console struct {
 	Authorize func(*http.Request) (actor string, access Access)
 
 	// Limiters are those that can be asked about. Each has a name of its own; those of an All are
-	// given one by one. Limits that With gives, such as those of plans, are not known here.
+	// given one by one. What plan a key has (With, LimiterFor) is known of those that are among the
+	// Denials; others are explained by the limiter's own limit.
 	Limiters []ratelimit.Limiter
 	// Rules are those of the Limiters. nil: limits cannot be changed, and what is freed leaves
 	// no trace.

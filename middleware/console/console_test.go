@@ -389,10 +389,35 @@ func TestDenialsKeepTheWorst(t *testing.T) {
 	d.Note(ratelimit.Decision{Policy: "p", Key: "allowed", Cost: 1, Result: ratelimit.Result{Allowed: true}})
 	d.Note(ratelimit.Decision{Policy: "p", Key: "looked", Result: ratelimit.Result{Policy: "p"}})
 	list := d.most("p", 3)
-	if len(list) != 3 || list[0].Key != "often" || list[0].Times < 3334 || list[0].Why == "" || len(d.by["p"]) != 10 || d.of("p", "allowed") != nil || d.of("p", "looked") != nil {
+	if len(list) != 3 || list[0].Key != "often" || list[0].Times < 3334 || list[0].Why == "" || len(d.by["p"].by) != 10 || d.of("p", "allowed") != nil || d.of("p", "looked") != nil {
 		t.Errorf("%+v", list)
 	}
 	if d.of("p", "often") == nil || (*Denials)(nil).most("p", 1) != nil || (*Denials)(nil).of("p", "k") != nil {
 		t.Error("of")
+	}
+}
+
+// Who was denied under a plan is explained under it; others by the limiter's own limit.
+func TestExplainKnowsPlans(t *testing.T) {
+	s := newService(t, redistest.Start(t).Client())
+	h := s.console.Handler()
+	none := must(s.api.With(ratelimit.PerHour(0)))
+	small := must(s.api.With(ratelimit.PerHour(1)))
+	for range 2 {
+		must(none.Take(t.Context(), "unpaid", 1))
+		must(small.Take(t.Context(), "small", 1))
+	}
+	for key, want := range map[string]string{"unpaid": "its limit is 0", "small": "1 in 1h used, limit of plan", "other": "3 of 3 in 1h left"} {
+		if d := explained(t, h, "api", key); d.Allowed != (key == "other") || !strings.Contains(d.Verdict, want) || d.Own != "3 in 1h" {
+			t.Errorf("%s: %+v", key, d)
+		}
+	}
+}
+
+// Many keys that are denied once each cost no more the more there are.
+func BenchmarkDenialsOfManyKeys(b *testing.B) {
+	d := NewDenials(10_000)
+	for i := 0; b.Loop(); i++ {
+		d.Note(ratelimit.Decision{Policy: "p", Key: fmt.Sprint(i), Cost: 1})
 	}
 }

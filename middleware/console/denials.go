@@ -2,6 +2,7 @@ package console
 
 import (
 	"cmp"
+	"container/heap"
 	"slices"
 	"sync"
 	"time"
@@ -23,7 +24,7 @@ type Denials struct {
 	keys int // of each limiter
 
 	mu sync.Mutex
-	by map[string]map[string]*Denied // of each limiter, by key
+	by map[string]*worst // of each limiter
 }
 
 // Denied is what was noted of a key.
@@ -34,11 +35,32 @@ type Denied struct {
 	Last  time.Time `json:"last"`
 	Why   string    `json:"why"` // of the last denial
 	last  ratelimit.Result
+	place int // in worst.fewest
 }
+
+// worst are the keys of a limiter that were denied most.
+type worst struct {
+	by     map[string]*Denied
+	fewest []*Denied // a heap
+}
+
+// Those of [heap.Interface], least first.
+func (w *worst) Len() int           { return len(w.fewest) }
+func (w *worst) Less(i, j int) bool { return w.fewest[i].Times < w.fewest[j].Times }
+func (w *worst) Swap(i, j int) {
+	f := w.fewest
+	f[i], f[j] = f[j], f[i]
+	f[i].place, f[j].place = i, j
+}
+func (w *worst) Push(n any) {
+	n.(*Denied).place = len(w.fewest)
+	w.fewest = append(w.fewest, n.(*Denied))
+}
+func (w *worst) Pop() any { panic("nothing is taken out") }
 
 // NewDenials returns a Denials that keeps so many keys, at least 1, of each limiter.
 func NewDenials(keys int) *Denials {
-	return &Denials{keys: max(1, keys), by: make(map[string]map[string]*Denied)}
+	return &Denials{keys: max(1, keys), by: make(map[string]*worst)}
 }
 
 // Note notes a decision, if it is a denial.
@@ -49,31 +71,26 @@ func (d *Denials) Note(of ratelimit.Decision) {
 	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	keys := d.by[of.Policy]
-	if keys == nil {
-		keys = make(map[string]*Denied)
-		d.by[of.Policy] = keys
+	w := d.by[of.Policy]
+	if w == nil {
+		w = &worst{by: make(map[string]*Denied)}
+		d.by[of.Policy] = w
 	}
-	n := keys[of.Key]
-	if n == nil {
+	n := w.by[of.Key]
+	switch {
+	case n != nil:
+	case len(w.fewest) < d.keys:
 		n = &Denied{Key: of.Key, First: now}
-		if len(keys) >= d.keys {
-			least := fewest(keys)
-			n.Times = least.Times
-			delete(keys, least.Key)
-		}
-		keys[of.Key] = n
+		w.by[n.Key] = n
+		heap.Push(w, n)
+	default: // in the place of the one that was denied least, whose count it takes over
+		n = w.fewest[0]
+		delete(w.by, n.Key)
+		n.Key, n.First = of.Key, now
+		w.by[n.Key] = n
 	}
 	n.Times, n.Last, n.last = n.Times+1, now, of.Result
-}
-
-func fewest(keys map[string]*Denied) (least *Denied) {
-	for _, n := range keys {
-		if least == nil || n.Times < least.Times {
-			least = n
-		}
-	}
-	return least
+	heap.Fix(w, n.place)
 }
 
 // most returns the keys of a limiter that were denied most.
@@ -84,8 +101,10 @@ func (d *Denials) most(limiter string, n int) []Denied {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var list []Denied
-	for _, k := range d.by[limiter] {
-		list = append(list, *k)
+	if w := d.by[limiter]; w != nil {
+		for _, n := range w.fewest {
+			list = append(list, *n)
+		}
 	}
 	slices.SortFunc(list, func(a, b Denied) int {
 		return cmp.Or(cmp.Compare(b.Times, a.Times), cmp.Compare(a.Key, b.Key))
@@ -104,11 +123,11 @@ func (d *Denials) of(limiter, key string) *Denied {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	n := d.by[limiter][key]
-	if n == nil {
+	w := d.by[limiter]
+	if w == nil || w.by[key] == nil {
 		return nil
 	}
-	denied := *n
+	denied := *w.by[key]
 	denied.Why = denied.last.String()
 	return &denied
 }

@@ -118,16 +118,20 @@ func (c Console) explain(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	named := l.(ratelimit.Named)
+	denied := c.Denials.of(named.Name(), key)
+	if denied != nil && denied.last.Origin == ratelimit.FromWith {
+		l = under(denied.last.Limit, l)
+	}
 	res, err := l.Take(r.Context(), key, 0)
 	if err != nil {
 		return nil, err
 	}
-	named := l.(ratelimit.Named)
 	d := explainData{
 		Limiter: named.Name(), Key: key, Verdict: res.String(), Allowed: res.Allowed, Banned: res.Banned,
 		Requests: res.Limit.Requests, Remaining: res.Remaining, RetryAfter: res.RetryAfter, ResetAfter: res.ResetAfter,
 		Source: res.Source.String(), Own: named.Limit().String(), History: []changeView{}, HasRules: c.Rules != nil,
-		Denied: c.Denials.of(named.Name(), key),
+		Denied: denied,
 	}
 	if res.RetryAfter == ratelimit.Never {
 		d.RetryAfter = -1
@@ -157,6 +161,28 @@ func (c Console) explain(r *http.Request) (any, error) {
 		}
 	}
 	return d, err
+}
+
+// under returns a limiter with the limit of a plan, or as it is if it has no plans.
+func under(plan ratelimit.Limit, l ratelimit.Limiter) ratelimit.Limiter {
+	var planned ratelimit.Limiter
+	var err error
+	switch l := l.(type) {
+	case *ratelimit.SlidingWindow:
+		planned, err = l.With(plan)
+	case *ratelimit.FixedWindow:
+		planned, err = l.With(plan)
+	case *ratelimit.TokenBucket:
+		planned, err = l.With(plan)
+	case *ratelimit.Quota:
+		planned, err = l.With(plan)
+	case *ratelimit.Local:
+		planned, err = l.With(plan)
+	}
+	if planned == nil || err != nil {
+		return l
+	}
+	return planned
 }
 
 // Waits is for the page: how long until a denied key is allowed.

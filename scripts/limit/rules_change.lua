@@ -54,6 +54,8 @@ elseif ARGV[1] == 'removed' then
   else
     call('UNLINK', rules)
   end
+else
+  call('HDEL', rules, ' ') -- no rule's field: a full Redis lets the script write after it
 end
 call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'what', ARGV[1], 'of', ARGV[2], 'rule', ARGV[3])
 call('PEXPIRE', KEYS[2], ARGV[7])
