@@ -3,6 +3,7 @@ package console
 import (
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/session"
@@ -81,7 +82,7 @@ func (c Console) end(r *http.Request) (string, error) {
 		return "", failure{http.StatusBadRequest, "Why? In one or two words, at most 32 bytes."}
 	}
 	if len(cause.Actor) > maxActor {
-		cause.Actor = cause.Actor[:maxActor]
+		cause.Actor = strings.ToValidUTF8(cause.Actor[:maxActor], "") // no half of a character
 	}
 	page := "user?" + url.Values{"user": {user}}.Encode()
 	if handle := r.FormValue("handle"); handle != "" {
