@@ -40,6 +40,7 @@ type Concurrency struct {
 	rules   *Rules
 	lease   time.Duration
 	sender  *roundtrip.Sender
+	tally   tally
 	clock   func() int64 // tests only
 	mu      sync.Mutex
 	held    map[string]int    // leases of this process
@@ -69,6 +70,7 @@ func NewConcurrency(client redis.UniversalClient, name string, n int, cfg Config
 		name: name, prefix: keyPrefix(cfg, "concurrency", name) + "{", subjects: newSubjects(cfg.KeySecret),
 		limit: n, servers: cfg.Servers, rules: cfg.Rules, lease: cfg.Lease,
 		sender: roundtrip.New(client, cfg.Timeout, cfg.Logger),
+		tally:  tally{policy: name, own: Limit{n, cfg.Lease}},
 		held:   make(map[string]int), lines: make(map[string]*queue),
 	}
 	return c, nil
@@ -102,7 +104,8 @@ func (l *Lease) Lost() <-chan struct{} { return l.lost }
 //
 // Errors are [ErrEmptyKey], [ErrUnavailable], and that of a context that is done.
 // Then the place may be taken all the same, and ends by itself.
-func (c *Concurrency) Acquire(ctx context.Context, key string) (*Lease, Result, error) {
+func (c *Concurrency) Acquire(ctx context.Context, key string) (l *Lease, res Result, err error) {
+	defer func() { c.tally.count(&res, err) }()
 	if key == "" {
 		return nil, Result{}, ErrEmptyKey
 	}
@@ -144,7 +147,8 @@ func (c *Concurrency) acquire(ctx context.Context, subject string) (*Lease, Resu
 
 // AcquireLocally is Acquire without Redis: it counts the leases of this process
 // against this server's share of the limit, see [Config.Servers].
-func (c *Concurrency) AcquireLocally(key string) (*Lease, Result, error) {
+func (c *Concurrency) AcquireLocally(key string) (l *Lease, res Result, err error) {
+	defer func() { c.tally.count(&res, err) }()
 	if key == "" {
 		return nil, Result{}, ErrEmptyKey
 	}
@@ -154,7 +158,7 @@ func (c *Concurrency) AcquireLocally(key string) (*Lease, Result, error) {
 		return c.byRule(subject, res), res, nil
 	}
 	share := max(1, n/c.servers)
-	l := &Lease{c: c, subject: subject, lost: make(chan struct{})}
+	l = &Lease{c: c, subject: subject, lost: make(chan struct{})}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	used := c.held[l.subject]

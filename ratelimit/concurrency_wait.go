@@ -15,7 +15,9 @@ import (
 //
 // Its errors are those of Acquire, and that of ctx if it ends before there is a place: then none
 // is held.
-func (c *Concurrency) Wait(ctx context.Context, key string) (*Lease, error) {
+func (c *Concurrency) Wait(ctx context.Context, key string) (l *Lease, err error) {
+	var res Result
+	defer func() { c.tally.count(&res, err) }()
 	if key == "" {
 		return nil, ErrEmptyKey
 	}
@@ -32,7 +34,8 @@ func (c *Concurrency) Wait(ctx context.Context, key string) (*Lease, error) {
 			return nil, err
 		}
 		// Without ctx's end, which would leave unknown whether there is a place.
-		lease, _, err := c.acquire(context.WithoutCancel(ctx), subject)
+		var lease *Lease
+		lease, res, err = c.acquire(context.WithoutCancel(ctx), subject)
 		switch {
 		case err != nil:
 			return nil, err

@@ -154,3 +154,10 @@ func (l *remote) Stats() Stats {
 
 // Stats may be called at any time.
 func (l *Local) Stats() Stats { return l.stats() }
+
+// Stats may be called at any time. A Wait counts once, as what it came to.
+func (c *Concurrency) Stats() Stats {
+	s := c.tally.stats()
+	s.Silent = c.sender.Silent()
+	return s
+}

@@ -117,6 +117,30 @@ func TestStatsCountEachDecision(t *testing.T) {
 	}
 }
 
+// Places are counted, too: an Acquire once, and a Wait once, however long it takes.
+func TestStatsOfConcurrency(t *testing.T) {
+	c := must(NewConcurrency(redistest.Start(t).Client(), "c", 1, Config{Timeout: 10 * time.Second}))
+	lease, _, err := c.Acquire(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, _, err := c.Acquire(ctx, "k"); second != nil || err != nil {
+		t.Fatal(second, err)
+	}
+	if _, _, err := c.AcquireLocally(""); err == nil {
+		t.Fatal("no error")
+	}
+	time.AfterFunc(200*time.Millisecond, func() { _ = lease.Release() })
+	waited, err := c.Wait(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waited.Release()
+	if s := c.Stats(); s != (Stats{Policy: "c", Limit: Limit{1, 15 * time.Second}, Allowed: By{Redis: 2}, Denied: By{Redis: 1}, Errors: 1}) {
+		t.Errorf("%+v", s)
+	}
+}
+
 // While Redis is away what is decided in process is counted, and that Redis is silent is seen.
 func TestStatsWhileRedisIsAway(t *testing.T) {
 	server := redistest.Start(t)

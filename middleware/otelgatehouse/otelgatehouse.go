@@ -43,8 +43,10 @@ type Config struct {
 	MeterProvider metric.MeterProvider
 
 	// Limiters are those that constructors return; what With made of them is counted by
-	// them. Each has a name of its own. An All stands for what it consists of.
-	Limiters []ratelimit.Limiter
+	// them. An All stands for what it consists of. Each of Limiters and Concurrency has a
+	// name of its own.
+	Limiters    []ratelimit.Limiter
+	Concurrency []*ratelimit.Concurrency
 	// Managers and Rules of one kind are added up.
 	Managers []*session.Manager
 	Rules    []*ratelimit.Rules
@@ -54,15 +56,21 @@ type Config struct {
 
 func (c Config) validate() error {
 	var errs []error
-	known := map[string]bool{}
 	for i, l := range c.Limiters {
-		stats := ratelimit.StatsOf(l)
-		if len(stats) == 0 {
+		if len(ratelimit.StatsOf(l)) == 0 {
 			errs = append(errs, fmt.Errorf("otelgatehouse: Limiters[%d], a %T, has no Stats", i, l))
 		}
-		for _, s := range stats {
+	}
+	for i, l := range c.Concurrency {
+		if l == nil {
+			errs = append(errs, fmt.Errorf("otelgatehouse: Concurrency[%d] is nil", i))
+		}
+	}
+	if len(errs) == 0 {
+		known := map[string]bool{}
+		for _, s := range c.stats() {
 			if known[s.Policy] {
-				errs = append(errs, fmt.Errorf("otelgatehouse: two Limiters are named %q", s.Policy))
+				errs = append(errs, fmt.Errorf("otelgatehouse: two limiters are named %q", s.Policy))
 			}
 			known[s.Policy] = true
 		}
@@ -83,6 +91,15 @@ func (c Config) validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// stats are those of all limiters.
+func (c Config) stats() []ratelimit.Stats {
+	all := ratelimit.StatsOf(c.Limiters...)
+	for _, l := range c.Concurrency {
+		all = append(all, l.Stats())
+	}
+	return all
 }
 
 // Register has the figures of what cfg names read whenever the MeterProvider collects, and
@@ -110,7 +127,7 @@ func Register(cfg Config) (unregister func() error, err error) {
 	}
 
 	collect := func(_ context.Context, o metric.Observer) error {
-		for _, s := range ratelimit.StatsOf(cfg.Limiters...) {
+		for _, s := range cfg.stats() {
 			policy := attribute.String("policy", s.Policy)
 			for outcome, by := range map[string]ratelimit.By{"allowed": s.Allowed, "denied": s.Denied, "banned": s.Banned} {
 				for source, n := range map[string]uint64{"redis": by.Redis, "cache": by.Cache, "local": by.Local, "rule": by.Rule} {

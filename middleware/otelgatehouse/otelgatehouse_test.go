@@ -398,10 +398,13 @@ func TestRulesAndReadersAreSeen(t *testing.T) {
 // What cannot be seen is named.
 func TestConfigsThatCannotBe(t *testing.T) {
 	local := must(ratelimit.NewLocal("l", ratelimit.PerHour(1), ratelimit.Config{}))
+	if _, err := Register(Config{Limiters: []ratelimit.Limiter{local, local}}); err == nil || !strings.Contains(err.Error(), `two limiters are named "l"`) {
+		t.Error(err)
+	}
 	_, err := Register(Config{
-		Limiters: []ratelimit.Limiter{local, local, ratelimit.Unlimited}, Managers: []*session.Manager{nil}, Rules: []*ratelimit.Rules{nil}, Readers: []*events.Reader{nil},
+		Limiters: []ratelimit.Limiter{local, ratelimit.Unlimited}, Concurrency: []*ratelimit.Concurrency{nil}, Managers: []*session.Manager{nil}, Rules: []*ratelimit.Rules{nil}, Readers: []*events.Reader{nil},
 	})
-	for _, want := range []string{`two Limiters are named "l"`, "Limiters[2]", "Managers[0]", "Rules[0]", "Readers[0]"} {
+	for _, want := range []string{"Limiters[1]", "Concurrency[0]", "Managers[0]", "Rules[0]", "Readers[0]"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %s", err, want)
 		}
