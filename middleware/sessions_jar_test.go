@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -194,7 +195,11 @@ func TestAMegabyteOfCookies(t *testing.T) {
 					before := mini.CommandCount()
 					answer(h, r)
 					commands = mini.CommandCount() - before
-					return commands, testing.AllocsPerRun(5, func() { answer(h, r) })
+					allocs = math.Inf(1)
+					for range 5 { // the collector empties pools now and then
+						allocs = min(allocs, testing.AllocsPerRun(5, func() { answer(h, r) }))
+					}
+					return commands, allocs
 				}
 				_, few := cost(line(10_000))
 				commands, many := cost(line(1 << 20))
