@@ -7,9 +7,6 @@ FUZZTIME ?= 10s
 # The race detector needs cgo, which Go leaves off where there is no C compiler.
 RACE = $(shell if [ "$$(go env CGO_ENABLED)" = 1 ] || [ "$(CI)" = true ]; then echo -race; fi)
 
-# Packages tested at a time: more than there are processors, since tests wait a good part of their time.
-PACKAGES = $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN) / 2)))
-
 # It has each process sleep for a second at its end; the tests start hundreds.
 export GORACE ?= atexit_sleep_ms=50
 
@@ -28,7 +25,7 @@ test: redis postgres prometheus chromium ## Run all tests on a real Redis; GATEH
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@failed=; for m in $(MODULES); do \
 		echo "== test $$m"; \
-		(cd $$m && go test $(RACE) -p $(PACKAGES) -shuffle=on -timeout 15m ./...) || failed="$$failed $$m"; \
+		(cd $$m && go test $(RACE) -shuffle=on -timeout 15m ./...) || failed="$$failed $$m"; \
 	done; [ -z "$$failed" ] || { echo "FAILED:$$failed" >&2; exit 1; }
 
 .PHONY: lint
