@@ -186,6 +186,13 @@ func TestAuditSurvives(t *testing.T) {
 
 	told := toldBy(t, client, m)
 	db, err := Open(t.Context(), cfg.Database)
+	for range 100 {
+		if err == nil || !strings.Contains(err.Error(), "starting up") {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+		db, err = Open(t.Context(), cfg.Database)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
