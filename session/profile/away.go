@@ -15,10 +15,10 @@ func (c *core) without(ctx context.Context, id string, at place, accept func([]b
 		return direct, unavailable("get", why)
 	}
 	c.mu.Lock()
-	t := c.away[at[0]]
+	t := c.away[at.keys[0]]
 	if t == nil {
 		t = &turn{done: make(chan struct{})}
-		c.away[at[0]] = t
+		c.away[at.keys[0]] = t
 		go c.loadAlone(context.WithoutCancel(ctx), id, at, t)
 	}
 	c.mu.Unlock()
@@ -46,7 +46,7 @@ func (c *core) loadAlone(ctx context.Context, id string, at place, t *turn) {
 		full = true
 	}
 	c.mu.Lock()
-	delete(c.away, at[0]) // from here on others have a load of their own
+	delete(c.away, at.keys[0]) // from here on others have a load of their own
 	c.mu.Unlock()
 	if full {
 		t.err = errMany

@@ -97,7 +97,7 @@ func (c *core) get(ctx context.Context, id string, accept func([]byte) error) (h
 		return hit, ErrNoID
 	}
 	at := c.place(id)
-	if c.near {
+	if now := time.Now().UnixMicro(); c.near && at.slot.Load() < now && c.allChanged.Load() < now {
 		if text, err := c.nearby(ctx, at); err == nil && accept(text) == nil {
 			return hit, nil
 		} else if err == ErrNotFound {
@@ -109,7 +109,7 @@ func (c *core) get(ctx context.Context, id string, accept func([]byte) error) (h
 	var mine *turn // this Get waits for all of this process
 	defer func() {
 		if mine != nil {
-			c.end(at[0], mine)
+			c.end(at.keys[0], mine)
 		}
 	}()
 	var unreadable string
@@ -141,7 +141,7 @@ func (c *core) get(ctx context.Context, id string, accept func([]byte) error) (h
 			t := mine
 			if t == nil {
 				var begun bool
-				if t, begun = c.join(at[0]); !begun {
+				if t, begun = c.join(at.keys[0]); !begun {
 					t = &turn{done: make(chan struct{})} // its own; the other one sees the value soon
 				}
 			}
@@ -159,7 +159,7 @@ func (c *core) get(ctx context.Context, id string, accept func([]byte) error) (h
 			c.count.late.Add(1)
 		case "held":
 			if mine == nil {
-				t, begun := c.join(at[0])
+				t, begun := c.join(at.keys[0])
 				if !begun {
 					if err := wait(ctx, t.done, patience.C); err != nil {
 						return hit, err
@@ -216,7 +216,7 @@ type seen struct {
 
 func (c *core) look(ctx context.Context, at place, unreadable string) (seen, error) {
 	token := fresh()
-	raw, err := c.redis.Run(ctx, getScript, at[:], c.form, token, fresh(), c.lease.Microseconds(), unreadable, c.versionTTL().Milliseconds())
+	raw, err := c.redis.Run(ctx, getScript, at.keys, c.form, token, fresh(), c.lease.Microseconds(), unreadable, c.versionTTL().Milliseconds())
 	if err != nil {
 		return seen{}, err
 	}
@@ -235,11 +235,11 @@ func (c *core) look(ctx context.Context, at place, unreadable string) (seen, err
 // nearby reads through the client's cache. A value that is near its end, as far as can be told from
 // here, is left to the script: it knows the time and refreshes.
 func (c *core) nearby(ctx context.Context, at place) ([]byte, error) {
-	version, err := c.redis.HGet(ctx, at[1], "v")
+	version, err := c.redis.HGet(ctx, at.keys[1], "v")
 	if err != nil {
 		return nil, err
 	}
-	raw, err := c.redis.HGet(ctx, at[0], c.form)
+	raw, err := c.redis.HGet(ctx, at.keys[0], c.form)
 	if err != nil {
 		return nil, err
 	}
@@ -261,7 +261,7 @@ func (c *core) loadFor(ctx context.Context, id string, at place, token string, t
 		c.count.refreshes.Add(1)
 		t = &turn{}
 	} else {
-		defer c.end(at[0], t)
+		defer c.end(at.keys[0], t)
 	}
 	t.text, t.err = c.call(ctx, id, func() {})
 	var value []byte
@@ -278,7 +278,7 @@ func (c *core) loadFor(ctx context.Context, id string, at place, token string, t
 		c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "profile: not refreshed", slog.Any("error", t.err))
 		return
 	}
-	reply, err := c.redis.Run(ctx, keepScript, at[:], append([]any{c.form, token, value}, c.life(ttl)...)...)
+	reply, err := c.redis.Run(ctx, keepScript, at.keys, append([]any{c.form, token, value}, c.life(ttl)...)...)
 	// Where Redis does not answer now, the value is returned all the same: it is the database's.
 	t.stored = err != nil || reply == int64(1)
 	if refresh && !t.stored {

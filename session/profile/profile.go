@@ -12,6 +12,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -77,6 +78,11 @@ type core struct {
 	load   func(context.Context, string) ([]byte, error)
 	ahead  atomic.Int64 // by how many µs Redis's clock is ahead of this process's, about
 
+	// What this process has changed it reads from Redis for a while, not from its near cache. Places
+	// share a slot of changed; in it is when that ends, in µs. allChanged is that of all places.
+	changed    [1 << 12]atomic.Int64
+	allChanged atomic.Int64
+
 	mu    sync.Mutex
 	turns map[string]*turn // of keys that are loaded or waited for
 	away  map[string]*turn // of keys that are to be loaded without Redis
@@ -113,7 +119,10 @@ var (
 )
 
 // place is where a value stands: its key, and that of its partition.
-type place [2]string
+type place struct {
+	keys []string
+	slot *atomic.Int64 // of core.changed
+}
 
 // partitions is how many there are; see slots.Partition.
 const partitions = 64
@@ -125,8 +134,16 @@ func (c *core) partition(i byte) string {
 func (c *core) place(id string) place {
 	sum := c.ids.Sum(id)
 	partition := c.partition(sum[0])
-	return place{partition + ":" + base64.RawURLEncoding.EncodeToString(sum[:16]), partition}
+	key := partition + ":" + base64.RawURLEncoding.EncodeToString(sum[:16])
+	return place{[]string{key, partition}, &c.changed[binary.BigEndian.Uint16(sum[16:])%uint16(len(c.changed))]}
 }
+
+// apart is for how long what this process has changed is not read from its near cache: usually Redis
+// has told that within milliseconds.
+const apart = time.Second
+
+// change notes that this process changes what stands at a slot.
+func change(slot *atomic.Int64) { slot.Store(time.Now().Add(apart).UnixMicro()) }
 
 // fresh returns 16 random bytes, for a version or a token.
 func fresh() string { return rand.Text()[:16] }
@@ -180,7 +197,7 @@ func (c *Cache[T]) Stats() Stats {
 func (c *Cache[T]) Check(ctx context.Context) (warnings []string, err error) {
 	redis := c.core.redis
 	err = check.Permissions(ctx, redis, check.Needs{
-		Key: c.core.place("check")[0], Scripts: []*scripts.Script{getScript, keepScript, beginScript, endScript},
+		Key: c.core.place("check").keys[0], Scripts: []*scripts.Script{getScript, keepScript, beginScript, endScript},
 	})
 	if err != nil {
 		err = fmt.Errorf("profile: %w", err)

@@ -217,7 +217,7 @@ func TestTTLsDiffer(t *testing.T) {
 		id := fmt.Sprint(i)
 		db.set(id, "x")
 		wants(t, c, id, "x")
-		ttl := server.Client().PTTL(t.Context(), c.core.place(id)[0]).Val()
+		ttl := server.Client().PTTL(t.Context(), c.core.place(id).keys[0]).Val()
 		lowest, highest = min(lowest, ttl), max(highest, ttl)
 	}
 	if lowest < 85*time.Second || highest > 100*time.Second || highest-lowest < 5*time.Second {

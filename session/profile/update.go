@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
@@ -31,7 +32,7 @@ func (c *Cache[T]) Update(ctx context.Context, id string, write func(context.Con
 	}
 	core := c.core
 	at, token, began := core.place(id), fresh(), time.Now()
-	_, err := core.redis.Run(ctx, beginScript, at[:], token, fresh(), core.lease.Microseconds(), core.versionTTL().Milliseconds())
+	_, err := core.redis.Run(ctx, beginScript, at.keys, token, fresh(), core.lease.Microseconds(), core.versionTTL().Milliseconds())
 	if err != nil {
 		return zero, unavailable("not written", err)
 	}
@@ -40,13 +41,13 @@ func (c *Cache[T]) Update(ctx context.Context, id string, write func(context.Con
 	returned := false
 	defer func() {
 		if !returned { // write panicked
-			_ = core.forget(told, at[0], token)
+			_ = core.forget(told, at.keys[0], at.slot, token)
 		}
 	}()
 	v, err := within(ctx, core.cfg.LoadTimeout, write)
 	returned = true
 	if err != nil {
-		_ = core.forget(told, at[0], token)
+		_ = core.forget(told, at.keys[0], at.slot, token)
 		return zero, err
 	}
 	text, failed := encode(v)
@@ -55,10 +56,11 @@ func (c *Cache[T]) Update(ctx context.Context, id string, write func(context.Con
 		value, failed = core.pack(at, text)
 	}
 	if failed == nil {
-		_, err = core.redis.Persistent().Run(told, endScript, at[:], append([]any{token, core.form, value}, core.life(core.cfg.TTL)...)...)
+		_, err = core.redis.Persistent().Run(told, endScript, at.keys, append([]any{token, core.form, value}, core.life(core.cfg.TTL)...)...)
 	}
+	change(at.slot)
 	if failed != nil || err != nil {
-		err = core.forget(told, at[0], token)
+		err = core.forget(told, at.keys[0], at.slot, token)
 	}
 	switch {
 	case err != nil:
@@ -91,7 +93,8 @@ func (c *Cache[T]) Forget(ctx context.Context, id string) error {
 	if id == "" {
 		return ErrNoID
 	}
-	if err := c.core.forget(ctx, c.core.place(id)[0], ""); err != nil {
+	at := c.core.place(id)
+	if err := c.core.forget(ctx, at.keys[0], at.slot, ""); err != nil {
 		return unavailable("not forgotten", err)
 	}
 	return nil
@@ -105,7 +108,9 @@ func (c *Cache[T]) ForgetAll(ctx context.Context) error {
 	var wg sync.WaitGroup
 	var errs [partitions]error
 	for i := range errs {
-		wg.Go(func() { errs[i] = c.core.forget(ctx, c.core.partition(byte(i*(256/partitions))), "") })
+		wg.Go(func() {
+			errs[i] = c.core.forget(ctx, c.core.partition(byte(i*(256/partitions))), &c.core.allChanged, "")
+		})
 	}
 	wg.Wait()
 	for _, err := range errs { // one says it all
@@ -116,9 +121,10 @@ func (c *Cache[T]) ForgetAll(ctx context.Context) error {
 	return nil
 }
 
-// forget forgets a key, and ends the update of a token. It is tried twice, as it does no harm the
+// forget forgets a key, of whose slot that is noted, and ends the update of a token. It is tried twice, as it does no harm the
 // second time: a connection that a load balancer has forgotten is no reason to serve old values.
-func (c *core) forget(ctx context.Context, key, token string) (err error) {
+func (c *core) forget(ctx context.Context, key string, slot *atomic.Int64, token string) (err error) {
+	defer change(slot)
 	for range 2 {
 		if _, err = c.redis.Persistent().Run(ctx, endScript, []string{key}, token, c.form, "", 0, 0); err == nil || ctx.Err() != nil {
 			return err

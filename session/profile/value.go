@@ -41,8 +41,8 @@ func decode[T any](text []byte) (v T, err error) {
 
 // box returns the box of a place, and what binds a value to where it stands.
 func (c *core) box(key seal.ID, at place) (seal.Box, []byte, error) {
-	bound := []byte(at[0] + "\x00" + c.form)
-	box, err := c.ring.Box(key, "profile value", []byte(at[0]))
+	bound := []byte(at.keys[0] + "\x00" + c.form)
+	box, err := c.ring.Box(key, "profile value", []byte(at.keys[0]))
 	return box, bound, err
 }
 
