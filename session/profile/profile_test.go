@@ -143,7 +143,7 @@ func TestOneLoadPerFleetAndExpiry(t *testing.T) {
 			fleet = append(fleet, newCache(t, b.NewClient(t), db.load, Config{TTL: time.Minute, LoadTimeout: 20 * time.Second}))
 		}
 		b.Advance(t, 0)
-		for round := range 3 {
+		for round := range 2 {
 			var wg sync.WaitGroup
 			for i := range 1000 {
 				wg.Go(func() { wants(t, fleet[i%4], "ann", "ann") })
