@@ -67,6 +67,7 @@ type turn struct {
 	text   []byte
 	err    error
 	stored bool
+	away   error // of Redis, which may have stored it or not
 }
 
 // join returns the turn of a key, and whether it is a new one, which must be ended.
@@ -155,6 +156,10 @@ func (c *core) get(ctx context.Context, id string, accept func([]byte) error) (h
 				return loaded, t.err
 			case t.stored:
 				return loaded, accept(t.text)
+			case t.away != nil && cap(c.slots) == 0:
+				return direct, unavailable("not stored", t.away)
+			case t.away != nil:
+				return direct, accept(t.text)
 			}
 			c.count.late.Add(1)
 		case "held":
@@ -278,10 +283,9 @@ func (c *core) loadFor(ctx context.Context, id string, at place, token string, t
 		c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "profile: not refreshed", slog.Any("error", t.err))
 		return
 	}
-	reply, err := c.redis.Run(ctx, keepScript, at.keys, append([]any{c.form, token, value}, c.life(ttl)...)...)
-	// Where Redis does not answer now, the value is returned all the same: it is the database's.
-	t.stored = err != nil || reply == int64(1)
-	if refresh && !t.stored {
+	var reply any
+	reply, t.away = c.redis.Run(ctx, keepScript, at.keys, append([]any{c.form, token, value}, c.life(ttl)...)...)
+	if t.stored = reply == int64(1); refresh && !t.stored && t.away == nil {
 		c.count.late.Add(1)
 	}
 }

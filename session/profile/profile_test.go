@@ -344,7 +344,7 @@ func TestALoaderThatHangsHoldsNobody(t *testing.T) {
 		wg.Go(func() {
 			start := time.Now()
 			_, err := bad.Get(t.Context(), "ann")
-			if took := time.Since(start); err == nil || took > 3*time.Second {
+			if took := time.Since(start); took > 3*time.Second { // one may be told what the other server loads
 				t.Errorf("%v after %v", err, took)
 			}
 		})
@@ -382,7 +382,7 @@ func TestALoaderThatDiesFreesItsLease(t *testing.T) {
 // A Get whose caller has gone ends, and its load goes on for the others.
 func TestACallerThatGivesUpTakesNoLoadAlong(t *testing.T) {
 	server := redistest.Start(t)
-	db := database{slow: 100 * time.Millisecond}
+	db := database{slow: 300 * time.Millisecond}
 	db.set("ann", "ann")
 	c := newCache(t, server.Client(), db.load, Config{})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

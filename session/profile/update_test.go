@@ -344,7 +344,7 @@ func TestUpdateTellsRedisOverANewConnection(t *testing.T) {
 func TestAWriteThatOutlivesItsLease(t *testing.T) {
 	var db database
 	db.set("ann", "old")
-	far, near, p := proxied(t, &db, Config{Timeout: 100 * time.Millisecond, LoadTimeout: 100 * time.Millisecond, TTL: time.Hour})
+	far, near, p := proxied(t, &db, Config{Timeout: 500 * time.Millisecond, LoadTimeout: 50 * time.Millisecond, TTL: time.Hour})
 	wants(t, near, "ann", "old")
 	write := func(end func()) error {
 		_, err := far.Update(t.Context(), "ann", func(ctx context.Context) (user, error) {

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { redistest.MainStrict(m, "../../../scripts/README.m
 
 const (
 	servers = 4
-	ids     = 10
+	ids     = 30
 	timeout = 40 * time.Millisecond // of Redis
 	load    = 40 * time.Millisecond // of the loader and of writes
 	lease   = load + 2*timeout
@@ -84,6 +84,7 @@ var model = porcupine.Model{
 
 // world is a fleet and its database.
 type world struct {
+	busy  int // IDs that are worked on
 	rows  [ids]register
 	began time.Time
 
@@ -118,7 +119,7 @@ var errDied = errors.New("died")
 func (w *world) serve(t *testing.T, client int, seed uint64, c *profile.Cache[value], stop time.Time) {
 	r := rand.New(rand.NewPCG(seed, uint64(client)))
 	for time.Now().Before(stop) {
-		id := r.IntN(ids)
+		id := r.IntN(w.busy)
 		key := fmt.Sprint(id)
 		row := &w.rows[id]
 		call := w.now()
@@ -133,12 +134,15 @@ func (w *world) serve(t *testing.T, client int, seed uint64, c *profile.Cache[va
 			}
 			w.note(client, op{id: id, n: v.N}, call, 0)
 		case n < 93:
-			dies := r.IntN(6) == 0
+			dies := r.IntN(4*ids/w.busy) == 0
 			var dead atomic.Bool
 			ctx := context.WithValue(context.Background(), deadKey{}, &dead)
 			var wrote value
-			_, err := c.Update(ctx, key, func(context.Context) (value, error) {
+			_, err := c.Update(ctx, key, func(ctx context.Context) (value, error) {
 				pause(r)
+				if err := ctx.Err(); err != nil {
+					return value{}, err
+				}
 				wrote = row.write()
 				pause(r)
 				dead.Store(dies)
@@ -155,7 +159,7 @@ func (w *world) serve(t *testing.T, client int, seed uint64, c *profile.Cache[va
 			wrote := row.write()
 			pause(r)
 			var err error
-			if n >= 97 {
+			if r.IntN(30) == 0 {
 				err = c.ForgetAll(context.Background())
 			} else {
 				err = c.Forget(context.Background(), key)
@@ -263,9 +267,9 @@ func (h *hook) step() {
 }
 
 // play lets a fleet work for a while and returns what porcupine says of it.
-func play(t *testing.T, server *redistest.Server, seed uint64, broken map[string]string, ttl, during time.Duration) (porcupine.CheckResult, *world) {
+func play(t *testing.T, server *redistest.Server, seed uint64, broken map[string]string, busy int, ttl, during time.Duration) (porcupine.CheckResult, *world) {
 	t.Helper()
-	w := &world{began: time.Now()}
+	w := &world{busy: busy, began: time.Now()}
 	for i := range w.rows {
 		w.rows[i].n = 1
 		w.note(0, op{true, i, 1}, 0, 0)
@@ -335,12 +339,12 @@ func TestHistoriesAreThoseOfARegister(t *testing.T) {
 	server := redistest.Start(t)
 	for i := range 4 {
 		seed := rand.Uint64()
-		result, w := play(t, server, seed, nil, ttls[i%2], 1500*time.Millisecond)
+		result, w := play(t, server, seed, nil, []int{ids, 3}[i/2], ttls[i%2], 1500*time.Millisecond)
 		t.Logf("%d operations, %d Gets failed", len(w.history), w.failed)
 		if result != porcupine.Ok {
 			t.Errorf("%v, seed %d", result, seed)
 		}
-		if len(w.history) < 500 {
+		if len(w.history) < 300 {
 			t.Errorf("only %d operations", len(w.history))
 		}
 	}
@@ -381,20 +385,21 @@ func TestBrokenCachesAreCaught(t *testing.T) {
 	overlapEnd, overlapEndSource := broken(t, "end", "others .. string.rep('-', 16) .. updates:sub(at + 16, at + 63)", "others .. updates:sub(at, at + 63)")
 	for name, tc := range map[string]struct {
 		scripts map[string]string
+		busy    int
 		ttl     time.Duration
 	}{
-		"set after load without a lease":         {set(keepAlways, keepAlwaysSource), ttls[0]},
-		"delete after write":                     {set(noBegin, noBeginSource, keepAlways, keepAlwaysSource), ttls[0]},
-		"updates that store in the other order":  {set(storeAlways, storeAlwaysSource), ttls[1]},
-		"death after the database's write":       {set(noBegin, noBeginSource), ttls[1]},
-		"a waiter that asks the database itself": {set(askItself, askItselfSource, keepNever, keepNeverSource), ttls[1]},
-		"ForgetAll that reaches nobody":          {set(noVersion, noVersionSource), ttls[1]},
-		"updates that overlap and store":         {set(overlapBegin, overlapBeginSource, overlapEnd, overlapEndSource), ttls[1]},
+		"set after load without a lease":         {set(keepAlways, keepAlwaysSource), 5, ttls[0]},
+		"delete after write":                     {set(noBegin, noBeginSource, keepAlways, keepAlwaysSource), 5, ttls[0]},
+		"updates that store in the other order":  {set(storeAlways, storeAlwaysSource), 3, ttls[1]},
+		"death after the database's write":       {set(noBegin, noBeginSource), ids, ttls[1]},
+		"a waiter that asks the database itself": {set(askItself, askItselfSource, keepNever, keepNeverSource), 3, ttls[0]},
+		"ForgetAll that reaches nobody":          {set(noVersion, noVersionSource), ids, ttls[1]},
+		"updates that overlap and store":         {set(overlapBegin, overlapBeginSource, overlapEnd, overlapEndSource), 2, ttls[1]},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for n := 1; n <= 15; n++ {
-				if result, _ := play(t, server, rand.Uint64(), tc.scripts, tc.ttl, 500*time.Millisecond*time.Duration(min(n, 3))); result == porcupine.Illegal {
+			for n := 1; n <= 20; n++ {
+				if result, _ := play(t, server, rand.Uint64(), tc.scripts, tc.busy, tc.ttl, 500*time.Millisecond*time.Duration(min(n, 3))); result == porcupine.Illegal {
 					t.Logf("caught by history %d", n)
 					return
 				}
