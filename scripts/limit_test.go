@@ -9,10 +9,14 @@ import (
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
-func TestEachLimitScriptIsItsFileAndRuns(t *testing.T) {
-	names, err := filepath.Glob("limit/*.lua")
-	if err != nil || len(names) < 10 {
-		t.Fatalf("%d scripts: %v", len(names), err)
+func TestEachScriptOfLimitsAndProfilesIsItsFile(t *testing.T) {
+	var names []string
+	for dir, least := range map[string]int{"limit": 10, "profile": 4} {
+		found, err := filepath.Glob(dir + "/*.lua")
+		if err != nil || len(found) < least {
+			t.Fatalf("%d scripts: %v", len(found), err)
+		}
+		names = append(names, found...)
 	}
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		for _, name := range names {

@@ -1,5 +1,5 @@
 // Package scripts holds the Lua scripts that Gatehouse runs inside Redis. Each file in
-// session and limit is one script, whole: a line number in an error of Redis is a line of
+// session, limit and profile is one script, whole: a line number in an error of Redis is a line of
 // that file. Its head documents KEYS, ARGV and reply. README.md lists the keys they write.
 //
 // The package is for Gatehouse itself: names and arguments change without notice.
@@ -33,7 +33,7 @@ func New(source string) *Script {
 	return &Script{source: source, sha1: hex.EncodeToString(sum[:])}
 }
 
-//go:embed session/*.lua limit/*.lua
+//go:embed session/*.lua limit/*.lua profile/*.lua
 var files embed.FS
 
 var known sync.Map // of *Script, by the name of its file

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"reflect"
 	"strings"
 	"sync/atomic"
 
@@ -40,14 +39,7 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	} else if missing, err := check.Channel(ctx, s.redis, s.keys.stock("check").key, s.keys.ended()); err == nil && len(missing) > 0 {
 		warnings = append(warnings, fmt.Sprintf("the user of Redis may not %s on the channel %q: what Watch and Live watch ends up to %v late", strings.Join(missing, " and "), s.keys.ended(), watchEvery))
 	}
-	if c, ok := client.(*redis.Client); ok {
-		switch o := c.Options(); {
-		case (o.ClientSideCache != nil || o.ClientSideCacheConfig != nil) && (o.Protocol != 3 || o.DB != 0):
-			warnings = append(warnings, "the client-side cache is not used: it needs Protocol 3 and DB 0")
-		case cachesForever(o):
-			warnings = append(warnings, "the client-side cache has no MaxStaleness: where the word of a logout is lost, a session is seen until it is thrown out")
-		}
-	}
+	warnings = append(warnings, check.NearCache(client, "where the word of a logout is lost, a session is seen until it is thrown out")...)
 	if m.legacy != nil {
 		if _, _, also := m.legacy.find(ctx, strings.Repeat("A", legacyTokenLen)); also != nil {
 			err = errors.Join(err, fmt.Errorf("session: the legacy store: %w", also))
@@ -105,20 +97,3 @@ const checkedOwners = 20
 
 // checkedPages is how many pages of keys of each server Check looks at.
 const checkedPages = 4
-
-// cachesForever reports whether reads are cached for as long as nothing is heard of a change.
-func cachesForever(o *redis.Options) bool {
-	switch cache := o.ClientSideCache.(type) {
-	case nil:
-		return o.ClientSideCacheConfig != nil && o.ClientSideCacheConfig.MaxStaleness == 0
-	case *redis.LocalCache:
-		// It tells nobody but go-redis. A test notices when it keeps that elsewhere.
-		shards := reflect.ValueOf(cache).Elem().FieldByName("shards")
-		if shards.IsValid() && shards.Kind() == reflect.Slice && shards.Len() > 0 {
-			if f := shards.Index(0).FieldByName("maxStaleness"); f.IsValid() && f.CanInt() {
-				return f.Int() == 0
-			}
-		}
-	}
-	return false
-}

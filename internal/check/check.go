@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -182,4 +183,37 @@ func server(ctx context.Context, c *redis.Client, loss Loss) (warnings []string,
 		warnings = append(warnings, "there is no append-only file: "+loss.Forgotten)
 	}
 	return warnings, nil
+}
+
+// NearCache looks at a client's own cache of what it reads. loss says what it shows for too long
+// where its age has no limit.
+func NearCache(client redis.UniversalClient, loss string) (warnings []string) {
+	c, ok := client.(*redis.Client)
+	if !ok {
+		return nil
+	}
+	switch o := c.Options(); {
+	case (o.ClientSideCache != nil || o.ClientSideCacheConfig != nil) && (o.Protocol != 3 || o.DB != 0):
+		warnings = append(warnings, "the client-side cache is not used: it needs Protocol 3 and DB 0")
+	case cachesForever(o):
+		warnings = append(warnings, "the client-side cache has no MaxStaleness: "+loss)
+	}
+	return warnings
+}
+
+// cachesForever reports whether reads are cached for as long as nothing is heard of a change.
+func cachesForever(o *redis.Options) bool {
+	switch cache := o.ClientSideCache.(type) {
+	case nil:
+		return o.ClientSideCacheConfig != nil && o.ClientSideCacheConfig.MaxStaleness == 0
+	case *redis.LocalCache:
+		// It tells nobody but go-redis. A test notices when it keeps that elsewhere.
+		shards := reflect.ValueOf(cache).Elem().FieldByName("shards")
+		if shards.IsValid() && shards.Kind() == reflect.Slice && shards.Len() > 0 {
+			if f := shards.Index(0).FieldByName("maxStaleness"); f.IsValid() && f.CanInt() {
+				return f.Int() == 0
+			}
+		}
+	}
+	return false
 }

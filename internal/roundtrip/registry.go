@@ -118,6 +118,9 @@ func (s *shared) Now() time.Time { return time.Now().Add(time.Duration(s.ahead.L
 // Client returns the client that the Sender was made with.
 func (s *shared) Client() redis.UniversalClient { return s.client }
 
+// Cached reports whether the client is set up to cache reads in process.
+func (s *shared) Cached() bool { return s.cached }
+
 // Silent returns how many servers are not asked, since they did not answer.
 func (s *shared) Silent() (n int) {
 	s.mu.RLock()
