@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/http"
+	"reflect"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -33,6 +34,7 @@ import (
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 	"github.com/gatehouse-go/gatehouse/session"
 	"github.com/gatehouse-go/gatehouse/session/events"
+	"github.com/gatehouse-go/gatehouse/session/profile"
 )
 
 const scope = "github.com/gatehouse-go/gatehouse/middleware/otelgatehouse"
@@ -50,8 +52,16 @@ type Config struct {
 	// Managers and Rules of one kind are added up.
 	Managers []*session.Manager
 	Rules    []*ratelimit.Rules
+	// Caches are each a *profile.Cache; those of one name are added up.
+	Caches []Cache
 	// Readers have a Group of their own each, or are added up.
 	Readers []*events.Reader
+}
+
+// Cache is what is asked of a [profile.Cache], whatever its values are.
+type Cache interface {
+	Name() string
+	Stats() profile.Stats
 }
 
 func (c Config) validate() error {
@@ -83,6 +93,11 @@ func (c Config) validate() error {
 	for i, r := range c.Rules {
 		if r == nil {
 			errs = append(errs, fmt.Errorf("otelgatehouse: Rules[%d] is nil", i))
+		}
+	}
+	for i, cache := range c.Caches {
+		if v := reflect.ValueOf(cache); cache == nil || v.Kind() == reflect.Pointer && v.IsNil() {
+			errs = append(errs, fmt.Errorf("otelgatehouse: Caches[%d] is nil", i))
 		}
 	}
 	for i, r := range c.Readers {
@@ -118,6 +133,8 @@ func Register(cfg Config) (unregister func() error, err error) {
 	version := in.gauge("gatehouse.rules.version", "{version}", "A number that differs where processes know different rules.")
 	age := in.seconds("gatehouse.rules.age", "Time since Redis has last said which rules there are.")
 	invalid := in.gauge("gatehouse.rules.invalid", "{rule}", "Rules that cannot be read.")
+	gets := in.counter("gatehouse.profile.gets", "{get}", "Values asked of a profile.Cache, by how they came.")
+	loaded := in.counter("gatehouse.profile.loads", "{load}", "Calls of the loader of a profile.Cache.")
 	told := in.counter("gatehouse.events.entries", "{event}", "Events of sessions, by what became of them.")
 	lag := in.seconds("gatehouse.events.lag", "Age of the oldest event that is not handled.")
 	decided := in.histogram("gatehouse.ratelimit.decision.duration", "Time that a decision took which asked Redis.")
@@ -153,6 +170,21 @@ func Register(cfg Config) (unregister func() error, err error) {
 			o.ObserveInt64(version, hash)
 			o.ObserveInt64(invalid, bad)
 			o.ObserveFloat64(age, time.Duration(oldest).Seconds())
+		}
+		caches := map[string]profile.Stats{}
+		for _, c := range cfg.Caches {
+			s, sum := c.Stats(), caches[c.Name()]
+			caches[c.Name()] = profile.Stats{
+				Hits: sum.Hits + s.Hits, Waited: sum.Waited + s.Waited, Loaded: sum.Loaded + s.Loaded, Direct: sum.Direct + s.Direct,
+				Failed: sum.Failed + s.Failed, Loads: sum.Loads + s.Loads,
+			}
+		}
+		for name, s := range caches {
+			cache := attribute.String("cache", name)
+			for result, n := range map[string]uint64{"hit": s.Hits, "waited": s.Waited, "loaded": s.Loaded, "direct": s.Direct, "error": s.Failed} {
+				o.ObserveInt64(gets, int64(n), with(cache, attribute.String("result", result)))
+			}
+			o.ObserveInt64(loaded, int64(s.Loads), with(cache))
 		}
 		groups := map[string]events.Stats{}
 		for _, r := range cfg.Readers {

@@ -27,6 +27,7 @@ import (
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 	"github.com/gatehouse-go/gatehouse/session"
 	"github.com/gatehouse-go/gatehouse/session/events"
+	"github.com/gatehouse-go/gatehouse/session/profile"
 )
 
 func TestMain(m *testing.M) { redistest.Main(m) }
@@ -346,8 +347,8 @@ func TestARedisThatDiesIsSeen(t *testing.T) {
 	}
 }
 
-// Rules and readers are seen, too.
-func TestRulesAndReadersAreSeen(t *testing.T) {
+// Rules, caches and readers are seen, too.
+func TestRulesCachesAndReadersAreSeen(t *testing.T) {
 	server := redistest.Start(t)
 	m := newMetrics()
 	rules := must(ratelimit.NewRules(server.Client(), ratelimit.RulesConfig{}))
@@ -355,11 +356,19 @@ func TestRulesAndReadersAreSeen(t *testing.T) {
 	must(ratelimit.NewFixedWindow(server.Client(), "api", ratelimit.PerHour(1), ratelimit.Config{Rules: rules}))
 	sessions := must(session.New(server.Client(), session.Config{Events: session.Events{Retention: time.Hour}}))
 	var handled atomic.Int64
+	users := must(profile.New(server.Client(), "user", func(context.Context, string) (int, error) { return 1, nil }, profile.Config{}))
+	for range 3 {
+		must(users.Get(t.Context(), "ann"))
+	}
 	reader := &events.Reader{
 		Manager: sessions, Group: "audit", DeadLetter: func(context.Context, events.DeadLetter) error { return nil },
 	}
-	defer must(Register(Config{MeterProvider: m, Rules: []*ratelimit.Rules{rules}, Readers: []*events.Reader{reader}}))()
-	before := sum(m.values(t), "rules.version")
+	defer must(Register(Config{MeterProvider: m, Rules: []*ratelimit.Rules{rules}, Caches: []Cache{users}, Readers: []*events.Reader{reader}}))()
+	got := m.values(t)
+	before := sum(got, "rules.version")
+	if sum(got, "profile.gets", "cache=user", "result=hit") != 2 || sum(got, "profile.gets", "result=loaded") != 1 || sum(got, "profile.loads") != 1 {
+		t.Error(got)
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	var read sync.WaitGroup
 	read.Go(func() {
@@ -380,7 +389,7 @@ func TestRulesAndReadersAreSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		got := m.values(t)
+		got = m.values(t)
 		if sum(got, "events.entries", "group=audit", "result=handled") == 1 && sum(got, "rules.version") != before {
 			break
 		}
@@ -402,9 +411,9 @@ func TestConfigsThatCannotBe(t *testing.T) {
 		t.Error(err)
 	}
 	_, err := Register(Config{
-		Limiters: []ratelimit.Limiter{local, ratelimit.Unlimited}, Concurrency: []*ratelimit.Concurrency{nil}, Managers: []*session.Manager{nil}, Rules: []*ratelimit.Rules{nil}, Readers: []*events.Reader{nil},
+		Limiters: []ratelimit.Limiter{local, ratelimit.Unlimited}, Concurrency: []*ratelimit.Concurrency{nil}, Managers: []*session.Manager{nil}, Rules: []*ratelimit.Rules{nil}, Caches: []Cache{nil, (*profile.Cache[int])(nil)}, Readers: []*events.Reader{nil},
 	})
-	for _, want := range []string{"Limiters[1]", "Concurrency[0]", "Managers[0]", "Rules[0]", "Readers[0]"} {
+	for _, want := range []string{"Limiters[1]", "Concurrency[0]", "Managers[0]", "Rules[0]", "Caches[0]", "Caches[1]", "Readers[0]"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %s", err, want)
 		}

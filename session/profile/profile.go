@@ -67,6 +67,7 @@ type Cache[T any] struct{ core *core }
 
 // core is a Cache without its type.
 type core struct {
+	name   string
 	cfg    Config
 	redis  *roundtrip.Sender
 	near   bool   // the client caches reads in process
@@ -178,6 +179,9 @@ type Stats struct {
 type counters struct {
 	hits, waited, loaded, direct, failed, loads, refreshes, late, updates, notTold, unreadable atomic.Uint64
 }
+
+// Name returns the name that the Cache was made with.
+func (c *Cache[T]) Name() string { return c.core.name }
 
 // Stats may be called at any time.
 func (c *Cache[T]) Stats() Stats {
