@@ -67,7 +67,11 @@ func (l ConcurrencyLimit) Handler(next http.Handler) http.Handler {
 					return
 				}
 				if err := lease.Release(); err != nil {
-					as.warn(r, "concurrency limit: a place stays taken until its lease ends", err)
+					what := "concurrency limit: a place stays taken until its lease ends"
+					if errors.Is(err, ratelimit.ErrLeaseLost) {
+						what = "concurrency limit: a place was lost before it was given back: more than the limit may have run"
+					}
+					as.warn(r, what, err)
 				}
 			}
 			busy.Add(1)

@@ -420,7 +420,16 @@ func (o *occasional) now(err error) (skipped int64, ok bool) {
 	return o.skipped.Swap(0), true
 }
 
-// isRefusal reports whether Redis does not permit a command to this user, or one of a script.
+// isRefusal reports whether Redis does not permit a command to this user, or one of a script, or
+// does not know it.
 func isRefusal(err error) bool {
-	return redis.HasErrorPrefix(err, "NOPERM") || err != nil && strings.Contains(err.Error(), "The user executing the script can't run this command")
+	if err == nil || redis.HasErrorPrefix(err, "NOPERM") {
+		return err != nil
+	}
+	for _, text := range [...]string{"The user executing the script can't run this command", "ERR unknown command '", "Unknown Redis command called from script"} {
+		if strings.Contains(err.Error(), text) {
+			return true
+		}
+	}
+	return false
 }

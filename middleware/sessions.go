@@ -42,8 +42,8 @@ import (
 // Mount [http.TimeoutHandler] inside of Sessions. Outside, it answers without the cookie of a login that
 // came in time: the browser is not logged in, and its visitor's session is gone.
 //
-// Sessions inside of Sessions need a cookie of another name each: a request that comes through two of one
-// name is answered with 500, and a line in the log says so.
+// Sessions inside of Sessions need a Manager, a cookie and a Token of another name each, also without
+// __Host- or __Secure- in front: other requests are answered with 500, and a line in the log says so.
 //
 // When a request carries several cookies of the name, the first that leads to a session
 // counts. Another host of the same domain can make a browser send such cookies; the
@@ -88,7 +88,8 @@ type Sessions struct {
 	SkipTouch func(*http.Request) bool
 
 	// StripCookie has the handler get requests without the session's cookie, and without that of
-	// LegacyCookie: for a gateway, whose backends are not to know it.
+	// LegacyCookie: for a gateway, whose backends are not to know it. Nor can they set it, or the
+	// Token: what they send of these names is left out.
 	StripCookie bool
 
 	// Client labels who asks, such as "Firefox on Windows": the Manager's List shows it for the
@@ -142,7 +143,7 @@ func (s Sessions) Handler(next http.Handler) http.Handler {
 
 func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if l.isWithin(w) {
-		l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: Sessions is mounted inside of Sessions with a cookie of the same name, request answered with an error",
+		l.Logger.LogAttrs(r.Context(), slog.LevelError, "session: Sessions is mounted inside of Sessions with the same Manager, or a cookie or Token of the same name; request answered with an error",
 			slog.String("cookie", l.cookie.Name), slog.String("route", route(r)))
 		mountedTwice.ServeHTTP(w, r)
 		return
@@ -165,7 +166,7 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 		l.Manager.Describe(ctx, func() string { return l.Client(r) })
 	}
 	outer := fieldsOf(w.Header())
-	hw := &headerWriter{ResponseWriter: w, cookie: l.cookie.Name, hijacked: func() { l.Manager.KeepID(ctx) }}
+	hw := &headerWriter{ResponseWriter: w, of: l, hijacked: func() { l.Manager.KeepID(ctx) }}
 	looked := false // before the header was sent
 	hw.before = func(status int) error {
 		if isSeen(r, status) {
@@ -182,6 +183,9 @@ func (l *loader) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 		}
 		if looked = l.Manager.Looked(ctx); looked || out.Action != session.CookieKeep {
 			l.vary(h)
+		}
+		if l.StripCookie {
+			l.stripAnswer(h)
 		}
 		l.apply(r, h, out, token)
 		return nil
@@ -224,10 +228,15 @@ func (l *loader) vary(h http.Header) {
 	}
 }
 
-// isWithin reports whether w is that of a Sessions with a cookie of the same name.
+// isWithin reports whether w is that of a Sessions with the same Manager, or with a cookie, as it is
+// called somewhere, or a Token of the same name: one would have the other's session.
 func (l *loader) isWithin(w http.ResponseWriter) bool {
 	for layer := range layers(w) {
-		if outer, ok := layer.(interface{ ofCookie() string }); ok && outer.ofCookie() == l.cookie.Name {
+		outer, ok := layer.(interface{ loader() *loader })
+		if !ok {
+			continue
+		}
+		if o := outer.loader(); o != nil && (o.Manager == l.Manager || o.cookie.Name == l.cookie.Name || o.local.Name == l.local.Name || o.Token != "" && o.Token == l.Token) {
 			return true
 		}
 	}

@@ -90,7 +90,13 @@ func isProxied(r *http.Request) bool {
 // isInTheClear reports whether r came by plain HTTP to another machine, as far as can be known: a
 // browser that goes by TLS says Sec-Fetch-Mode, whatever ends the TLS.
 func isInTheClear(r *http.Request) bool {
-	return r.TLS == nil && !isLocalhost(r.Host) && !isProxied(r) && len(r.Header["Sec-Fetch-Mode"]) == 0
+	switch {
+	case r.TLS != nil || isLocalhost(r.Host) || len(r.Header["Sec-Fetch-Mode"]) > 0:
+		return false
+	case len(r.Header["X-Forwarded-Proto"]) > 0:
+		return strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "http")
+	}
+	return !isProxied(r)
 }
 
 // isLocalhost reports whether a Host names the machine of the browser.
@@ -170,6 +176,24 @@ func (l *loader) stripped(r *http.Request) http.Header {
 }
 
 // withoutCookies returns a header without the cookies of some names. The others stand as they came.
+// stripAnswer takes out of a response what would replace the session: cookies of its names, and the
+// Token.
+func (l *loader) stripAnswer(h http.Header) {
+	if l.Token != "" {
+		delete(h, l.Token)
+	}
+	set := slices.DeleteFunc(h["Set-Cookie"], func(line string) bool {
+		name, _, _ := strings.Cut(line, "=")
+		name = strings.TrimSpace(name)
+		return name == l.cookie.Name || name == l.local.Name || name == l.LegacyCookie && name != ""
+	})
+	if len(set) == 0 {
+		delete(h, "Set-Cookie")
+	} else {
+		h["Set-Cookie"] = set
+	}
+}
+
 func withoutCookies(h http.Header, names ...string) http.Header {
 	lines := h["Cookie"]
 	if len(lines) == 0 {

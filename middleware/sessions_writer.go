@@ -22,10 +22,10 @@ type headerWriter struct {
 	hijacked func()
 	// conn, if set, stands in for the connection that is hijacked.
 	conn     func(net.Conn) net.Conn
-	cookie   string // of Sessions; "" of others
-	informed bool   // an informational header went out
-	began    bool   // before has been called
-	err      error  // what it returned
+	of       *loader // the Sessions; nil of others
+	informed bool    // an informational header went out
+	began    bool    // before has been called
+	err      error   // what it returned
 }
 
 // wrap returns a ResponseWriter around w.ResponseWriter that has Flush and
@@ -66,8 +66,8 @@ func layers(w http.ResponseWriter) iter.Seq[http.ResponseWriter] {
 	}
 }
 
-// ofCookie returns the name of the cookie of the Sessions that w belongs to, or "".
-func (w *headerWriter) ofCookie() string { return w.cookie }
+// loader returns the Sessions that w belongs to, or nil.
+func (w *headerWriter) loader() *loader { return w.of }
 
 // begin reports whether the handler's response may go out.
 func (w *headerWriter) begin(status int) bool {

@@ -382,3 +382,24 @@ func TestReleaseIsNoLoss(t *testing.T) {
 		}
 	}
 }
+
+// A place is kept while Redis is full.
+func TestPlacesInAFullRedis(t *testing.T) {
+	server := redistest.Start(t)
+	c := must(NewConcurrency(server.Client(), "c", 1, Config{Timeout: 10 * time.Second, Lease: 600 * time.Millisecond}))
+	lease, _, err := c.Acquire(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Client().ConfigSet(ctx, "maxmemory", "1").Err(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-lease.Lost():
+		t.Error("lost")
+	case <-time.After(1500 * time.Millisecond):
+	}
+	if err := lease.Release(); err != nil {
+		t.Error(err)
+	}
+}

@@ -133,10 +133,16 @@ func (m *Manager) finish(ctx context.Context, st *state, d draft, turn bool) err
 			return err
 		}
 	}
-	if turn {
-		return m.rotateID(ctx, st, d)
+	if !turn {
+		return m.commit(ctx, st, d)
 	}
-	return m.commit(ctx, st, d)
+	err := m.rotateID(ctx, st, d)
+	if errors.Is(err, ErrUnavailable) && !d.rotate && !d.wanted() && !d.confirm {
+		// Nobody asked for it: the ID stays, as a use that is not noted fails no request.
+		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: no new ID", slog.Any("error", err))
+		return nil
+	}
+	return err
 }
 
 // closing readies the state for the response. That the record stood when a Commit, or the

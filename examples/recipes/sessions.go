@@ -37,7 +37,8 @@ func impersonate(sessions *session.Manager) http.Handler {
 // oauth is what a login with another site needs to know when the browser comes back.
 type oauth struct{ State, Verifier, ReturnTo string }
 
-const pending session.Key[oauth] = "oauth"
+// pending is a key of its own for each login that is begun: there may be two, in two tabs.
+func pending(state string) session.Key[oauth] { return session.Key[oauth]("oauth " + state) }
 
 // oauthSessions are sessions of their own for the way to another site and back. A provider that
 // answers with a form (response_mode=form_post) sends a cross-site POST, which brings no cookie that
@@ -52,7 +53,7 @@ func oauthSessions(client redis.UniversalClient) (*session.Manager, middleware.S
 func begin(states *session.Manager, authorize string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o := oauth{State: rand.Text(), Verifier: rand.Text() + rand.Text(), ReturnTo: "/account"}
-		pending.Put(r.Context(), states, o)
+		pending(o.State).Put(r.Context(), states, o)
 		http.Redirect(w, r, authorize+"?state="+o.State, http.StatusSeeOther)
 	})
 }
@@ -61,12 +62,12 @@ func begin(states *session.Manager, authorize string) http.Handler {
 // URL.
 func callback(states, sessions *session.Manager, exchange func(code, verifier string) (userID string, err error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		o, ok, err := pending.PopOnce(r.Context(), states)
+		o, ok, err := pending(r.FormValue("state")).PopOnce(r.Context(), states)
 		if err != nil {
 			http.Error(w, "try again", http.StatusServiceUnavailable)
 			return
 		}
-		if !ok || o.State != r.FormValue("state") {
+		if !ok {
 			http.Error(w, "this login was not begun here, or is used up", http.StatusBadRequest)
 			return
 		}
@@ -92,10 +93,17 @@ const (
 	refresh session.Key[string] = "refresh"
 )
 
+// errLoginAgain says that there is no refresh token, or that the request died which had it.
+var errLoginAgain = errors.New("no token: the user has to log in again")
+
+var patience = 10 * time.Second // for a renewal
+
 // accessToken returns a token that is still good. Of parallel requests, on all servers, one has it
 // renewed and the others wait for that: many providers take a refresh token for stolen when it is
-// used twice. If that one's process dies meanwhile, the user has to log in again.
+// used twice. What is begun is brought to its end, also for who hangs up.
 func accessToken(ctx context.Context, sessions *session.Manager, renew func(ctx context.Context, refreshToken string) (tokens, string, error)) (string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
 	for {
 		if t := access.Get(ctx, sessions); time.Until(t.Expires) > time.Minute {
 			return t.Access, nil
@@ -117,7 +125,7 @@ func accessToken(ctx context.Context, sessions *session.Manager, renew func(ctx 
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return "", ctx.Err()
+			return "", errLoginAgain
 		}
 		if err := sessions.Reload(ctx); err != nil {
 			return "", err

@@ -250,3 +250,81 @@ func TestShorter(t *testing.T) {
 		}
 	}
 }
+
+// Two logins with the provider at once, in two tabs, both succeed.
+func TestOAuthInTwoTabs(t *testing.T) {
+	client, _ := connect(t)
+	states, site, err := oauthSessions(client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sessions := newSessions(t)
+	mux := http.NewServeMux()
+	mux.Handle("/begin", begin(states, "https://provider.example/authorize"))
+	mux.Handle("/callback", middleware.Sessions{Manager: sessions}.Handler(callback(states, sessions, func(code, verifier string) (string, error) { return "ann", nil })))
+	browser := newJar(site.Handler(mux))
+	var tabs []string
+	for range 2 {
+		to, err := browser.send("GET", "/begin", nil).Location()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tabs = append(tabs, to.Query().Get("state"))
+	}
+	for _, state := range append(tabs, tabs[0], "", "forged") {
+		want := http.StatusSeeOther
+		if len(tabs) == 0 {
+			want = http.StatusBadRequest
+		}
+		if res := browser.send("GET", "/callback?code=c&state="+state, nil); res.StatusCode != want {
+			t.Errorf("%q: %d, want %d", state, res.StatusCode, want)
+		}
+		tabs = tabs[min(1, len(tabs)):]
+	}
+}
+
+// Who has no refresh token learns it, and who hangs up leaves none behind that was used.
+func TestTokensThatAreGone(t *testing.T) {
+	sessions := newSessions(t)
+	ctx, err := sessions.Load(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sessions.Login(ctx, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	refresh.Put(ctx, sessions, "first")
+	out, err := sessions.Finish(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, hangUp := context.WithCancel(t.Context())
+	if gone, err = sessions.Load(gone, out.Value); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := accessToken(gone, sessions, func(ctx context.Context, old string) (tokens, string, error) {
+		hangUp() // while the provider answers
+		if ctx.Err() != nil || old != "first" {
+			t.Errorf("%v, %q", ctx.Err(), old)
+		}
+		return tokens{Access: "a"}, "second", nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	next, err := sessions.Load(t.Context(), out.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if old := refresh.Get(next, sessions); old != "second" {
+		t.Errorf("left behind: %q", old)
+	}
+	refresh.Remove(next, sessions)
+	defer func(was time.Duration) { patience = was }(patience)
+	patience = 200 * time.Millisecond
+	none := func(context.Context, string) (tokens, string, error) {
+		return tokens{}, "", errors.New("is not called")
+	}
+	if _, err := accessToken(next, sessions, none); !errors.Is(err, errLoginAgain) {
+		t.Error(err)
+	}
+}

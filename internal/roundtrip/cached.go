@@ -27,7 +27,7 @@ func (s *Sender) hgetCached(ctx context.Context, key string, cmd *hget) ([]byte,
 	}
 	if err != nil {
 		n.learn(err, before)
-		return nil, err
+		return nil, unquoted(err)
 	}
 	return cmd.Bytes()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -101,10 +102,29 @@ func (s *Sender) do(c *call, key string) error {
 	c.before = n.circuit.answers.Load()
 	defer n.under.Add(-1)
 	if n.under.Add(1) <= maxAlone && !n.held.Load() && s.bounded != nil && s.patient(c.ctx) {
-		return s.alone(n, c)
+		return unquoted(s.alone(n, c))
 	}
-	return n.await(c)
+	return unquoted(n.await(c))
 }
+
+// unquoted is err without the arguments that Redis quotes of a command that it does not know: keys
+// and values, which must not get into a log.
+func unquoted(err error) error {
+	var said redis.Error
+	if err == nil || !errors.As(err, &said) {
+		return err
+	}
+	if text, _, quotes := strings.Cut(err.Error(), ", with args beginning with:"); quotes {
+		return refusal(text)
+	}
+	return err
+}
+
+// refusal is a redis.Error.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+func (refusal) RedisError()     {}
 
 // patient reports whether a caller may wait for as long as the client does. If its ctx is
 // cancelled meanwhile it is not let go before that, which does not show while Redis answers.

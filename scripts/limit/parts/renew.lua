@@ -11,6 +11,6 @@
 local call, now = redis.call, tonumber(ARGV[4])
 -- include _now.lua
 if not call('ZSCORE', KEYS[1], ARGV[3]) then return {0} end
+call('PEXPIRE', KEYS[1], ARGV[2]) -- first, as a full Redis permits it: it then lets the script write
 call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[3])
-call('PEXPIRE', KEYS[1], ARGV[2])
 return {1}
