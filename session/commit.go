@@ -13,6 +13,11 @@ import (
 // Finish, and lets the cookie still reach the response. It does not change the ID: a
 // rotation and the end of a login's old ID wait for Finish.
 //
+// A handler that outlives its response, as that of a WebSocket, is not told of an ID that another
+// request has given the session since, by Rotate, Rotation.Every, Confirm or a login: let it call
+// Reload at least once per Rotation.Grace. Later Commit finds nothing under the old ID and returns
+// ErrEnded, although the session lives.
+//
 // When another request changed the session meanwhile, both changes are merged key by key;
 // of one key the last commit wins. What this request reads afterwards includes the
 // others' changes.
