@@ -246,9 +246,9 @@ func (l *logs) String() string {
 	return l.b.String()
 }
 
-var quiet = slog.New(slog.DiscardHandler)
-
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+var quiet = slog.New(slog.DiscardHandler)
 
 func must[T any](v T, err error) T {
 	if err != nil {

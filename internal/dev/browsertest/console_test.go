@@ -69,6 +69,14 @@ func (b *browser) fill(selector, text string) {
 	run(b, chromedp.SendKeys(selector, text))
 }
 
+// verdict is what the page of a key says above all else, without how it was asked and what follows.
+func (b *browser) verdict() string {
+	b.t.Helper()
+	text := run(b, chromedp.Evaluate[string](`[".verdict h1", ".verdict .why"].map(s => document.querySelector(s)?.innerText).join(": ")`))
+	text, _, _ = strings.Cut(text, ", ")
+	return text
+}
+
 // A stranger finds out why somebody is limited, lifts it, and raises the limit, with three clicks each at
 // most. No page needs a script.
 func TestConsoleExplainsAndLifts(t *testing.T) {
@@ -81,13 +89,15 @@ func TestConsoleExplainsAndLifts(t *testing.T) {
 		t.Fatal(text)
 	}
 	b.picture("console-overview-light")
-	if text := b.click(`//a[contains(., "user:42")]`); !strings.Contains(text, "Denied") || !strings.Contains(text, "5 in 15m used") || !strings.Contains(text, "7 times") {
-		t.Fatal(text)
+	text := b.click(`//a[contains(., "user:42")]`)
+	if v := b.verdict(); v != "Denied: denied by login: 5 in 15m used" || !strings.Contains(text, "7 times") {
+		t.Fatal(v, text)
 	}
 	b.picture("console-explain-light")
 	b.fill(`form[action=reset] input[name=reason]`, "OPS-1")
-	if text := b.click(`form[action=reset] button`); !strings.Contains(text, "Allowed") || !strings.Contains(text, "5 left") || !strings.Contains(text, "OPS-1") {
-		t.Fatal(text)
+	text = b.click(`form[action=reset] button`)
+	if v := b.verdict(); !strings.HasPrefix(v, "Allowed: allowed by login") || !strings.Contains(text, "5 left") || !strings.Contains(text, "OPS-1") {
+		t.Fatal(v, text)
 	}
 	if res := must(o.login.Take(t.Context(), "user:42", 0)); !res.Allowed {
 		t.Error("lifted, and yet: ", res)
@@ -99,15 +109,20 @@ func TestConsoleExplainsAndLifts(t *testing.T) {
 	b.fill(`form[action=rule] input[name=requests]`, "50")
 	b.fill(`form[action=rule] input[name=for]`, "24h")
 	b.fill(`form[action=rule] input[name=reason]`, "OPS-2")
-	if text := b.click(`form[action=rule] button`); !strings.Contains(text, "50 in 15m, by a rule of kim: OPS-2, until") || !strings.Contains(text, "Allowed") {
-		t.Error(text)
+	text = b.click(`form[action=rule] button`)
+	if v := b.verdict(); !strings.HasPrefix(v, "Allowed: allowed by login") || !strings.Contains(text, "50 in 15m, by a rule of kim: OPS-2, until") {
+		t.Error(v, text)
 	}
 	if res := must(o.login.Take(t.Context(), "user:7", 40)); !res.Allowed {
 		t.Error("raised, and yet: ", res)
 	}
 	b.fill(`form[action=unrule] input[name=reason]`, "OPS-3")
-	if text := b.click(`form[action=unrule] button`); !strings.Contains(text, "Denied") || !strings.Contains(text, "removed") {
+	if text := b.click(`form[action=unrule] button`); !strings.Contains(text, "each limiter has its own limit") || !strings.Contains(text, "OPS-3") {
 		t.Error(text)
+	}
+	b.open(o.url + "explain?limiter=login&key=user:7")
+	if v := b.verdict(); !strings.HasPrefix(v, "Denied: denied by login: 5 in 15m used") {
+		t.Error("by its own limit again: ", v)
 	}
 }
 
