@@ -3,10 +3,11 @@ package browsertest
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,19 +29,19 @@ var screenshots = os.Getenv("GATEHOUSE_TEST_SCREENSHOTS")
 
 func TestMain(m *testing.M) { redistest.Main(m) }
 
-// chromium returns the path of a browser. Without it the test is skipped, or fails if CI=true.
+// chromium returns the path of a browser. Without it the test is skipped, or fails if CI=true. With
+// GATEHOUSE_TEST_BROWSER=off it is always skipped.
 func chromium(t *testing.T) string {
 	t.Helper()
-	missing := "needs Chromium: `make test` installs it, as does your package manager (apt-get install chromium, brew install --cask chromium)"
 	if os.Getenv("GATEHOUSE_TEST_BROWSER") == "off" {
-		missing = "needs Chromium, and GATEHOUSE_TEST_BROWSER=off"
-	} else {
-		for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "/Applications/Chromium.app/Contents/MacOS/Chromium"} {
-			if path, err := exec.LookPath(name); err == nil {
-				return path
-			}
+		t.Skip("needs Chromium, and GATEHOUSE_TEST_BROWSER=off")
+	}
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "/Applications/Chromium.app/Contents/MacOS/Chromium"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
 		}
 	}
+	missing := "needs Chromium: `make chromium` installs it, as does your package manager (apt-get install chromium, brew install --cask chromium)"
 	if os.Getenv("CI") == "true" {
 		t.Fatal(missing + "; CI=true")
 	}
@@ -48,35 +49,54 @@ func chromium(t *testing.T) string {
 	return ""
 }
 
-// browser is a browser of a test's own, with no cookies. Names that end in .test are this machine.
+// browser is a tab of a browser. Names that end in .test are this machine.
 type browser struct {
 	t   *testing.T
 	ctx context.Context
 }
 
+// start starts a browser of a test's own, with no cookies.
 func start(t *testing.T) *browser {
 	t.Helper()
+	t.Parallel() // most of the time goes by in waiting
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(chromium(t)), chromedp.UserDataDir(t.TempDir()),
-		chromedp.NoSandbox, // root has none
-		chromedp.IgnoreCertErrors,
+		chromedp.Flag("no-sandbox", os.Getuid() == 0), // root has none
+		chromedp.Flag("ignore-certificate-errors-spki-list", pin()),
 		chromedp.Flag("host-resolver-rules", "MAP *.test 127.0.0.1"),
 	)
 	ctx, end := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(end)
-	return (&browser{t, ctx}).tab()
+	return newTab(t, ctx)
 }
 
-// tab is another tab of the same browser.
-func (b *browser) tab() *browser {
-	b.t.Helper()
-	ctx, end := chromedp.NewContext(b.ctx)
-	b.t.Cleanup(end)
-	tab := &browser{b.t, ctx}
+// pin names the key of httptest's certificate, which all its servers share. Its certificate is for
+// none of the hosts here; with this the browser treats it as any good one.
+var pin = sync.OnceValue(func() string {
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	sum := sha256.Sum256(server.Certificate().RawSubjectPublicKeyInfo)
+	return base64.StdEncoding.EncodeToString(sum[:])
+})
+
+// tab is another tab of the same person.
+func (b *browser) tab() *browser { b.t.Helper(); return newTab(b.t, b.ctx) }
+
+// stranger is a tab that shares no cookies with the others, for t. It starts no further browser,
+// which takes a second.
+func (b *browser) stranger(t *testing.T) *browser {
+	t.Helper()
+	return newTab(t, b.ctx, chromedp.WithNewBrowserContext())
+}
+
+func newTab(t *testing.T, parent context.Context, options ...chromedp.ContextOption) *browser {
+	t.Helper()
+	ctx, end := chromedp.NewContext(parent, options...)
+	t.Cleanup(end)
 	if err := chromedp.Do(ctx); err != nil { // opens it; a time limit here would be that of the browser
-		b.t.Fatal(err)
+		t.Fatal(err)
 	}
-	return tab
+	return &browser{t, ctx}
 }
 
 // run runs an action in a tab, within half a minute.
@@ -114,27 +134,38 @@ func (b *browser) click(selector string) string {
 	return b.text()
 }
 
-// back goes back by one page, which the browser may have kept, or ask for.
-func (b *browser) back() string {
+// until waits for an expression of JavaScript to be true. During a navigation there is no page to ask.
+func (b *browser) until(expression string) {
 	b.t.Helper()
-	run(b, chromedp.Evaluate[chromedp.Void]("window.left = true; history.back()"))
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		// On the way there is no page to ask.
-		there, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool]("!window.left && document.readyState == 'complete'"))
+		there, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](expression))
 		if err == nil && there {
-			return b.text()
+			return
 		}
 		if time.Now().After(deadline) {
-			b.t.Fatal("the browser does not go back: ", err)
+			b.t.Fatalf("not in time: %s: %v", expression, err)
 		}
 	}
 }
 
-// cookies returns those that the browser keeps, by name.
+// back goes back by one page, and reports whether the browser had kept it or asked for it again.
+func (b *browser) back() (text string, kept bool) {
+	b.t.Helper()
+	run(b, chromedp.Evaluate[chromedp.Void]("window.left = true; history.back()"))
+	b.until("!window.left && document.readyState == 'complete'")
+	return b.text(), run(b, chromedp.Evaluate[string]("performance.getEntriesByType('navigation')[0].type")) != "back_forward"
+}
+
+// cookies returns those that the browser keeps for this person, by name.
 func (b *browser) cookies() map[string]*network.Cookie {
 	b.t.Helper()
 	byName := map[string]*network.Cookie{}
-	for _, c := range call(b, storage.GetCookies, storage.GetCookiesParams{}).Cookies {
+	of := chromedp.FromContext(b.ctx)
+	all, err := cdp.Call(b.ctx, of.Browser, storage.GetCookies, storage.GetCookiesParams{BrowserContextID: of.BrowserContextID})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, c := range all.Cookies {
 		byName[c.Name] = c
 	}
 	return byName
@@ -163,23 +194,13 @@ type site struct {
 	tls bool
 }
 
-// each runs f over plain HTTP and over TLS. host is the name over TLS, under .test.
-func each(t *testing.T, f func(t *testing.T, serve func(name string, h http.Handler) site)) {
+// each runs f with a browser over plain HTTP, and with another person's over TLS. name is that of a
+// site over TLS, under .test.
+func each(t *testing.T, f func(t *testing.T, b *browser, serve func(name string, h http.Handler) site)) {
+	b := start(t)
 	for _, tls := range []bool{false, true} {
 		t.Run(map[bool]string{false: "plain", true: "TLS"}[tls], func(t *testing.T) {
-			f(t, func(name string, h http.Handler) site {
-				server := httptest.NewUnstartedServer(h)
-				t.Cleanup(server.Close)
-				server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0) // connections that a browser opens to have them
-				if tls {
-					server.StartTLS()
-				} else {
-					server.Start()
-				}
-				u, err := url.Parse(server.URL)
-				if err != nil {
-					t.Fatal(err)
-				}
+			f(t, b.stranger(t), func(name string, h http.Handler) site {
 				host := "localhost" // another site than 127.0.0.1
 				switch {
 				case tls:
@@ -187,10 +208,24 @@ func each(t *testing.T, f func(t *testing.T, serve func(name string, h http.Hand
 				case name != "app":
 					host = "127.0.0.1"
 				}
-				return site{u.Scheme + "://" + host + ":" + u.Port(), tls}
+				return listen(t, host, tls, h)
 			})
 		})
 	}
+}
+
+// listen serves h under the name of a host until t ends.
+func listen(t *testing.T, host string, tls bool, h http.Handler) site {
+	t.Helper()
+	server := httptest.NewUnstartedServer(h)
+	t.Cleanup(server.Close)
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0) // connections that a browser opens to have them
+	if tls {
+		server.StartTLS()
+	} else {
+		server.Start()
+	}
+	return site{strings.Replace(server.URL, "127.0.0.1", host, 1), tls}
 }
 
 // logs is what was logged.
@@ -212,6 +247,8 @@ func (l *logs) String() string {
 }
 
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+var quiet = slog.New(slog.DiscardHandler)
 
 func must[T any](v T, err error) T {
 	if err != nil {

@@ -1,11 +1,12 @@
 package browsertest
 
 import (
+	"cmp"
 	"fmt"
 	"html"
-	"log/slog"
+	"maps"
 	"net/http"
-	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -42,7 +43,10 @@ func newShop(t *testing.T, client redis.UniversalClient, site middleware.Session
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-		page(w, `<p>user: %q</p><form method=post action=/login><button id=login>Log in</button></form>`, s.sessions.UserID(r.Context()))
+		page(w, `<p>user: %q note: %q</p><form method=post action=/login><button id=login>Log in</button></form>`, s.sessions.UserID(r.Context()), s.sessions.GetString(r.Context(), "note"))
+	})
+	mux.HandleFunc("GET /note", func(w http.ResponseWriter, r *http.Request) {
+		s.sessions.Put(r.Context(), "note", r.FormValue("note"))
 	})
 	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.sessions.Login(r.Context(), "ann"); err != nil {
@@ -59,6 +63,13 @@ func newShop(t *testing.T, client redis.UniversalClient, site middleware.Session
 	user := middleware.RequireUser{Manager: s.sessions}
 	mux.Handle("GET /private", user.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
+		private(w, r)
+	})))
+	mux.Handle("GET /renewed", user.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := s.sessions.Rotate(r.Context()); err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("Cache-Control", "max-age=600")
 		private(w, r)
 	})))
 	mux.Handle("GET /careless", user.Handler(http.HandlerFunc(private)))
@@ -90,10 +101,9 @@ func newShop(t *testing.T, client redis.UniversalClient, site middleware.Session
 // by the logout.
 func TestLoginAndLogout(t *testing.T) {
 	client := redistest.Start(t).Client()
-	each(t, func(t *testing.T, serve func(string, http.Handler) site) {
+	each(t, func(t *testing.T, b *browser, serve func(string, http.Handler) site) {
 		s := newShop(t, client, middleware.Sessions{})
 		app := serve("app", s)
-		b := start(t)
 		b.open(app.url + "/order") // a visitor's session
 		name := "session"
 		if app.tls {
@@ -127,39 +137,42 @@ func TestLoginAndLogout(t *testing.T) {
 // What one tab does is seen in the other.
 func TestTwoTabs(t *testing.T) {
 	client := redistest.Start(t).Client()
-	each(t, func(t *testing.T, serve func(string, http.Handler) site) {
+	each(t, func(t *testing.T, b *browser, serve func(string, http.Handler) site) {
 		app := serve("app", newShop(t, client, middleware.Sessions{}))
-		one := start(t)
-		two := one.tab()
+		one, two := b, b.tab()
 		one.open(app.url + "/")
 		two.open(app.url + "/")
 		one.click("#login")
 		if text := two.open(app.url + "/"); !strings.Contains(text, `user: "ann"`) {
 			t.Error("after the login:", text)
 		}
+		two.open(app.url + "/note?note=apples")
+		if text := one.open(app.url + "/"); !strings.Contains(text, `note: "apples"`) {
+			t.Error("after a change:", text)
+		}
 		two.open(app.url + "/private")
 		one.open(app.url + "/private")
 		two.click("#logout")
-		if text := one.open(app.url + "/private"); !strings.Contains(text, "401") && !strings.Contains(text, "Nobody is logged in") {
+		if text := one.open(app.url + "/private"); !strings.Contains(text, "Nobody is logged in") {
 			t.Error("after the logout:", text)
 		}
 	})
 }
 
-// The back button shows no private page after a logout, if that was not to be stored; one that says
-// nothing of it is shown again.
+// The back button shows no private page after a logout, if the page was not to be stored or set the
+// cookie. The browser shows a page that says nothing of it again, as it was.
 func TestBackAfterLogout(t *testing.T) {
 	client := redistest.Start(t).Client()
-	each(t, func(t *testing.T, serve func(string, http.Handler) site) {
+	each(t, func(t *testing.T, b *browser, serve func(string, http.Handler) site) {
 		app := serve("app", newShop(t, client, middleware.Sessions{}))
-		for path, shown := range map[string]bool{"/private": false, "/careless": true} {
-			b := start(t)
+		for path, shown := range map[string]bool{"/private": false, "/renewed": false, "/careless": true} {
 			b.open(app.url + "/")
 			b.click("#login")
 			b.open(app.url + path)
 			b.click("#logout")
-			if text := b.back(); strings.Contains(text, "private page of ann") != shown {
-				t.Errorf("%s: shown %v, want %v: %s", path, !shown, shown, text)
+			text, kept := b.back()
+			if strings.Contains(text, "private page of ann") != shown || kept != shown || !shown && !strings.Contains(text, "Nobody is logged in") {
+				t.Errorf("%s: kept %v, want %v: %s", path, kept, shown, text)
 			}
 		}
 	})
@@ -168,14 +181,19 @@ func TestBackAfterLogout(t *testing.T) {
 // A form that is sent twice, by a second click or by reloading its answer, is one order.
 func TestAFormPostedTwice(t *testing.T) {
 	client := redistest.Start(t).Client()
-	each(t, func(t *testing.T, serve func(string, http.Handler) site) {
+	each(t, func(t *testing.T, b *browser, serve func(string, http.Handler) site) {
 		s := newShop(t, client, middleware.Sessions{})
 		app := serve("app", s)
-		b := start(t)
 		b.open(app.url + "/order")
 		run(b, chromedp.Evaluate[[]string](`Promise.all([1, 2, 3].map(() => fetch("/order", {method: "POST"}).then(r => r.text())))`, chromedp.EvalAwaitPromise))
 		if n := s.orders.Load(); n != 1 {
 			t.Errorf("three at once: %d orders", n)
+		}
+		b.open(app.url + "/order")
+		run(b, chromedp.DoubleClick("#order"))
+		b.until("document.body?.innerText.includes('ordered')")
+		if n := s.orders.Load(); n != 2 {
+			t.Errorf("a double click: %d orders", n-1)
 		}
 		b.open(app.url + "/order")
 		if text := b.click("#order"); text != "ordered for 3 apples" {
@@ -187,59 +205,77 @@ func TestAFormPostedTwice(t *testing.T) {
 		}
 		b.back()
 		// Whether it kept the page or asked for it again, a form is one order.
-		want := map[string]int64{"this was ordered already": 2, "ordered for 3 apples": 3}
+		want := map[string]int64{"this was ordered already": 3, "ordered for 3 apples": 4}
 		if text := b.click("#order"); s.orders.Load() != want[text] {
 			t.Errorf("back, and once more: %s: %d orders", text, s.orders.Load())
 		}
 	})
 }
 
-// Who comes from another site is known by a link if the cookie is Lax, by a form only if it is None,
-// and by neither if it is Strict, until they go on from there.
+// A visitor from another site is known by a link or a redirect if the cookie is Lax, by a form only if it
+// is None, and by nothing if it is Strict, until they go on from there.
 func TestFromAnotherSite(t *testing.T) {
 	client := redistest.Start(t).Client()
-	each(t, func(t *testing.T, serve func(string, http.Handler) site) {
-		byForm := `POST by "ann"`
-		if app := serve("app", http.NotFoundHandler()); !app.tls {
-			byForm = `POST by ""` // None is Lax there: browsers take it with Secure alone
+	each(t, func(t *testing.T, b *browser, serve func(string, http.Handler) site) {
+		modes := map[string]http.SameSite{"lax": http.SameSiteLaxMode, "none": http.SameSiteNoneMode, "strict": http.SameSiteStrictMode}
+		managers := map[string]*session.Manager{}
+		var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			text := r.Method + " with"
+			for _, name := range slices.Sorted(maps.Keys(managers)) {
+				if r.URL.Path == "/login" {
+					if err := managers[name].Login(r.Context(), "ann"); err != nil {
+						t.Error(err)
+					}
+				}
+				if managers[name].UserID(r.Context()) == "ann" {
+					text += " " + name
+				}
+			}
+			fmt.Fprint(w, text)
+		})
+		for name, mode := range modes {
+			managers[name] = must(session.New(client, session.Config{Prefix: name + ":"}))
+			h = middleware.Sessions{Manager: managers[name], Cookie: http.Cookie{Name: name, SameSite: mode}, Logger: quiet}.Handler(h)
 		}
-		for _, tc := range []struct {
-			mode           http.SameSite
-			byLink, byForm string
-		}{
-			{http.SameSiteLaxMode, `GET by "ann"`, `POST by ""`},
-			{http.SameSiteStrictMode, `GET by ""`, `POST by ""`},
-			{http.SameSiteNoneMode, `GET by "ann"`, byForm},
+		app := serve("app", h)
+		other := serve("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/redirect" {
+				http.Redirect(w, r, app.url+"/who", http.StatusSeeOther)
+				return
+			}
+			w.Header().Set("Content-Type", "text/html")
+			fmt.Fprintf(w, `<a id=link href="%[1]s/who">link</a> <a id=redirect href=/redirect>redirect</a>
+				<form method=post action="%[1]s/who"><button id=form>form</button></form>`, app.url)
+		}))
+		kept := map[string]network.CookieSameSite{"lax": network.CookieSameSiteLax, "none": network.CookieSameSiteNone, "strict": network.CookieSameSiteStrict}
+		byForm := "POST with none"
+		if !app.tls { // None takes Secure
+			kept["none"], byForm = network.CookieSameSiteLax, "POST with"
+		}
+		b.open(app.url + "/login")
+		for name, c := range b.cookies() {
+			if c.SameSite != kept[name] || c.Secure != app.tls {
+				t.Errorf("%s is kept as %+v", name, c)
+			}
+		}
+		for _, tc := range []struct{ way, want string }{
+			{"#link", "GET with lax none"}, {"#redirect", "GET with lax none"}, {"#form", byForm},
 		} {
-			app := serve("app", newShop(t, client, middleware.Sessions{Cookie: http.Cookie{SameSite: tc.mode}}))
-			other := serve("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				w.Header().Set("Content-Type", "text/html")
-				fmt.Fprintf(w, `<a id=link href="%[1]s/who">link</a><form method=post action="%[1]s/who"><button id=form>form</button></form>`, app.url)
-			}))
-			b := start(t)
-			b.open(app.url + "/")
-			text := b.click("#login")
-			if !strings.Contains(text, `user: "ann"`) {
-				t.Errorf("%v: not logged in: %s", tc.mode, text)
-			}
 			b.open(other.url)
-			if text := b.click("#link"); text != tc.byLink {
-				t.Errorf("%v, by a link: %s, want %s", tc.mode, text, tc.byLink)
+			if text := b.click(tc.way); text != tc.want {
+				t.Errorf("by %s: %s, want %s", tc.way, text, tc.want)
 			}
-			b.open(other.url)
-			if text := b.click("#form"); text != tc.byForm {
-				t.Errorf("%v, by a form: %s, want %s", tc.mode, text, tc.byForm)
-			}
-			if text := b.open(app.url + "/who"); text != `GET by "ann"` {
-				t.Errorf("%v, from there on: %s", tc.mode, text)
-			}
+		}
+		if text := b.open(app.url + "/who"); text != "GET with lax none strict" {
+			t.Errorf("from there on: %s", text)
 		}
 	})
 }
 
-// A browser that refuses the cookie is not logged in, and the log says why.
+// A browser that refuses the cookie is not logged in, and the log says why, once.
 func TestARefusedCookie(t *testing.T) {
 	client := redistest.Start(t).Client()
+	b := start(t)
 	for name, tc := range map[string]struct {
 		cookie http.Cookie
 		host   string
@@ -252,56 +288,83 @@ func TestARefusedCookie(t *testing.T) {
 		"Domain of the site, kept": {http.Cookie{Name: "s", Domain: "site.test"}, "app.site.test", true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
+			b := b.stranger(t)
 			s := newShop(t, client, middleware.Sessions{Cookie: tc.cookie})
-			server := httptest.NewUnstartedServer(s)
-			defer server.Close()
-			server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
-			if tc.tls {
-				server.StartTLS()
-			} else {
-				server.Start()
-			}
-			b := start(t)
-			b.open(strings.Replace(server.URL, "127.0.0.1", tc.host, 1))
+			b.open(listen(t, tc.host, tc.tls, s).url)
+			b.click("#login")
 			text := b.click("#login")
 			kept := len(b.cookies()) > 0
 			if in := strings.Contains(text, `user: "ann"`); in != kept || kept != (tc.told == "") {
 				t.Errorf("kept %v, logged in %v", kept, in)
 			}
-			if told := strings.Contains(s.log.String(), "browsers drop"); told != (tc.told != "") || !strings.Contains(s.log.String(), tc.told) {
-				t.Errorf("told %v:\n%s", told, s.log.String())
+			if told := strings.Count(s.log.String(), "browsers drop"); told > 1 || (told == 1) != (tc.told != "") || !strings.Contains(s.log.String(), tc.told) {
+				t.Errorf("told %d times:\n%s", told, s.log.String())
 			}
 		})
 	}
 }
 
+// Validate refuses a cookie that the browser drops wherever it is sent, and no other.
+func TestACookieThatNoHostCanSet(t *testing.T) {
+	manager := must(session.New(redistest.Start(t).Client(), session.Config{}))
+	table := []struct {
+		name   string
+		cookie http.Cookie
+		kept   bool
+	}{
+		{"__Host-", http.Cookie{Name: "__Host-a"}, true},
+		{"__Host- with a Domain", http.Cookie{Name: "__Host-b", Domain: "app.test"}, false},
+		{"__Host- with a Path", http.Cookie{Name: "__Host-c", Path: "/shop"}, false},
+		{"__host- with a Path", http.Cookie{Name: "__host-d", Path: "/shop"}, false},
+		{"__Host-Http- with a Domain", http.Cookie{Name: "__Host-Http-e", Domain: "app.test"}, false},
+		{"__Secure- with a Domain and a Path", http.Cookie{Name: "__Secure-f", Domain: "app.test", Path: "/shop"}, true},
+		{"Domain that is a public suffix", http.Cookie{Name: "g", Domain: "test"}, false},
+		{"SameSite=None, made Secure", http.Cookie{Name: "h", SameSite: http.SameSiteNoneMode}, true},
+	}
+	b := start(t)
+	b.open(listen(t, "app.test", true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, tc := range table {
+			c := tc.cookie
+			c.Value, c.Secure, c.HttpOnly, c.Path = "1", true, true, cmp.Or(c.Path, "/")
+			http.SetCookie(w, &c)
+		}
+	})).url)
+	cookies := b.cookies()
+	for _, tc := range table {
+		if kept := cookies[tc.cookie.Name] != nil; kept != tc.kept {
+			t.Errorf("%s: the browser kept it: %v", tc.name, kept)
+		}
+		if err := (middleware.Sessions{Manager: manager, Cookie: tc.cookie}).Validate(); (err == nil) != tc.kept {
+			t.Errorf("%s: Validate: %v", tc.name, err)
+		}
+	}
+}
+
 // A login with another site that answers with a form finds the state that it left, in a session of
-// its own; that of the application stays Lax.
+// its own; that of the application stays Lax. Over plain HTTP to localhost the state's cookie is Lax, too,
+// and the answer does not find it.
 func TestOAuthByFormPost(t *testing.T) {
 	client := redistest.Start(t).Client()
 	states := must(session.New(client, session.Config{Prefix: "oauth:", Lifetime: 10 * time.Minute}))
 	sessions := must(session.New(client, session.Config{}))
-	each(t, func(t *testing.T, serve func(string, http.Handler) site) {
+	each(t, func(t *testing.T, b *browser, serve func(string, http.Handler) site) {
 		mux := http.NewServeMux()
 		app := serve("app", mux)
-		if !app.tls {
-			return // a cookie for cross-site forms is Secure, and so needs TLS
-		}
 		provider := serve("provider", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/html")
 			fmt.Fprintf(w, `<body onload="document.forms[0].submit()"><form method=post action="%s/callback"><input name=state value="%s"></form>`,
 				app.url, html.EscapeString(r.FormValue("state")))
 		}))
-		withState := middleware.Sessions{Manager: states, Cookie: http.Cookie{Name: "__Host-oauth", SameSite: http.SameSiteNoneMode}}
+		withState := middleware.Sessions{Manager: states, Cookie: http.Cookie{Name: "__Host-oauth", SameSite: http.SameSiteNoneMode}, Logger: quiet}
 		mux.Handle("GET /start", withState.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			states.Put(r.Context(), "state", "xyz")
 			http.Redirect(w, r, provider.url+"/?state=xyz", http.StatusSeeOther)
 		})))
-		site := middleware.Sessions{Manager: sessions}
+		site := middleware.Sessions{Manager: sessions, Logger: quiet}
 		mux.Handle("POST /callback", withState.Handler(site.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			state, err := states.PopOnce(r.Context(), "state")
 			if err != nil || state != r.FormValue("state") {
-				http.Error(w, fmt.Sprint("state ", state, err), http.StatusForbidden)
+				http.Error(w, fmt.Sprintf("state: %v, %v", state, err), http.StatusForbidden)
 				return
 			}
 			if err := sessions.Login(r.Context(), "ann"); err != nil {
@@ -312,17 +375,20 @@ func TestOAuthByFormPost(t *testing.T) {
 		mux.Handle("GET /{$}", site.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "user: %q", sessions.UserID(r.Context()))
 		})))
-		b := start(t)
 		run(b, chromedp.Navigate(app.url+"/start"))
-		for deadline := time.Now().Add(30 * time.Second); run(b, chromedp.Location()) != app.url+"/"; time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal(b.text())
+		b.until("/^(user|state): /.test(document.body?.innerText)")
+		c := b.cookies()
+		if !app.tls {
+			if text := b.text(); text != "state: <nil>, <nil>" || c["oauth"] == nil || c["oauth"].SameSite != network.CookieSameSiteLax {
+				t.Errorf("%s with %+v", text, c["oauth"])
 			}
+			return
 		}
 		if text := b.text(); text != `user: "ann"` {
 			t.Error(text)
 		}
-		if c := b.cookies(); c["__Host-session"] == nil || c["__Host-session"].SameSite != network.CookieSameSiteLax || c["__Host-oauth"] == nil {
+		if c["__Host-session"] == nil || c["__Host-session"].SameSite != network.CookieSameSiteLax ||
+			c["__Host-oauth"] == nil || c["__Host-oauth"].SameSite != network.CookieSameSiteNone {
 			t.Errorf("%v", c)
 		}
 	})
