@@ -395,6 +395,13 @@ func TestNearCaches(t *testing.T) {
 	if took[len(took)/2] > 50*time.Millisecond || took[len(took)-1] > staleness+time.Second {
 		t.Error("too late")
 	}
+	// An Update that dies holds for the time of its lease, in near caches, too.
+	begin(t, here, "ann")
+	db.set("ann", "by the dead")
+	server.Advance(here.core.lease)
+	if took := sees("by the dead"); took > staleness+time.Second {
+		t.Errorf("seen %v after the lease", took)
+	}
 	for name, fault := range map[string]func(){"connections break": proxy.Disconnect, "packets vanish": func() { proxy.BlackHole() }} {
 		fault()
 		if err := db.update(here, "ann", name); err != nil {
