@@ -80,7 +80,7 @@ type list struct {
 	Next *list
 	L    []list
 }
-type opaque struct{ a int }
+type opaque struct{}
 
 func (opaque) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
 
