@@ -80,7 +80,7 @@ type list struct {
 	Next *list
 	L    []list
 }
-type opaque struct{ a int }
+type opaque struct{}
 
 func (opaque) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
 
@@ -394,6 +394,13 @@ func TestNearCaches(t *testing.T) {
 	t.Logf("seen after %v (median), %v (worst)", took[len(took)/2], took[len(took)-1])
 	if took[len(took)/2] > 50*time.Millisecond || took[len(took)-1] > staleness+time.Second {
 		t.Error("too late")
+	}
+	// An Update that dies holds for the time of its lease, in near caches, too.
+	begin(t, here, "ann")
+	db.set("ann", "by the dead")
+	server.Advance(here.core.lease)
+	if took := sees("by the dead"); took > staleness+time.Second {
+		t.Errorf("seen %v after the lease", took)
 	}
 	for name, fault := range map[string]func(){"connections break": proxy.Disconnect, "packets vanish": func() { proxy.BlackHole() }} {
 		fault()

@@ -207,6 +207,27 @@ func TestRefreshAheadOfTheEnd(t *testing.T) {
 	})
 }
 
+// A refresh that dies does not lengthen the life of what it should have refreshed.
+func TestARefreshThatDiesLengthensNothing(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		var db database
+		db.set("ann", "old")
+		c := newCache(t, b.Client, db.load, Config{TTL: 10 * time.Second, Refresh: 10 * time.Second, LoadTimeout: time.Minute})
+		b.Advance(t, 0)
+		wants(t, c, "ann", "old")
+		at := c.core.place("ann")
+		for _, want := range []string{"refresh", "hit", "held"} {
+			if r, err := c.core.look(t.Context(), at, ""); err != nil || r.what != want {
+				t.Fatalf("%s, want %s: %v", r.what, want, err)
+			}
+			b.Advance(t, 5*time.Second)
+		}
+		db.set("ann", "new")
+		b.Advance(t, c.core.lease)
+		wants(t, c, "ann", "new")
+	})
+}
+
 // What ends at the same time when loaded at the same time would be a stampede of its own.
 func TestTTLsDiffer(t *testing.T) {
 	server := redistest.Start(t)

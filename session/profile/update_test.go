@@ -182,6 +182,78 @@ func TestUpdatesAtTheSameTimeStoreNothing(t *testing.T) {
 	})
 }
 
+// So it is where one of the two dies, and its time is over before the other one ends.
+func TestAnUpdateAtTheSameTimeAsOneThatDies(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		var db database
+		c := newCache(t, b.Client, db.load, Config{})
+		b.Advance(t, 0)
+		begin(t, c, "ann")
+		b.Advance(t, c.core.lease*2/3)
+		if _, err := c.Update(t.Context(), "ann", func(context.Context) (user, error) {
+			db.set("ann", "by the one that lives")
+			db.set("ann", "by the one that dies")
+			b.Advance(t, c.core.lease*2/3)
+			return user{"by the one that lives", []string{"r-by the one that lives"}}, nil
+		}); err != nil {
+			t.Error(err)
+		}
+		wants(t, c, "ann", "by the one that dies")
+	})
+}
+
+// What was loaded is kept under its own lease alone, and under the version of that.
+func TestALeaseThatWasTakenAwayKeepsNothing(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		var db database
+		c := newCache(t, b.Client, db.load, Config{})
+		at := c.core.place("ann")
+		keeps := func(token string) bool {
+			t.Helper()
+			value, err := c.core.pack(at, []byte("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			reply, err := c.core.redis.Run(t.Context(), keepScript, at.keys, append([]any{c.core.form, token, value}, c.core.life(time.Minute)...)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return reply == int64(1)
+		}
+		lease := func(id string) string {
+			t.Helper()
+			r, err := c.core.look(t.Context(), c.core.place(id), "")
+			if err != nil || r.what != "load" {
+				t.Fatal(r.what, err)
+			}
+			return r.token
+		}
+		first := lease("ann")
+		if err := c.Forget(t.Context(), "ann"); err != nil {
+			t.Fatal(err)
+		}
+		second := lease("ann")
+		if keeps(first) {
+			t.Error("under another's lease")
+		}
+		if err := c.ForgetAll(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; ; i++ { // somebody makes a version anew
+			if id := fmt.Sprint(i); c.core.place(id).keys[1] == at.keys[1] {
+				lease(id)
+				break
+			}
+		}
+		if keeps(second) {
+			t.Error("under another version")
+		}
+		if !keeps(lease("ann")) {
+			t.Error("not under its own lease")
+		}
+	})
+}
+
 // A change past Update, and its Forget, in the middle of an Update: neither is lost.
 func TestForgetDuringAnUpdate(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {

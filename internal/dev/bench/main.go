@@ -7,6 +7,7 @@
 //	go run . sizing -users 1000000 -rps 5000
 //	                          and how much Redis so many users and requests need
 //	go run . scripts          what the scripts alone cost Redis
+//	go run . caches           caches of what a database knows, and how often they ask it
 //	go run . holds            how long one call of a session's script keeps Redis from all others
 //
 // The contenders of a row take turns in one process and on one Redis, each turn after a warm-up,
@@ -41,6 +42,8 @@ func main() {
 			command, args = scriptCosts, args[1:]
 		case "holds":
 			command, args = holds, args[1:]
+		case "caches":
+			command, args = caches, args[1:]
 		}
 	}
 	if err := command(context.Background(), args); err != nil {
@@ -76,7 +79,7 @@ func compare(ctx context.Context, args []string) error {
 		}
 	}
 	if *rounds < 1 || *measured <= 0 || *keys < 1 || flags.NArg() > 0 {
-		return fmt.Errorf("bench: -rounds, -measure and -keys must be positive, and there are no arguments but sizing, scripts and holds")
+		return fmt.Errorf("bench: -rounds, -measure and -keys must be positive, and there are no arguments but sizing, scripts, holds and caches")
 	}
 	chosen := choose(rows(*keys), *only, *with, *profile == "")
 	if len(chosen) == 0 {
