@@ -357,14 +357,14 @@ func TestOAuthByFormPost(t *testing.T) {
 		}))
 		withState := middleware.Sessions{Manager: states, Cookie: http.Cookie{Name: "__Host-oauth", SameSite: http.SameSiteNoneMode}, Logger: quiet}
 		mux.Handle("GET /start", withState.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			states.Put(r.Context(), "state", "xyz")
+			states.Put(r.Context(), "oauth xyz", "verifier")
 			http.Redirect(w, r, provider.url+"/?state=xyz", http.StatusSeeOther)
 		})))
 		site := middleware.Sessions{Manager: sessions, Logger: quiet}
 		mux.Handle("POST /callback", withState.Handler(site.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			state, err := states.PopOnce(r.Context(), "state")
-			if err != nil || state != r.FormValue("state") {
-				http.Error(w, fmt.Sprintf("state: %v, %v", state, err), http.StatusForbidden)
+			verifier, err := states.PopOnce(r.Context(), "oauth "+r.FormValue("state"))
+			if err != nil || verifier != "verifier" {
+				http.Error(w, fmt.Sprintf("state: %v, %v", verifier, err), http.StatusForbidden)
 				return
 			}
 			if err := sessions.Login(r.Context(), "ann"); err != nil {
