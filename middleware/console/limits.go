@@ -253,8 +253,12 @@ func (c Console) setRule(r *http.Request) (string, error) {
 	return explainPage(rule.Policy, key), c.Rules.Set(r.Context(), rule)
 }
 
-// removeRule removes the rule of a key. Its limiter may be gone.
+// removeRule removes the rule of a key. Its limiter may be gone, and then there is no page of the key.
 func (c Console) removeRule(r *http.Request) (string, error) {
 	rule := ratelimit.Rule{Policy: r.FormValue("limiter"), Key: r.FormValue("key"), Actor: visitorOf(r).Actor, Reason: r.FormValue("reason")}
-	return "./", c.Rules.Remove(r.Context(), rule)
+	page := "./"
+	if _, _, err := c.limiterOf(r); err == nil {
+		page = explainPage(rule.Policy, rule.Key)
+	}
+	return page, c.Rules.Remove(r.Context(), rule)
 }
