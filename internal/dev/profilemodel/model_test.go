@@ -202,7 +202,6 @@ func (d *death) dead() bool {
 type hook struct {
 	redis.Hook
 	death
-	under sync.WaitGroup // what runs late
 }
 
 func (h *hook) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -225,10 +224,10 @@ func (h *hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			return errDied
 		}
 		if late, ok := h.late(); ok { // it runs when nobody waits for it any more
-			h.under.Go(func() {
+			go func() {
 				time.Sleep(late)
 				_ = next(context.Background(), redis.NewCmd(context.Background(), cmd.Args()...))
-			})
+			}()
 			cmd.SetErr(errDied)
 			return errDied
 		}
@@ -276,10 +275,8 @@ func play(t *testing.T, server *redistest.Server, seed uint64, broken map[string
 	}
 	stop := time.Now().Add(during)
 	var wg sync.WaitGroup
-	var hooks []*hook
 	for i := range servers {
 		h := &hook{death: death{r: rand.New(rand.NewPCG(seed, uint64(100+i)))}}
-		hooks = append(hooks, h)
 		client := server.Client(func(o *redis.Options) { o.MaxRetries = -1 })
 		client.AddHook(h)
 		client.AddHook(redistest.Instead(func(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
@@ -325,9 +322,6 @@ func play(t *testing.T, server *redistest.Server, seed uint64, broken map[string
 		}
 	}
 	wg.Wait()
-	for _, h := range hooks {
-		h.under.Wait()
-	}
 	result, _ := porcupine.CheckOperationsVerbose(model, w.history, 20*time.Second)
 	return result, w
 }
