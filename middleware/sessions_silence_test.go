@@ -99,7 +99,12 @@ func TestSkipTouch(t *testing.T) {
 			s.get("/login")
 			for range 3 {
 				advance(t, b, 4*time.Minute, m)
-				s.get(path)
+				var used, then int64
+				fmt.Sscan(s.get(path).body, &user, &used)
+				fmt.Sscan(s.get("/?poll").body, &user, &then)
+				if path == "/" && (then < used || then > used+1) { // its own use counts
+					t.Errorf("a use says %d, the next poll %d", used, then)
+				}
 			}
 			if res := s.get("/?poll"); !strings.HasPrefix(res.body, "ann") {
 				t.Errorf("%s is no use: %q", path, res.body)

@@ -153,7 +153,8 @@ type Info struct {
 	Persistent      bool      // see Remember
 }
 
-// Info returns the facts of the current session.
+// Info returns the facts of the current session. That the request is a use of it, if it is one (see
+// SkipTouch), is among them, as are the Touches of a stream.
 func (m *Manager) Info(ctx context.Context) Info {
 	st := m.state(ctx)
 	if st == nil {
@@ -165,7 +166,13 @@ func (m *Manager) Info(ctx context.Context) Info {
 		return Info{Persistent: st.facts.persistent}
 	}
 	r := *st.record
+	if u := st.used; u != nil && u.head.handle == r.head.handle && u.times.touched > r.times.touched {
+		r.times = u.times
+	}
 	r.head.kind, r.head.persistent = st.facts.kind, st.facts.persistent // as they will be
+	if now := m.records.known(r.id); now != 0 && !st.unused && !st.finished && m.records.lives[r.head.kind].touchDue(&r, now) {
+		r.times.touched = now
+	}
 	info := m.info(&r)
 	info.Current = true
 	return info
