@@ -10,6 +10,9 @@ RACE = $(shell if [ "$$(go env CGO_ENABLED)" = 1 ] || [ "$(CI)" = true ]; then e
 # It has each process sleep for a second at its end; the tests start hundreds.
 export GORACE ?= atexit_sleep_ms=50
 
+# The tests that are parallel mostly wait. Go would run as many at a time as there are CPUs.
+PARALLEL ?= 4
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -25,7 +28,7 @@ test: redis postgres prometheus chromium ## Run all tests on a real Redis; GATEH
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@failed=; for m in $(MODULES); do \
 		echo "== test $$m"; \
-		(cd $$m && go test $(RACE) -shuffle=on -timeout 15m ./...) || failed="$$failed $$m"; \
+		(cd $$m && go test $(RACE) -shuffle=on -parallel $(PARALLEL) -timeout 15m ./...) || failed="$$failed $$m"; \
 	done; [ -z "$$failed" ] || { echo "FAILED:$$failed" >&2; exit 1; }
 
 .PHONY: lint

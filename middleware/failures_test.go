@@ -58,6 +58,7 @@ func failuresOver(t *testing.T, name string) func(int) middleware.RateLimit {
 
 // Of 1,000 wrong guesses at once, on two servers, exactly as many are checked as the limit says.
 func TestNoMoreGuessesAreCheckedThanTheLimit(t *testing.T) {
+	t.Parallel() // with others that wait
 	l := newLogins(2, 20*time.Millisecond, failuresOver(t, "guesses"))
 	var wg sync.WaitGroup
 	var refused atomic.Int64
@@ -85,6 +86,7 @@ func TestNoMoreGuessesAreCheckedThanTheLimit(t *testing.T) {
 
 // Of 20 right ones at once all get in, though five of them hold all permits meanwhile.
 func TestRightGuessesWaitForEachOther(t *testing.T) {
+	t.Parallel() // with others that wait
 	for servers := 1; servers <= 2; servers++ {
 		t.Run(fmt.Sprint(servers, " servers"), func(t *testing.T) {
 			l := newLogins(servers, 50*time.Millisecond, failuresOver(t, "right"))
@@ -108,6 +110,7 @@ func TestRightGuessesWaitForEachOther(t *testing.T) {
 
 // Nobody is told to wait for a minute because of requests that are still in flight.
 func TestRequestsInFlightAreNoFailures(t *testing.T) {
+	t.Parallel() // with others that wait
 	checking, checked := make(chan bool), make(chan bool)
 	h := failuresOver(t, "slow")(0).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		checking <- true
@@ -252,6 +255,7 @@ func (*failing) Refund(context.Context, string, ratelimit.Result) error      { r
 // A login that is limited by account and by address in one decision: what one of them refuses
 // costs the other nothing, and a success gives both back.
 func TestALoginByAccountAndAddress(t *testing.T) {
+	t.Parallel() // with others that wait
 	client := redistest.Start(t).Client()
 	account := must(ratelimit.NewSlidingWindow(client, "account", ratelimit.PerHour(5), patient))
 	address := must(ratelimit.NewSlidingWindow(client, "address", ratelimit.PerHour(8), patient))

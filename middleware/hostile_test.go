@@ -102,6 +102,7 @@ func TestRequestsAreHandedBack(t *testing.T) {
 // That the failures of one limit, or of a dear request, are final says nothing about others, nor
 // about a limit that was reset.
 func TestWhatIsFinalForOneIsNotForOthers(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	limiter := func(name string, n int) *ratelimit.SlidingWindow {
 		return must(ratelimit.NewSlidingWindow(server.Client(), name, ratelimit.PerMinute(n), patient))

@@ -193,6 +193,7 @@ func TestQuotasInRoutes(t *testing.T) {
 
 // What only looks like one RateLimit mounted twice counts each time.
 func TestWhatIsNotMountedTwice(t *testing.T) {
+	t.Parallel() // with others that wait
 	client := redistest.Shared(t).Client()
 	limiter := func(name string, n int) *ratelimit.SlidingWindow {
 		return must(ratelimit.NewSlidingWindow(client, t.Name()+name, ratelimit.PerHour(n), patient))

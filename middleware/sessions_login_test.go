@@ -294,6 +294,7 @@ func (f *faulty) look(cmds ...redis.Cmder) {
 // cookie that it is given, if it is given one, and has its cart or the login, never neither.
 // When it is not known whether the old ID lives, the 503 brings the new one.
 func TestLoginWhileRedisGoesAway(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Shared(t)
 	const timeout = 100 * time.Millisecond
 	faults := map[string]func(*redistest.Proxy){

@@ -386,6 +386,7 @@ type unwrapper struct{ http.ResponseWriter }
 func (u unwrapper) Unwrap() http.ResponseWriter { return u.ResponseWriter }
 
 func TestSessionsCommitFails(t *testing.T) {
+	t.Parallel() // with others that wait
 	secret := func(w http.ResponseWriter) {
 		h := w.Header()
 		h.Set("Content-Type", "text/html")

@@ -19,6 +19,7 @@ import (
 // The whole stack while Redis is in trouble: who has a cookie gets 503 in time
 // and keeps it, who has none is served, and the limit holds in process.
 func TestRedisInTrouble(t *testing.T) {
+	t.Parallel() // with others that wait
 	const timeout = 200 * time.Millisecond
 	server := redistest.Shared(t)
 	for name, trouble := range map[string]func(*redistest.Proxy){
@@ -74,6 +75,7 @@ func TestRedisInTrouble(t *testing.T) {
 // A command that Redis refuses is logged once, with its name, and is no outage: what Redis permits
 // goes on.
 func TestARefusedCommandIsToldOnce(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	if err := server.Client().Do(t.Context(), "ACL", "SETUSER", "service", "on", ">pw", "~*", "+@all", "-eval", "-evalsha").Err(); err != nil {
 		t.Fatal(err)

@@ -206,6 +206,7 @@ func TestPenaltyAndAllUnderTheLeastACL(t *testing.T) {
 
 // What is likely to surprise is told, and what cannot work is an error.
 func TestCheckLooksAtTheServer(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
 	l := must(NewFixedWindow(server.Client(), "c", PerMinute(5), Config{Timeout: 10 * time.Second}))
 	warnings, err := Check(ctx, l, Unlimited, must(NewLocal("l", PerMinute(1), Config{})))

@@ -17,7 +17,7 @@ func TestRedisAndLocalAgree(t *testing.T) {
 		}
 		for _, a := range algorithms {
 			t.Run(a.String(), func(t *testing.T) {
-				for round := range 40 {
+				for round := range b.Rounds(40) {
 					seed := rand.Uint64()
 					r := rand.New(rand.NewPCG(seed, 0))
 					now := time.Now().Add(24 * time.Hour).UnixMicro()

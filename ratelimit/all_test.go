@@ -30,7 +30,7 @@ func TestAllOrNothing(t *testing.T) {
 		}
 		r := rand.New(rand.NewPCG(1, 2))
 		now := time.Now().Add(24 * time.Hour).UnixMicro()
-		for round := range 60 {
+		for round := range b.Rounds(60) {
 			var (
 				limiters []Limiter
 				rules    []rule

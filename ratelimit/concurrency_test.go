@@ -186,6 +186,7 @@ func TestAcquireLocally(t *testing.T) {
 // A hiccup of Redis that is shorter than a lease costs no place, though the breaker has opened:
 // the lease is renewed as soon as Redis answers. A longer one does, and the holder is told.
 func TestLeasesOverAHiccup(t *testing.T) {
+	t.Parallel() // with others that wait
 	for _, test := range []struct {
 		name   string
 		freeze time.Duration
@@ -327,6 +328,7 @@ func TestALostLeaseStaysLost(t *testing.T) {
 // One renewal that gets no answer does not cost the lease: there is time for another one over
 // another connection, also if Timeout is longer than the lease.
 func TestALeaseOutlivesOneHungConnection(t *testing.T) {
+	t.Parallel() // with others that wait
 	const length = 600 * time.Millisecond
 	server := redistest.Shared(t)
 	proxy := redistest.NewProxy(t, server.Addr())

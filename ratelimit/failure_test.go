@@ -168,6 +168,7 @@ func TestCallersWhoGiveUp(t *testing.T) {
 // A reply lost after the script ran: spent once at most, with a client of default
 // options, which repeats commands.
 func TestLostReplies(t *testing.T) {
+	t.Parallel() // with others that wait
 	eachAlgorithm(t, func(t *testing.T, c constructor) {
 		for _, fault := range []struct {
 			name  string
@@ -375,6 +376,7 @@ func TestTakeLocallyDividesTheLimit(t *testing.T) {
 
 // A server that is still loading its data answers, and does not decide.
 func TestLoading(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t, "--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024")
 	client := server.Client(func(o *redis.Options) { o.ReadTimeout = time.Minute })
 	l, err := ratelimit.NewSlidingWindow(server.Client(), "loading", ratelimit.PerHour(10), slow)

@@ -88,7 +88,7 @@ func TestResetAll(t *testing.T) {
 			for _, near := range []string{"axb" + salt, "ab" + salt, name + "x"} {
 				others = append(others, everyKind(t, b.Client, near, cfg)...)
 			}
-			const keys = 12
+			keys := b.Rounds(12)
 			for i := range keys {
 				for _, l := range append(others, ours...) {
 					for range 4 {

@@ -43,7 +43,7 @@ func TestManyKeysAreDecidedAsOneIs(t *testing.T) {
 					b.Client.Del(t.Context(), key(wrong))
 					b.Client.SAdd(t.Context(), key(wrong), "no such key")
 					granted := int64(0)
-					for round := range 300 {
+					for round := range b.Rounds(300) {
 						args := a.args(limit.rule())
 						ttl := args.ttl
 						if args.ends != nil {

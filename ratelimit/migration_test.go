@@ -21,6 +21,7 @@ import (
 // TestSlotMigration moves the slot of a key from node to node while the key is
 // being asked for: callers are redirected, and the limit stays exact.
 func TestSlotMigration(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	// The limit is used up during the last move.
 	const limit, moves, callers, each = 2000, 5, 8, 60
@@ -120,6 +121,7 @@ func migrate(t *testing.T, nodes []*redistest.Server, from, to int, key string) 
 
 // TestClusterDown loses the node of a key: that is a failure, never a denial.
 func TestClusterDown(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	l, err := ratelimit.NewFixedWindow(cluster.Client(), "down", ratelimit.PerHour(5), ratelimit.Config{Timeout: 500 * time.Millisecond})
 	if err != nil {
@@ -147,6 +149,7 @@ func TestClusterDown(t *testing.T) {
 // One of three masters hangs: what concerns the others is decided by Redis, as if nothing were
 // wrong, though many wait for the one that hangs.
 func TestOneHungNodeDecidesForNoOther(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	client := cluster.Client()
 	timeout := 400 * time.Millisecond
@@ -226,6 +229,7 @@ func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 // One of three masters hangs, and a slot moves to and fro between the other two, with 64 Takes in
 // flight: those of the two are decided by Redis, and exactly.
 func TestOneHungNodeWhileSlotsMove(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	client := cluster.Client()
 	const timeout, limit, moves = 2 * time.Second, 3000, 6
@@ -302,6 +306,7 @@ func TestOneHungNodeWhileSlotsMove(t *testing.T) {
 // TestSentinelFailover loses the master: Takes fail until the replica has taken
 // over, and then go on with what was replicated.
 func TestSentinelFailover(t *testing.T) {
+	t.Parallel() // with others that wait
 	sentinel := redistest.StartSentinel(t)
 	client := sentinel.Client()
 	l, err := ratelimit.NewSlidingWindow(client, "failover", ratelimit.PerHour(5), ratelimit.Config{})

@@ -37,8 +37,10 @@ func zones(t testing.TB) []string {
 		}
 		name := strings.TrimPrefix(path, root+"/")
 		if !d.IsDir() && strings.Contains(name, "/") && !strings.HasPrefix(name, "posix") && !strings.HasPrefix(name, "right") {
-			if _, err := time.LoadLocation(name); err == nil && (*everyZone || rand.IntN(80) == 0) {
-				names = append(names, name)
+			if *everyZone || rand.IntN(80) == 0 {
+				if _, err := time.LoadLocation(name); err == nil {
+					names = append(names, name)
+				}
 			}
 		}
 		return nil
@@ -64,25 +66,25 @@ func TestPeriodsOfEveryZone(t *testing.T) {
 			for last := time.Date(2031, 1, 1, 0, 0, 0, 0, zone); begin.Before(last); {
 				end := c.begin(begin, 1)
 				length := end.Sub(begin)
-				what := fmt.Sprintf("%s, the %v from %v to %v", name, period, begin, end)
+				what := func() string { return fmt.Sprintf("%s, the %v from %v to %v", name, period, begin, end) }
 				if length <= 0 || !c.begin(end, 0).Equal(end) || !c.begin(begin, 0).Equal(begin) ||
 					!c.begin(end, -1).Equal(begin) && !skipped[name] {
-					t.Fatalf("%s: does not join the next", what)
+					t.Fatalf("%s: does not join the next", what())
 				}
 				for _, in := range []time.Time{begin.Add(time.Microsecond), begin.Add(length / 2), end.Add(-time.Microsecond)} {
 					if !c.begin(in, 0).Equal(begin) || c.end(in.UnixMicro()) != end.UnixMilli() {
-						t.Fatalf("%s: %v is in another, from %v", what, in, c.begin(in, 0))
+						t.Fatalf("%s: %v is in another, from %v", what(), in, c.begin(in, 0))
 					}
 				}
 				// Just before, it was another date.
 				if begin.Add(-time.Microsecond).YearDay() == begin.YearDay() {
-					t.Fatalf("%s: does not begin its date", what)
+					t.Fatalf("%s: does not begin its date", what())
 				}
 				switch {
 				case period == Week && begin.Weekday() != time.Monday, period == Month && begin.Day() != 1:
-					t.Fatalf("%s: begins on %v", what, begin)
+					t.Fatalf("%s: begins on %v", what(), begin)
 				case period == Day && (length < 20*time.Hour || length > 28*time.Hour):
-					t.Fatalf("%s: lasts %v", what, length)
+					t.Fatalf("%s: lasts %v", what(), length)
 				}
 				begin = end
 				total++

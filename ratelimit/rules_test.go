@@ -310,6 +310,7 @@ func TestTogglingRulesGivesNoQuota(t *testing.T) {
 
 // A ban that came from one limit does not hold under the rule's, nor the other way round.
 func TestBansUnderRules(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	rules := newRules(t, server.Client(), RulesConfig{})
 	l := must(NewFixedWindow(server.Client(), "api", PerHour(1), Config{Rules: rules, Penalty: Penalty{Strikes: 1, First: 10 * time.Hour}}))
@@ -328,6 +329,7 @@ func TestBansUnderRules(t *testing.T) {
 // Four processes hear of a change; with the channel cut they see it within the poll, and what
 // Redis has lost they lose, too.
 func TestRulesReachAll(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	admin := newRules(t, server.Client(), RulesConfig{})
 	proxy := redistest.NewProxy(t, server.Addr())
@@ -371,6 +373,7 @@ func TestRulesReachAll(t *testing.T) {
 
 // What ends does so by itself, also while Redis is away, and by Redis's clock.
 func TestRulesEndByThemselves(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
@@ -429,6 +432,7 @@ func TestRulesAmongGarbage(t *testing.T) {
 }
 
 func TestRulesThatCannotBe(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	rules := newRules(t, server.Client(), RulesConfig{})
 	must(NewSlidingWindow(server.Client(), "api", PerHour(10), Config{Rules: rules}))

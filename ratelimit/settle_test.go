@@ -48,6 +48,7 @@ func TestSettleAfterTheClientHasHungUp(t *testing.T) {
 // A settlement that has not changed anything is not settled: the next attempt counts. One
 // whose reply was lost may have, and is not repeated.
 func TestASettlementThatWasNotMadeCanBeRepeated(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Shared(t)
 	for _, test := range []struct {
 		name     string

@@ -80,6 +80,7 @@ func level(t *testing.T, l *TokenBucket) (whole int64, lent bool) {
 // waits for many gets them within a second more than its share of the rate. One that takes
 // again and again does not.
 func TestNobodyStarvesWhoWaits(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Shared(t)
 	const rate, many = 100, 80
 	share := many * time.Second / rate
@@ -185,6 +186,7 @@ func TestWaitersAreServedInOrder(t *testing.T) {
 
 // Where the deadline comes before the permits, Wait does not wait, and spends nothing.
 func TestWaitKnowsThatTheDeadlineIsTooSoon(t *testing.T) {
+	t.Parallel() // with others that wait
 	l := buckets(t, redistest.Shared(t), 1, Limit{10, 10 * time.Second})[0]
 	must(l.Take(ctx, "k", 10))
 	before, _ := level(t, l)
@@ -530,7 +532,7 @@ func TestWaitDecidesAsGoDoes(t *testing.T) {
 		freezeMini(b)
 		rounds := 1000
 		if b.Name != "standalone" || testing.Short() {
-			rounds = 100
+			rounds = b.Rounds(100)
 		}
 		take, settle := engineScript(bucket), scripts.Get("limit/bucket_settle.lua")
 		for range rounds {

@@ -982,6 +982,7 @@ func TestOddAccounts(t *testing.T) {
 // While the slot of a user moves between the nodes of a cluster, each act on the user's sessions
 // succeeds, whole.
 func TestAccountsWhileTheirSlotMoves(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	m := managerOver(t, cluster.Client(), Config{Timeout: 10 * time.Second})
 	key := m.records.keys.key(m.records.keys.user("ann"))

@@ -136,6 +136,7 @@ func TestClientSideCacheUnderTheLeastACL(t *testing.T) {
 
 // Over a cluster, a client needs what the page says besides.
 func TestSessionsOverAClusterUnderTheLeastACL(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	args := []any{"ACL", "SETUSER", "service", "reset", "on", ">pw", "~gatehouse:{*", "+eval", "+evalsha", "+cluster|slots", "+command", "+asking"}
 	for _, c := range aclRow(t, "sessions") {
@@ -257,6 +258,7 @@ func TestCheckTellsWhatLogsPeopleOut(t *testing.T) {
 
 // So is what reads from replicas; and a Redis that is too old is an error.
 func TestCheckFindsReplicaReadsAndAnOldRedis(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	for name, set := range map[string]func(*redis.ClusterOptions){
 		"ReadOnly":       func(o *redis.ClusterOptions) { o.ReadOnly = true },

@@ -274,6 +274,7 @@ func TestEventsThatCannotBeAppended(t *testing.T) {
 // While a slot is moved Redis refuses what has two keys in it: the act is done all the same, and its
 // event follows.
 func TestEventsWhileTheirSlotMoves(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	client := cluster.Client()
 	m := managerOver(t, client, Config{Timeout: 10 * time.Second, Events: Events{Retention: time.Hour}, Logger: slog.Default()})

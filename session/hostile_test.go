@@ -86,6 +86,7 @@ func TestCheckNoticesAnotherKeySecret(t *testing.T) {
 
 // Under the least ACL a cluster's client asks for nothing besides.
 func TestNoFurtherCommandsInACluster(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	args := []any{"ACL", "SETUSER", "service", "reset", "on", ">pw", "~gatehouse:{*", "+eval", "+evalsha", "+cluster|slots", "+command", "+asking"}
 	for _, c := range aclRow(t, "sessions") {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	mrand "math/rand/v2"
 	"runtime"
 	"strings"
 	"sync"
@@ -629,30 +630,32 @@ func TestLateLegacyCopiesBringNothingBack(t *testing.T) {
 		cfg.IdleTimeout = 30 * time.Minute
 		cfg.Lifetime = 100 * time.Hour
 		for name, end := range ends {
-			for _, user := range []func(map[string]any) string{nil, userValue} {
-				cfg.Legacy.User = user
+			for _, variant := range mrand.Perm(4)[:rb.Rounds(4)] {
+				cfg.Legacy.User = nil
+				if variant&1 > 0 {
+					cfg.Legacy.User = userValue
+				}
+				script := variant&2 > 0
+				where := fmt.Sprintf("%s, user %v, script under way %v", name, cfg.Legacy.User != nil, script)
 				m := manager(t, rb, cfg)
-				for _, script := range []bool{false, true} {
-					where := fmt.Sprintf("%s, user %v, script under way %v", name, user != nil, script)
-					token := legacySession(t, store, map[string]any{"user": "ann", "k": "v"}, time.Now().Add(90*time.Hour))
-					copy := lateCopy(t, rb, cfg, token, script)
-					b := newMover(t, m, token)
-					b.request(func(ctx context.Context) {
-						if m.GetString(ctx, "k") != "v" {
-							t.Errorf("%s: not copied", where)
-						}
-					})
-					end(t, rb, m, b)
-					past(t, rb, m)
-					if got := byToken(t, m, token); got != nothingShown {
-						t.Errorf("%s: the legacy cookie shows %+v", where, got)
+				token := legacySession(t, store, map[string]any{"user": "ann", "k": "v"}, time.Now().Add(90*time.Hour))
+				copy := lateCopy(t, rb, cfg, token, script)
+				b := newMover(t, m, token)
+				b.request(func(ctx context.Context) {
+					if m.GetString(ctx, "k") != "v" {
+						t.Errorf("%s: not copied", where)
 					}
-					if got := copy(); got != nothingShown {
-						t.Errorf("%s: came back: %+v", where, got)
-					}
-					if got := byToken(t, m, token); got != nothingShown {
-						t.Errorf("%s: the legacy cookie shows %+v after the late copy", where, got)
-					}
+				})
+				end(t, rb, m, b)
+				past(t, rb, m)
+				if got := byToken(t, m, token); got != nothingShown {
+					t.Errorf("%s: the legacy cookie shows %+v", where, got)
+				}
+				if got := copy(); got != nothingShown {
+					t.Errorf("%s: came back: %+v", where, got)
+				}
+				if got := byToken(t, m, token); got != nothingShown {
+					t.Errorf("%s: the legacy cookie shows %+v after the late copy", where, got)
 				}
 			}
 		}

@@ -11,6 +11,7 @@ import (
 // TestSentinelFailover loses the master: sessions cannot be loaded until the replica has
 // taken over, and are there then.
 func TestSentinelFailover(t *testing.T) {
+	t.Parallel() // with others that wait
 	sentinel := redistest.StartSentinel(t)
 	client := sentinel.Client()
 	m := managerOver(t, client, Config{Secrets: [][]byte{secret}})

@@ -89,6 +89,7 @@ func (tr *trouble) recovers(t *testing.T, user string) {
 }
 
 func TestRedisInTrouble(t *testing.T) {
+	t.Parallel() // with others that wait
 	for _, tc := range []struct {
 		name   string
 		break_ func(tr *trouble)
@@ -225,6 +226,7 @@ func (c *clocks) age(by time.Duration) {
 // Whatever a commit has to do: it is over within twice the timeout, though no command
 // alone takes longer than it may.
 func TestACommitAsAWholeIsBounded(t *testing.T) {
+	t.Parallel() // with others that wait
 	const slow = troubleTimeout * 8 / 10
 	for name, prepare := range map[string]func(t *testing.T, tr *trouble, ctx context.Context){
 		"save":         func(t *testing.T, tr *trouble, ctx context.Context) { tr.m.Put(ctx, "k", 1) },
@@ -281,6 +283,7 @@ func TestACommitAsAWholeIsBounded(t *testing.T) {
 // TestTroubleInMidRotation has the network fail under a rotation, with a real connection
 // rather than a hook.
 func TestTroubleInMidRotation(t *testing.T) {
+	t.Parallel() // with others that wait
 	tr := newTrouble(t)
 	for _, tc := range []struct {
 		name string
@@ -523,6 +526,7 @@ func readArgs(r *bufio.Reader) (args []string, err error) {
 // Answers of the wrong type, of the wrong shape, or half of one are no session, no end of
 // one, and no success.
 func TestWrongAnswers(t *testing.T) {
+	t.Parallel() // with others that wait
 	real := mini(t)
 	m := manager(t, real, Config{})
 	b := begin(t, m, "ann")
@@ -729,6 +733,7 @@ func TestClientSideCache(t *testing.T) {
 // One of three masters hangs: sessions of the others are loaded and saved as if nothing were
 // wrong, though many requests wait for the one that hangs.
 func TestOneHungNodeHoldsUpNoOtherSession(t *testing.T) {
+	t.Parallel() // with others that wait
 	const timeout = 500 * time.Millisecond
 	cluster := redistest.StartCluster(t)
 	client := cluster.Client()

@@ -155,6 +155,7 @@ func TestWatchOfNothing(t *testing.T) {
 
 // Without a subscription, and behind one that is dead without a sign, the poll finds ends.
 func TestWatchPolls(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1})

@@ -38,6 +38,7 @@ func (db *DB) count(t *testing.T, query string, args ...any) (n int) {
 }
 
 func TestDatabase(t *testing.T) {
+	t.Parallel() // with others that wait
 	eachDatabase(t, func(t *testing.T, db *DB, server *postgres) {
 		ctx := t.Context()
 		base := time.Date(2026, 3, 4, 5, 6, 7, 890_000, time.UTC)

@@ -109,6 +109,7 @@ func people(m *session.Manager, user string, until time.Time) {
 // The database has each event that stands in Redis, whatever is killed, and each new device has
 // its mail.
 func TestAuditSurvives(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	// A commit takes long, and so do the reader's calls of Redis: a kill is to come between any two
 	// steps.

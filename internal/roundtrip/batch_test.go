@@ -329,6 +329,7 @@ func TestWhatTheServerForbids(t *testing.T) {
 
 // Where the keys of a script may lie on different servers, each is asked about by itself.
 func TestNeverTogetherAcrossServers(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	cluster := redistest.StartCluster(t)
 	for name, client := range map[string]redis.UniversalClient{

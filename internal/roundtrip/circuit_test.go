@@ -206,6 +206,7 @@ func TestSlowConnections(t *testing.T) {
 
 // Connections that others hold are not the server's silence.
 func TestAPoolThatOthersHold(t *testing.T) {
+	t.Parallel() // with others that wait
 	client := redistest.Shared(t).Client(func(o *redis.Options) { o.PoolSize = 2 })
 	ctx, cancel := context.WithCancel(t.Context())
 	var held sync.WaitGroup

@@ -16,6 +16,7 @@ import (
 // Callers who give up before the timeout leave connections that hang behind: those who come
 // later are answered all the same, by any client.
 func TestCallersWhoGaveUpHoldUpNobody(t *testing.T) {
+	t.Parallel() // with others that wait
 	const timeout = 300 * time.Millisecond
 	type anyClient struct{ redis.UniversalClient }
 	for name, of := range map[string]struct {
@@ -93,6 +94,7 @@ func TestAnUnknownScriptTakesOneTimeout(t *testing.T) {
 
 // Connections whose replies are lost are given up in time: they do not fill the pool.
 func TestLostRepliesLeaveThePoolFree(t *testing.T) {
+	t.Parallel() // with others that wait
 	proxy := redistest.NewProxy(t, redistest.Shared(t).Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), PoolSize: 10, ReadTimeout: time.Minute})
 	defer client.Close()

@@ -18,6 +18,7 @@ import (
 // One of three masters hangs: calls for the others are answered, and soon; those for it end at
 // the timeout.
 func TestOneHungNodeHoldsUpNoOther(t *testing.T) {
+	t.Parallel() // with others that wait
 	const timeout = 500 * time.Millisecond
 	cluster := redistest.StartCluster(t)
 	client := cluster.Client()

@@ -72,6 +72,7 @@ func taken(cmd redis.Cmder) (entries []any, missed int64) {
 
 // A move that the network has kept, and that was repeated meanwhile, gives away no later lease.
 func TestALateMoveGivesNoLeaseAway(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	plain := server.Client()
 	hooked := server.Client()
@@ -374,6 +375,7 @@ func TestAFullRedisIsRead(t *testing.T) {
 
 // What an answer brings that took so long that the lease may be over is not handled.
 func TestALateTakeIsNotHandled(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	late := server.Client()
 	var once atomic.Bool

@@ -428,6 +428,7 @@ func show(t *testing.T, faults []string, counts map[string]int) {
 // Whoever is killed, who acts, who reads, or Redis: each act has its event, each event its act, and
 // each is delivered, those of a user in order and never two at once.
 func TestModel(t *testing.T) {
+	t.Parallel() // with others that wait
 	t.Run("standalone", func(t *testing.T) {
 		server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 		faults, counts := play(t, server.Client(), modelConfig{Addrs: []string{server.Addr()}}, *modelFor, func(over <-chan struct{}) {
@@ -471,6 +472,7 @@ func moveSlots(t *testing.T, cluster *redistest.Cluster, over <-chan struct{}) {
 
 // The model finds each of these.
 func TestModelCatches(t *testing.T) {
+	t.Parallel() // with others that wait
 	for broken := range modelBroken {
 		var faults []string
 		var counts map[string]int

@@ -385,6 +385,7 @@ func TestGoexit(t *testing.T) {
 
 // One server of a cluster that hangs keeps nobody from the events of the others, and is told once.
 func TestHungMaster(t *testing.T) {
+	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t, "--cluster-require-full-coverage", "no")
 	m, err := session.New(cluster.Client(), session.Config{Prefix: "hung:", Events: session.Events{Retention: time.Hour}, Logger: slog.New(slog.DiscardHandler), Timeout: 300 * time.Millisecond})
 	if err != nil {

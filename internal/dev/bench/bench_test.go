@@ -18,6 +18,7 @@ func TestRows(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
+	t.Parallel() // with others that wait
 	s := startServer(t)
 	for _, r := range rows(100) {
 		if r.still {
@@ -48,6 +49,7 @@ func TestRows(t *testing.T) {
 
 // TestSessionMemory and TestHolds see that the measurements are of sessions.
 func TestSessionMemory(t *testing.T) {
+	t.Parallel() // with others that wait
 	s := startServer(t)
 	for _, perUser := range []int{0, 1, 5} {
 		for _, sealed := range []bool{false, true} {
@@ -66,6 +68,7 @@ func TestHolds(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
+	t.Parallel() // with others that wait
 	s := startServer(t)
 	for _, size := range []int{memoryValues, 4 << 10} {
 		all, err := s.holdsOf(t.Context(), 3, size)

@@ -50,6 +50,7 @@ func TestChild(t *testing.T) {
 }
 
 func TestNothingIsLeftBehind(t *testing.T) {
+	t.Parallel() // with others that wait
 	require(t)
 	for _, end := range []string{
 		"return", "fatal", "panic", "panic in a goroutine", "exit", "SIGKILL", "SIGKILL of the process group", "timeout",

@@ -126,6 +126,7 @@ func TestStrictChild(t *testing.T) {
 }
 
 func TestMainStrict(t *testing.T) {
+	t.Parallel() // with others that wait
 	require(t)
 	child := func(file, only, end string) (string, error) {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestStrictChild$/"+only, "-test.v")

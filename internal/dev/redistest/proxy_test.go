@@ -13,6 +13,7 @@ import (
 )
 
 func TestProxy(t *testing.T) {
+	t.Parallel() // with others that wait
 	isTimeout := func(err error) bool {
 		var ne net.Error
 		return errors.As(err, &ne) && ne.Timeout()

@@ -96,6 +96,7 @@ func TestAssertAllTTL(t *testing.T) {
 }
 
 func TestServer(t *testing.T) {
+	t.Parallel() // with others that wait
 	ctx := context.Background()
 	s := Start(t, "--maxmemory", "3mb", "--requirepass", "open sesame")
 	c := s.Client(func(o *redis.Options) { o.MaxRetries, o.ReadTimeout = -1, 500*time.Millisecond })
@@ -195,6 +196,7 @@ func TestSharedIsOneServerThatTestsCannotBreak(t *testing.T) {
 }
 
 func TestClusterLosesANode(t *testing.T) {
+	t.Parallel() // with others that wait
 	ctx := context.Background()
 	c := StartCluster(t, "--cluster-require-full-coverage", "no")
 	client := c.Client(func(o *redis.ClusterOptions) { o.MaxRedirects, o.MaxRetries = 1, -1 })
@@ -209,6 +211,7 @@ func TestClusterLosesANode(t *testing.T) {
 }
 
 func TestSentinelFailover(t *testing.T) {
+	t.Parallel() // with others that wait
 	ctx := context.Background()
 	s := StartSentinel(t)
 	first := s.Master()
