@@ -277,7 +277,7 @@ func takeGroup(ctx context.Context, group []member, cost int, results []Result) 
 	if len(group) == 1 {
 		m := group[0]
 		if m.remote != nil {
-			results[m.index], err = m.remote.Take(ctx, m.key, cost)
+			results[m.index], err = remoteOf(m.limiter).Take(ctx, m.key, cost) // by the rules of now
 		} else {
 			results[m.index], err = m.limiter.Take(ctx, m.key, cost)
 		}

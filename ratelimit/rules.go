@@ -50,7 +50,7 @@ func (m Mode) String() string {
 type Rule struct {
 	Policy string // name of the limiters that it is for
 	// Key is one key, as it is given to Take, or "*": all but those with a rule of their own
-	// or a limit by With.
+	// or a limit by With. No rule changes what [Unlimited] decides: it has no name.
 	Key      string
 	Mode     Mode
 	Requests int       // with Enforce, at least 1
@@ -109,11 +109,12 @@ type Rules struct {
 
 	snapshot snapshots
 
-	due      atomic.Bool // a change was heard of, and a load is on its way
-	mu       sync.Mutex  // of loads
-	failed   bool        // the last one has
-	loaded   time.Time   // when Redis has last said which rules there are
-	invalid  int         // entries that could not be read
+	ahead    atomic.Int64 // of Redis's clock before this process's, ns
+	due      atomic.Bool  // a change was heard of, and a load is on its way
+	mu       sync.Mutex   // of loads
+	failed   bool         // the last one has
+	loaded   time.Time    // when Redis has last said which rules there are
+	invalid  int          // entries that could not be read
 	version  string
 	began    time.Time
 	policies sync.Map // of int64: the most requests that all limiters of a name can have
@@ -225,6 +226,7 @@ func (r *Rules) load(ctx context.Context) error {
 	r.failed, r.loaded = false, time.Now()
 	now, _ := list[0].(int64)
 	version, _ := list[1].(string)
+	r.ahead.Store(int64(time.UnixMicro(now).Sub(asked)))
 	if version == r.version {
 		return nil
 	}
@@ -377,6 +379,9 @@ func checkBy(actor, reason string) error {
 	return errors.Join(errs...)
 }
 
+// Now returns the time by Redis's clock, by which Rule.Until goes, as far as this process knows it.
+func (r *Rules) Now() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
+
 // Set sets a rule, in the place of one for the same Policy and Key. When it returns nil, this
 // process obeys it, and others do within milliseconds. An error that wraps [ErrRule] names what
 // is wrong with it; after [ErrUnavailable] it may hold all the same.
@@ -402,7 +407,11 @@ func (r *Rules) Reset(ctx context.Context, l Limiter, key, actor, reason string)
 	if _, ok := l.(Resetter); !ok {
 		return fmt.Errorf("ratelimit: %T does not reset", l)
 	}
-	for _, p := range policiesOf(l, key) {
+	policies := policiesOf(l, key)
+	if len(policies) == 0 {
+		return fmt.Errorf("ratelimit: %T has no name to be reset by", l)
+	}
+	for _, p := range policies {
 		if err := errors.Join(r.checkPlace(p.name, p.key, false), checkBy(actor, reason)); err != nil {
 			return err
 		}

@@ -594,3 +594,54 @@ func TestRulesWithoutRedis(t *testing.T) {
 		t.Error("after Close the rule is forgotten")
 	}
 }
+
+// What cannot be noted is not done: neither set nor removed, and others go on to hold.
+func TestRulesWithoutTheirTrace(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client()
+	admin := newRules(t, client, RulesConfig{})
+	must(NewLocal("api", PerHour(9), Config{Rules: admin}))
+	admin.set(t, Rule{Policy: "api", Key: "kept", Mode: Deny})
+	if err := client.Do(t.Context(), "ACL", "SETUSER", "u", "on", ">p", "~*", "&*", "+@all", "-xadd").Err(); err != nil {
+		t.Fatal(err)
+	}
+	rules := newRules(t, server.Client(func(o *redis.Options) { o.Username, o.Password = "u", "p" }), RulesConfig{})
+	must(NewLocal("api", PerHour(9), Config{Rules: rules}))
+	if err := rules.Set(t.Context(), Rule{Policy: "api", Key: "k", Mode: Deny, Actor: "a", Reason: "r"}); err == nil {
+		t.Error("set without a trace")
+	}
+	if err := rules.Remove(t.Context(), Rule{Policy: "api", Key: "kept", Actor: "a", Reason: "r"}); err == nil {
+		t.Error("removed without a trace")
+	}
+	if list := must(admin.List(t.Context())); len(list) != 1 || list[0].Key != "kept" {
+		t.Errorf("%+v", list)
+	}
+}
+
+// preceded is a limiter before which something happens.
+type preceded struct {
+	*Local
+	happens func()
+}
+
+func (l preceded) Take(ctx context.Context, key string, cost int) (Result, error) {
+	l.happens()
+	return l.Local.Take(ctx, key, cost)
+}
+
+// A rule that is removed while others of All decide holds no more, and a plan stays one.
+func TestRulesThatChangeWithinAll(t *testing.T) {
+	client := redistest.Start(t).Client()
+	rules := newRules(t, client, RulesConfig{})
+	l := must(NewFixedWindow(client, "api", PerHour(10), Config{Rules: rules}))
+	rules.set(t, Rule{Policy: "api", Key: "*", Requests: 1000})
+	rules.set(t, Rule{Policy: "api", Key: "k", Requests: 500})
+	first := preceded{must(NewLocal("first", PerHour(1e6), Config{})), func() {
+		if err := rules.Remove(context.Background(), Rule{Policy: "api", Key: "k", Actor: "a", Reason: "r"}); err != nil {
+			t.Error(err)
+		}
+	}}
+	if res := takes(t, must(All(first, must(l.With(PerHour(20))))), "k"); res.Limit.Requests != 20 {
+		t.Errorf("%v", res)
+	}
+}

@@ -157,14 +157,14 @@ func (c Console) authorized(next http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Referrer-Policy", "same-origin") // with less, browsers send a form over plain HTTP with the Origin null
 		h.Set("Vary", "Accept, Cookie, Authorization")
+		r.Body = http.MaxBytesReader(w, r.Body, 64<<10) // also of those who may nothing
 		actor, access := c.Authorize(r)
 		if actor == "" || access != Read && access != Write {
 			c.fail(w, r, failure{http.StatusForbidden, "You may not see this."})
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
 		next.ServeHTTP(w, r.WithContext(contextWith(r, visitor{actor, access})))
 	})
 }
@@ -200,6 +200,7 @@ func (c Console) change(do func(*http.Request) (page string, err error)) http.Ha
 			c.fail(w, r, failure{http.StatusBadRequest, "The form cannot be read."})
 			return
 		}
+		r.Form = r.PostForm // nothing of a change is taken from where access logs have it
 		page, err := do(r)
 		switch {
 		case err != nil:

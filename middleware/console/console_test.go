@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -419,5 +420,55 @@ func BenchmarkDenialsOfManyKeys(b *testing.B) {
 	d := NewDenials(10_000)
 	for i := 0; b.Loop(); i++ {
 		d.Note(ratelimit.Decision{Policy: "p", Key: fmt.Sprint(i), Cost: 1})
+	}
+}
+
+// Who may nothing leaves nothing on the disk, however much is sent.
+func TestNobodyFillsTheDisk(t *testing.T) {
+	s := newService(t, redistest.Start(t).Client())
+	folder := t.TempDir()
+	t.Setenv("TMPDIR", folder)
+	mux := http.NewServeMux()
+	mux.Handle("/ops/", http.StripPrefix("/ops", s.console.Handler()))
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	form := strings.NewReader("--b\r\nContent-Disposition: form-data; name=\"f\"; filename=\"x\"\r\n\r\n" + strings.Repeat("x", 40<<20) + "\r\n--b--\r\n")
+	r := must(http.NewRequest("POST", server.URL+"/ops/", form))
+	r.Header.Set("Content-Type", "multipart/form-data; boundary=b")
+	if res, err := http.DefaultClient.Do(r); err == nil { // the connection may be cut in mid-body
+		res.Body.Close()
+		if res.StatusCode != http.StatusForbidden {
+			t.Error(res.Status)
+		}
+	}
+	if left := must(os.ReadDir(folder)); len(left) > 0 {
+		t.Error(left)
+	}
+}
+
+// A rule ends by Redis's clock, and a change takes nothing from the URL.
+func TestRulesOfTheConsole(t *testing.T) {
+	server := redistest.Start(t)
+	server.Advance(time.Hour)
+	s := newService(t, server.Client())
+	h := s.console.Handler()
+	if _, err := s.rules.List(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	form := url.Values{"limiter": {"api"}, "key": {"k"}, "mode": {"deny"}, "for": {"30m"}, "reason": {"r"}}
+	for range 200 { // until it has heard of Redis's clock
+		if s.rules.Now().After(time.Now().Add(30 * time.Minute)) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if res, body := ask(t, h, "writer", "POST", "/rule?"+form.Encode(), url.Values{}); res.StatusCode == http.StatusSeeOther {
+		t.Error("from the URL: ", body)
+	}
+	if res, body := ask(t, h, "writer", "POST", "/rule", form); res.StatusCode != http.StatusSeeOther {
+		t.Fatal(res.Status, body)
+	}
+	if d := must(s.api.Take(t.Context(), "k", 1)); d.RetryAfter < 29*time.Minute || d.RetryAfter > 30*time.Minute {
+		t.Error(d)
 	}
 }

@@ -248,7 +248,7 @@ func (c Console) setRule(r *http.Request) (string, error) {
 		if err != nil || lasts <= 0 {
 			return "", failure{http.StatusBadRequest, "For how long? Such as 90m or 24h; or nothing: until it is removed."}
 		}
-		rule.Until = time.Now().Add(lasts)
+		rule.Until = c.Rules.Now().Add(lasts)
 	}
 	return explainPage(rule.Policy, key), c.Rules.Set(r.Context(), rule)
 }

@@ -67,7 +67,7 @@ func (c Console) state(r *http.Request) (any, error) {
 		warnings, err := c.Sessions.Check(ctx)
 		add("sessions", warnings, err)
 		if r.FormValue("secrets") != "" {
-			use, err := c.Sessions.SecretUse(r.Context())
+			use, err := c.Sessions.SecretUse(ctx)
 			if err != nil {
 				return nil, err
 			}

@@ -25,6 +25,12 @@ local function ends(rule)
   return digits and digits + 0 or 0 -- what cannot be read is not ours to remove
 end
 
+local function note() -- before the change: what cannot be noted is not done
+  call('HDEL', rules, ' ') -- no rule's field: a full Redis lets the script write after it
+  call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'what', ARGV[1], 'of', ARGV[2], 'rule', ARGV[3])
+  call('PEXPIRE', KEYS[2], ARGV[7])
+end
+
 if ARGV[1] == 'set' then
   local its = ends(ARGV[3])
   if its > 0 and its <= now then
@@ -42,23 +48,24 @@ if ARGV[1] == 'set' then
   if count >= ARGV[5] + 0 then
     return 'full'
   end
-  call('HDEL', rules, '', unpack(over, 1, math.min(#over, 1000))) -- also what a full Redis permits: it then lets the script write
+  note()
+  if #over > 0 then call('HDEL', rules, unpack(over, 1, math.min(#over, 1000))) end
   call('HSET', rules, '', ARGV[4], ARGV[2], ARGV[3])
   call('PEXPIRE', rules, ARGV[7])
 elseif ARGV[1] == 'removed' then
-  if call('HDEL', rules, ARGV[2]) == 0 then
+  if call('HEXISTS', rules, ARGV[2]) == 0 then
     return 'none'
   end
+  note()
+  call('HDEL', rules, ARGV[2])
   if call('HLEN', rules) > 1 then
     call('HSET', rules, '', ARGV[4])
   else
     call('UNLINK', rules)
   end
 else
-  call('HDEL', rules, ' ') -- no rule's field: a full Redis lets the script write after it
+  note()
 end
-call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'what', ARGV[1], 'of', ARGV[2], 'rule', ARGV[3])
-call('PEXPIRE', KEYS[2], ARGV[7])
 if ARGV[1] ~= 'reset' then
   redis.pcall('PUBLISH', ARGV[8], '') -- where that is not permitted, servers learn of it by looking
 end

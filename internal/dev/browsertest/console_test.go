@@ -257,3 +257,15 @@ const (
 		return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) < 4.5;
 	})`
 )
+
+// In a network of its own, over plain HTTP under a name, the console takes its own forms.
+func TestConsoleOverPlainHTTP(t *testing.T) {
+	o := newOffice(t)
+	o.hammer(t, "user:42", 6)
+	b := start(t)
+	b.open(strings.Replace(o.url, "127.0.0.1", "ops.test", 1) + "explain?limiter=login&key=user:42")
+	b.fill(`form[action=reset] input[name=reason]`, "OPS-1")
+	if text := b.click(`form[action=reset] button`); !strings.Contains(text, "OPS-1") {
+		t.Error(text)
+	}
+}
