@@ -153,8 +153,8 @@ type Info struct {
 	Persistent      bool      // see Remember
 }
 
-// Info returns the facts of the current session. That the request is a use of it, if it is one (see
-// SkipTouch), is among them, as are the Touches of a stream.
+// Info returns the facts of the current session. IdleExpires counts the request itself, if it is a
+// use of the session (see SkipTouch), and the Touches of a stream.
 func (m *Manager) Info(ctx context.Context) Info {
 	st := m.state(ctx)
 	if st == nil {
@@ -170,11 +170,12 @@ func (m *Manager) Info(ctx context.Context) Info {
 		r.times = u.times
 	}
 	r.head.kind, r.head.persistent = st.facts.kind, st.facts.persistent // as they will be
-	if now := m.records.known(r.id); now != 0 && !st.unused && !st.finished && m.records.lives[r.head.kind].touchDue(&r, now) {
-		r.times.touched = now
-	}
 	info := m.info(&r)
 	info.Current = true
+	if now := m.records.known(r.id); now != 0 && !st.unused && !st.finished && m.records.lives[r.head.kind].touchDue(&r, now) {
+		r.times.touched = now
+		info.IdleExpires = m.info(&r).IdleExpires
+	}
 	return info
 }
 
