@@ -225,3 +225,34 @@ func TestGatewayUpgrade(t *testing.T) {
 		}
 	}
 }
+
+// A backend cannot replace the session of the gateway before it, neither by a cookie nor by a token.
+func TestABackendCannotReplaceTheSession(t *testing.T) {
+	m, _ := newManager(t)
+	backend := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"__Host-session", "session", "old", "theirs"} {
+			http.SetCookie(w, &http.Cookie{Name: name, Value: "x", Path: "/"})
+		}
+		w.Header().Set("X-Session", "x")
+		fmt.Fprint(w, "page")
+	})
+	h := middleware.Sessions{Manager: m, Token: "X-Session", StripCookie: true}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/login" {
+			if err := m.Login(r.Context(), "ann"); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		middleware.Gateway(backend).ServeHTTP(w, r)
+	}))
+	login := answer(h, httptest.NewRequest("GET", "https://x.example/login", nil)).Cookies()
+	if len(login) != 1 {
+		t.Fatal(login)
+	}
+	r := httptest.NewRequest("GET", "https://x.example/", nil)
+	r.AddCookie(login[0])
+	res := answer(h, r)
+	if set := res.Header["Set-Cookie"]; len(set) != 2 || !strings.HasPrefix(set[0], "old=") || !strings.HasPrefix(set[1], "theirs=") || res.Header.Get("X-Session") != "" {
+		t.Errorf("%v %q", set, res.Header.Get("X-Session"))
+	}
+}

@@ -282,3 +282,33 @@ func anyCookie(t *testing.T) string {
 func local(name string, n int) *ratelimit.Local {
 	return must(ratelimit.NewLocal(name, ratelimit.PerMinute(n), ratelimit.Config{}))
 }
+
+// A Redis that does not know EVALSHA or HGET any more quotes keys in its errors. They get into no log, and
+// what is wrong is logged once.
+func TestWhatRedisQuotesIsInNoLog(t *testing.T) {
+	const canary = "canary@example.com"
+	for _, args := range [][]string{
+		{"--rename-command", "EVALSHA", ""}, {"--rename-command", "EVALSHA", "", "--rename-command", "EVAL", ""}, {"--rename-command", "HGET", ""},
+	} {
+		client := redistest.Start(t, args...).Client()
+		var log journal
+		cfg := ratelimit.Config{Logger: log.logger()}
+		key := middleware.By("mail", func(*http.Request) string { return canary })
+		m := must(session.New(client, session.Config{Logger: log.logger()}))
+		var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := m.Login(r.Context(), canary); err == nil || strings.Contains(err.Error(), canary) || strings.Contains(err.Error(), "gatehouse:") {
+				t.Errorf("%v: %v", args, err)
+			}
+		})
+		h = middleware.Sessions{Manager: m, Logger: log.logger()}.Handler(h)
+		h = middleware.ConcurrencyLimit{Limiter: must(ratelimit.NewConcurrency(client, "c", 5, cfg)), Key: key, Logger: log.logger()}.Handler(h)
+		h = middleware.RateLimit{Limiter: must(ratelimit.NewSlidingWindow(client, "l", ratelimit.PerMinute(5), cfg)), Key: key, Logger: log.logger()}.Handler(h)
+		for range 2 {
+			answer(h, httptest.NewRequest("GET", "https://x.example/", nil))
+			time.Sleep(1100 * time.Millisecond) // a line a second could come
+		}
+		if text := log.String(); strings.Contains(text, canary) || strings.Contains(text, "gatehouse:rl") || strings.Contains(text, "with args") || strings.Count(text, "rate limit: ") > 2 { // one of each limit
+			t.Errorf("%v:\n%s", args, text)
+		}
+	}
+}

@@ -423,8 +423,11 @@ func (o *occasional) now(err error) (skipped int64, ok bool) {
 // isRefusal reports whether Redis does not permit a command to this user, or one of a script, or
 // does not know it.
 func isRefusal(err error) bool {
-	if err == nil || redis.HasErrorPrefix(err, "NOPERM") {
-		return err != nil
+	if err == nil {
+		return false
+	}
+	if redis.HasErrorPrefix(err, "NOPERM") {
+		return true
 	}
 	for _, text := range [...]string{"The user executing the script can't run this command", "ERR unknown command '", "Unknown Redis command called from script"} {
 		if strings.Contains(err.Error(), text) {

@@ -175,7 +175,6 @@ func (l *loader) stripped(r *http.Request) http.Header {
 	return h
 }
 
-// withoutCookies returns a header without the cookies of some names. The others stand as they came.
 // stripAnswer takes out of a response what would replace the session: cookies of its names, and the
 // Token.
 func (l *loader) stripAnswer(h http.Header) {
@@ -194,6 +193,7 @@ func (l *loader) stripAnswer(h http.Header) {
 	}
 }
 
+// withoutCookies returns a header without the cookies of some names. The others stand as they came.
 func withoutCookies(h http.Header, names ...string) http.Header {
 	lines := h["Cookie"]
 	if len(lines) == 0 {

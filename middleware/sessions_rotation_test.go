@@ -3,13 +3,16 @@ package middleware_test
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/middleware"
 	"github.com/gatehouse-go/gatehouse/session"
 )
 
@@ -154,5 +157,44 @@ func TestRotationThatNobodyHearsOf(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A rotation that nobody asked for fails no request: a Redis that is full, or takes no writes, goes on to
+// serve those who read.
+func TestARotationThatIsDueFailsNoReader(t *testing.T) {
+	for setting, value := range map[string]string{"maxmemory": "1", "min-replicas-to-write": "1"} {
+		client := redistest.Start(t).Client()
+		var log journal
+		m := must(session.New(client, session.Config{Rotation: session.Rotation{Every: 100 * time.Millisecond, Grace: time.Second}, Logger: log.logger()}))
+		h := middleware.Sessions{Manager: m, Logger: log.logger()}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/login":
+				_ = m.Login(r.Context(), "ann")
+			case "/put":
+				m.Put(r.Context(), "a", r.URL.RawQuery)
+			case "/rotate":
+				_ = m.Rotate(r.Context())
+			}
+			fmt.Fprint(w, m.UserID(r.Context()))
+		}))
+		cookies := answer(h, httptest.NewRequest("GET", "https://x.example/login", nil)).Cookies()
+		if len(cookies) != 1 {
+			t.Fatal(cookies)
+		}
+		if err := client.ConfigSet(t.Context(), setting, value).Err(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(200 * time.Millisecond)
+		for path, want := range map[string]int{"/": 200, "/put?1": 503, "/rotate": 503} {
+			r := httptest.NewRequest("GET", "https://x.example"+path, nil)
+			r.AddCookie(cookies[0])
+			if res := answer(h, r); res.StatusCode != want {
+				t.Errorf("%s %s: %d, want %d: %s", setting, path, res.StatusCode, want, log.String())
+			}
+		}
+		if !strings.Contains(log.String(), "no new ID") {
+			t.Errorf("%s: nothing is logged: %s", setting, log.String())
+		}
 	}
 }

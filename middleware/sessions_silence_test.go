@@ -198,13 +198,16 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// Two Sessions of one cookie name would overwrite each other's cookie.
+// Sessions that would have each other's session are refused, and the log says why; others are not.
 func TestSessionsInsideOfSessions(t *testing.T) {
 	m, _ := newManager(t)
 	other, _ := newManager(t)
 	var log journal
-	mount := func(m *session.Manager, name string, next http.Handler) http.Handler {
-		return middleware.Sessions{Manager: m, Cookie: http.Cookie{Name: name}, Logger: log.logger()}.Handler(next)
+	of := func(m *session.Manager, cookie, token string, next http.Handler) http.Handler {
+		return middleware.Sessions{Manager: m, Cookie: http.Cookie{Name: cookie}, Token: token, Logger: log.logger()}.Handler(next)
+	}
+	mount := func(m *session.Manager, cookie string, next http.Handler) http.Handler {
+		return of(m, cookie, "", next)
 	}
 	through := func(next http.Handler) http.Handler { // a ResponseWriter of others between
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(&statusWriter{w, 0}, r) })
@@ -213,12 +216,17 @@ func TestSessionsInsideOfSessions(t *testing.T) {
 		h      http.Handler
 		status int
 	}{
-		"one Manager":         {mount(m, "", mount(m, "", hello)), 500},
-		"two Managers":        {mount(m, "", mount(other, "", hello)), 500},
-		"with others between": {mount(m, "a", through(through(mount(other, "a", hello)))), 500},
-		"three":               {mount(m, "a", mount(other, "b", mount(m, "a", hello))), 500},
-		"two names":           {mount(m, "a", mount(other, "b", hello)), 200},
-		"beside a gateway":    {mount(m, "a", middleware.Gateway(mount(other, "b", hello))), 200},
+		"one Manager":            {mount(m, "", mount(m, "", hello)), 500},
+		"one Manager, two names": {mount(m, "", mount(m, "__Host-admin", hello)), 500},
+		"two Managers":           {mount(m, "", mount(other, "", hello)), 500},
+		"with others between":    {mount(m, "a", through(through(mount(other, "a", hello)))), 500},
+		"three":                  {mount(m, "a", mount(other, "b", mount(m, "a", hello))), 500},
+		"one name on localhost":  {mount(m, "", mount(other, "__Secure-session", hello)), 500},
+		"one Token":              {of(m, "a", "X-S", of(other, "b", "x-s", hello)), 500},
+		"two Tokens":             {of(m, "a", "X-One", of(other, "b", "X-Other", hello)), 200},
+		"two names":              {mount(m, "a", mount(other, "b", hello)), 200},
+		"with prefixes":          {mount(m, "", mount(other, "__Host-other", hello)), 200},
+		"beside a gateway":       {mount(m, "a", middleware.Gateway(mount(other, "b", hello))), 200},
 	} {
 		log.Reset()
 		res := serve(t, tc.h).get("/")

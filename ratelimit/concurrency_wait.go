@@ -34,16 +34,15 @@ func (c *Concurrency) Wait(ctx context.Context, key string) (l *Lease, err error
 			return nil, err
 		}
 		// Without ctx's end, which would leave unknown whether there is a place.
-		var lease *Lease
-		lease, res, err = c.acquire(context.WithoutCancel(ctx), subject)
+		l, res, err = c.acquire(context.WithoutCancel(ctx), subject)
 		switch {
 		case err != nil:
 			return nil, err
-		case lease != nil && ctx.Err() != nil:
-			_ = lease.Release() // bounded; if it fails, it ends by itself
+		case l != nil && ctx.Err() != nil:
+			_ = l.Release() // bounded; if it fails, it ends by itself
 			return nil, ctx.Err()
-		case lease != nil:
-			return lease, nil
+		case l != nil:
+			return l, nil
 		}
 		again := time.NewTimer(10*time.Millisecond + rand.N(40*time.Millisecond))
 		select {

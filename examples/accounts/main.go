@@ -7,10 +7,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log"
-	"net/http"
 	"os"
 	"os/signal"
 	"sync"
@@ -34,17 +32,10 @@ func main() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		server := &http.Server{Addr: addr, Handler: handler, ReadHeaderTimeout: 10 * time.Second}
-		go func() {
-			if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		servers.Go(func() {
+			if err := startup.Serve(ctx, addr, handler, 10*time.Second); err != nil {
 				log.Fatal(err)
 			}
-		}()
-		servers.Go(func() {
-			<-ctx.Done()
-			grace, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			_ = server.Shutdown(grace)
 		})
 	}
 	fmt.Println("Open http://localhost:8080/ in one browser and http://localhost:8081/ in another (Ctrl-C ends it).")

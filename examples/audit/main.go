@@ -13,7 +13,6 @@ import (
 	"context"
 	"errors"
 	"log"
-	"net/http"
 	"os"
 	"os/signal"
 	"sync"
@@ -58,26 +57,18 @@ func run(ctx context.Context, addr, redisURL, databaseURL string) error {
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	server := &http.Server{Addr: addr, Handler: New(sessions, db), ReadHeaderTimeout: 10 * time.Second}
 	var serving, reading error
 	var both sync.WaitGroup
 	both.Go(func() {
 		defer stop()
-		serving = server.ListenAndServe()
+		serving = startup.Serve(ctx, addr, New(sessions, db), 5*time.Second)
 	})
 	both.Go(func() {
 		defer stop()
 		reading = follow(ctx, sessions, db, Console{os.Stdout}, 30*time.Second)
 	})
 	log.Printf("Open http://%s/ (Ctrl-C ends it). The users are ann and bob; the password of each is the name.", addr)
-	<-ctx.Done()
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	_ = server.Shutdown(grace)
 	both.Wait()
-	if errors.Is(serving, http.ErrServerClosed) {
-		serving = nil
-	}
 	return errors.Join(serving, reading)
 }
 

@@ -23,8 +23,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 )
 
 func main() {
@@ -71,25 +72,18 @@ func run(ctx context.Context) error {
 
 // connect returns a client of the Redis at url, or of one inside the process.
 func connect(url string) (client *redis.Client, where string, err error) {
-	if url == "" {
-		embedded, err := miniredis.Run()
-		if err != nil {
-			return nil, "", err
-		}
-		embedded.ClockTTL(true) // nothing would expire otherwise
-		return redis.NewClient(&redis.Options{Addr: embedded.Addr()}),
-			"a Redis inside this process (miniredis), and gone with it; set REDIS_URL to use a real one", nil
-	}
-	options, err := redis.ParseURL(url)
+	client, err = startup.Connect(url)
 	if err != nil {
-		// The error may quote the URL, and with it a password.
-		return nil, "", errors.New("REDIS_URL is not a Redis URL such as redis://localhost:6379/0")
+		return nil, "", err
 	}
-	client = redis.NewClient(options)
+	if url == "" {
+		return client, "a Redis inside this process (miniredis), and gone with it; set REDIS_URL to use a real one", nil
+	}
+	addr := client.Options().Addr
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := client.Ping(ctx).Err(); err != nil {
-		return nil, "", fmt.Errorf("no Redis at %s: %w", options.Addr, err)
+		return nil, "", fmt.Errorf("no Redis at %s: %w", addr, err)
 	}
-	return client, "Redis at " + options.Addr, nil
+	return client, "Redis at " + addr, nil
 }

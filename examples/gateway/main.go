@@ -16,9 +16,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"log"
-	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -62,16 +60,6 @@ func run(ctx context.Context, addr string) error {
 	defer gateway.Close()
 	startup.Check(gateway.Check)
 
-	server := &http.Server{Addr: addr, Handler: gateway, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		_ = server.Shutdown(grace)
-	}()
 	log.Print("The keys of customers are demo-free, demo-paid and demo-none (Ctrl-C ends it).")
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return startup.Serve(ctx, addr, gateway, 30*time.Second)
 }

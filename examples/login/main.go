@@ -17,9 +17,7 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log"
-	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -63,18 +61,8 @@ func run(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Addr: addr, Handler: handler, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		<-ctx.Done()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		_ = server.Shutdown(ctx)
-	}()
 	log.Printf("Open http://%s/ (Ctrl-C ends it).", addr)
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return startup.Serve(ctx, addr, handler, 5*time.Second)
 }
 
 // demoUsers returns two users, and logs what they log in with.

@@ -12,7 +12,6 @@ package main
 import (
 	"context"
 	"embed"
-	"errors"
 	"log"
 	"math/rand/v2"
 	"net/http"
@@ -24,8 +23,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
+	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 )
 
 //go:embed prometheus.yml alerts.yml
@@ -40,7 +38,7 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	client, err := connect(os.Getenv("REDIS_URL"))
+	client, err := startup.Connect(os.Getenv("REDIS_URL"))
 	if err != nil {
 		return err
 	}
@@ -50,16 +48,13 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer service.Close()
-	server := &http.Server{Addr: "localhost:8080", Handler: service, ReadHeaderTimeout: 10 * time.Second}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var all sync.WaitGroup
 	var serving error
 	all.Go(func() {
 		defer stop()
-		if serving = server.ListenAndServe(); errors.Is(serving, http.ErrServerClosed) {
-			serving = nil
-		}
+		serving = startup.Serve(ctx, "localhost:8080", service, 5*time.Second)
 	})
 	all.Go(func() {
 		if err := prometheus(ctx, "localhost:9090"); err != nil && ctx.Err() == nil {
@@ -74,10 +69,6 @@ func run(ctx context.Context) error {
 	all.Go(func() { visit(ctx, "http://localhost:8080") })
 	log.Print("The service is at http://localhost:8080/, its metrics at /metrics.")
 	log.Print("Prometheus is at http://localhost:9090/alerts (Ctrl-C ends it).")
-	<-ctx.Done()
-	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	_ = server.Shutdown(grace)
 	all.Wait()
 	return serving
 }
@@ -126,21 +117,4 @@ func visit(ctx context.Context, service string) {
 		}
 		time.Sleep(time.Duration(rand.IntN(100)) * time.Millisecond)
 	}
-}
-
-func connect(url string) (redis.UniversalClient, error) {
-	if url == "" {
-		mini, err := miniredis.Run()
-		if err != nil {
-			return nil, err
-		}
-		mini.ClockTTL(true) // nothing would expire otherwise
-		return redis.NewClient(&redis.Options{Addr: mini.Addr()}), nil
-	}
-	options, err := redis.ParseURL(url)
-	if err != nil {
-		// The error may quote the URL, and with it a password.
-		return nil, errors.New("REDIS_URL is not a Redis URL such as redis://localhost:6379/0")
-	}
-	return redis.NewClient(options), nil
 }

@@ -65,7 +65,7 @@ func rename(ctx context.Context, db *sql.DB, users *profile.Cache[account], name
 	if err := tx.Commit(); err != nil {
 		return err
 	}
-	ctx = context.WithoutCancel(ctx) // it is done, so it is told
+	ctx = context.WithoutCancel(ctx) // committed, so the cache must forget it also for a caller who has gone
 	var errs []error
 	for id := range names {
 		errs = append(errs, users.Forget(ctx, id))

@@ -207,7 +207,7 @@ func cachesForever(o *redis.Options) bool {
 	case nil:
 		return o.ClientSideCacheConfig != nil && o.ClientSideCacheConfig.MaxStaleness == 0
 	case *redis.LocalCache:
-		// It tells nobody but go-redis. A test notices when it keeps that elsewhere.
+		// Only go-redis itself can read it. A test fails if a later version keeps it elsewhere.
 		shards := reflect.ValueOf(cache).Elem().FieldByName("shards")
 		if shards.IsValid() && shards.Kind() == reflect.Slice && shards.Len() > 0 {
 			if f := shards.Index(0).FieldByName("maxStaleness"); f.IsValid() && f.CanInt() {

@@ -71,38 +71,26 @@ func (c Config) validate() error {
 			errs = append(errs, fmt.Errorf("otelgatehouse: Limiters[%d], a %T, has no Stats", i, l))
 		}
 	}
-	for i, l := range c.Concurrency {
-		if l == nil {
-			errs = append(errs, fmt.Errorf("otelgatehouse: Concurrency[%d] is nil", i))
-		}
+	errs = append(errs, nils("Concurrency", c.Concurrency), nils("Managers", c.Managers), nils("Rules", c.Rules), nils("Caches", c.Caches), nils("Readers", c.Readers))
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
-	if len(errs) == 0 {
-		known := map[string]bool{}
-		for _, s := range c.stats() {
-			if known[s.Policy] {
-				errs = append(errs, fmt.Errorf("otelgatehouse: two limiters are named %q", s.Policy))
-			}
-			known[s.Policy] = true
+	known := map[string]bool{}
+	for _, s := range c.stats() {
+		if known[s.Policy] {
+			errs = append(errs, fmt.Errorf("otelgatehouse: two limiters are named %q", s.Policy))
 		}
+		known[s.Policy] = true
 	}
-	for i, m := range c.Managers {
-		if m == nil {
-			errs = append(errs, fmt.Errorf("otelgatehouse: Managers[%d] is nil", i))
-		}
-	}
-	for i, r := range c.Rules {
-		if r == nil {
-			errs = append(errs, fmt.Errorf("otelgatehouse: Rules[%d] is nil", i))
-		}
-	}
-	for i, cache := range c.Caches {
-		if v := reflect.ValueOf(cache); cache == nil || v.Kind() == reflect.Pointer && v.IsNil() {
-			errs = append(errs, fmt.Errorf("otelgatehouse: Caches[%d] is nil", i))
-		}
-	}
-	for i, r := range c.Readers {
-		if r == nil {
-			errs = append(errs, fmt.Errorf("otelgatehouse: Readers[%d] is nil", i))
+	return errors.Join(errs...)
+}
+
+// nils names those of a list that are nil.
+func nils[T any](name string, list []T) error {
+	var errs []error
+	for i, v := range list {
+		if v := reflect.ValueOf(v); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+			errs = append(errs, fmt.Errorf("otelgatehouse: %s[%d] is nil", name, i))
 		}
 	}
 	return errors.Join(errs...)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log"
+	"net/http"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -14,7 +15,7 @@ import (
 )
 
 // Connect returns a client of the Redis at url, or, if url is "", of one inside the process.
-func Connect(url string) (redis.UniversalClient, error) {
+func Connect(url string) (*redis.Client, error) {
 	if url == "" {
 		mini, err := miniredis.Run()
 		if err != nil {
@@ -54,4 +55,22 @@ func Check(checks ...Checker) {
 			}
 		}
 	}()
+}
+
+// Serve serves until ctx ends, and then for as long as grace what is under way.
+func Serve(ctx context.Context, addr string, handler http.Handler, grace time.Duration) error {
+	server := &http.Server{Addr: addr, Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	quiet := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(quiet)
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
+		defer cancel()
+		_ = server.Shutdown(ctx)
+	})
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		stop()
+		return err
+	}
+	<-quiet
+	return nil
 }
