@@ -295,6 +295,10 @@ var (
 		Status: http.StatusTooManyRequests,
 		Detail: "This request needs more than the limit allows at all. Trying again does not help.",
 	}.ready()
+	denied = problem{
+		Status: http.StatusTooManyRequests,
+		Detail: "Requests of this client are refused at present.",
+	}.ready()
 	nobody = problem{
 		Status: http.StatusBadRequest,
 		Detail: "The request does not tell who sent it, so it cannot be counted.",
@@ -337,6 +341,9 @@ func (l *RateLimit) problem(d *Decision) *problem {
 
 // exceeded returns the problem of a denial.
 func exceeded(res *ratelimit.Result) *problem {
+	if res.Source == ratelimit.FromRule {
+		return denied
+	}
 	if res.RetryAfter == ratelimit.Never {
 		return tooMuch
 	}

@@ -41,6 +41,13 @@ func (s Sessions) cookie() (http.Cookie, error) {
 		bad("Cookie.Name %q is no token", c.Name)
 	case hasPrefixFold(c.Name, "__Host-") && (c.Domain != "" || c.Path != "/"):
 		bad("Cookie.Name %q must have no Domain and the Path /", c.Name)
+	case len(c.Name) > maxCookieName:
+		bad("Cookie.Name of %d bytes, at most %d are possible: browsers drop large cookies", len(c.Name), maxCookieName)
+	}
+	for _, a := range [...]struct{ name, value string }{{"Path", c.Path}, {"Domain", c.Domain}} {
+		if len(a.value) > maxAttribute {
+			bad("Cookie.%s of %d bytes, of which browsers take at most %d", a.name, len(a.value), maxAttribute)
+		}
 	}
 	if !strings.HasPrefix(c.Path, "/") || (&http.Cookie{Name: "n", Path: c.Path}).Valid() != nil {
 		bad("Cookie.Path %q is no path", c.Path)
@@ -49,6 +56,8 @@ func (s Sessions) cookie() (http.Cookie, error) {
 		bad("Cookie.Domain %q is no domain", c.Domain)
 	} else if _, err := netip.ParseAddr(domain); err == nil {
 		bad("Cookie.Domain %q is an address: leave it empty", c.Domain)
+	} else if strings.HasSuffix(domain, ".") {
+		bad("Cookie.Domain %q ends with a dot, as no host does", c.Domain)
 	} else if suffix, _ := publicsuffix.PublicSuffix(domain); domain != "" && suffix == domain {
 		bad("Cookie.Domain %q is a public suffix, of which browsers take no cookie", c.Domain)
 	}
@@ -60,13 +69,25 @@ func (s Sessions) cookie() (http.Cookie, error) {
 	if c.Value != "" || !c.Expires.IsZero() || c.MaxAge != 0 {
 		bad("Cookie has a Value, Expires or MaxAge: those are the Manager's")
 	}
-	if s.Token != "" && (!isToken(s.Token) || slices.Contains([]string{"Cookie", "Set-Cookie", "Authorization"}, http.CanonicalHeaderKey(s.Token))) {
+	if s.Token != "" && (!isToken(s.Token) || slices.Contains(reserved[:], http.CanonicalHeaderKey(s.Token))) {
 		bad("Token %q can be no header field for it", s.Token)
 	}
 	if s.LegacyCookie != "" && !isToken(s.LegacyCookie) {
 		bad("LegacyCookie %q is no token", s.LegacyCookie)
 	}
 	return c, errors.Join(errs...)
+}
+
+const (
+	maxCookieName = 3072 // bytes: with the value a cookie may have 4,096 (RFC 6265bis)
+	maxAttribute  = 1024
+)
+
+// reserved are header fields that mean something else.
+var reserved = [...]string{
+	"Accept", "Accept-Encoding", "Authorization", "Cache-Control", "Connection", "Content-Encoding", "Content-Length", "Content-Type",
+	"Cookie", "Date", "Expect", "Forwarded", "Host", "Location", "Origin", "Proxy-Authorization", "Referer", "Set-Cookie", "Te", "Trailer",
+	"Transfer-Encoding", "Upgrade", "User-Agent", "Vary", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip",
 }
 
 // cookieOf is the template of the cookie that r can have.

@@ -9,12 +9,14 @@ import (
 // The way from rules to the decisions of limiters, which ask nobody: Rules keeps a snapshot, and
 // each decision looks into it.
 
-// snapshots holds the current snapshot; nil: none was loaded.
-type snapshots = atomic.Pointer[snapshot]
+// snapshot is the rules that a process obeys. It does not change.
+type snapshot struct {
+	version string
+	invalid int // entries that could not be read
+	of      map[string]*policyRules
+}
 
-// snapshot is the rules of each policy. It does not change.
-type snapshot map[string]*policyRules
-
+// policyRules are the rules of a policy.
 type policyRules struct {
 	all *ruled            // nil: none
 	of  map[string]*ruled // by subject
@@ -23,28 +25,32 @@ type policyRules struct {
 // ruled is a rule in force.
 type ruled struct {
 	Rule
+	rules  *Rules
 	origin Origin
-	end    time.Time // by this process's clock; zero: never
+	until  int64 // by Redis's clock, µs since 1970; 0: for good
 	// made is what the rule makes of the limiter that asked last.
 	made atomic.Pointer[remote]
 }
 
-func (s snapshot) add(rule Rule, subject string, end time.Time) {
-	p := s[rule.Policy]
+func (s *snapshot) add(r *Rules, rule Rule, subject string) {
+	p := s.of[rule.Policy]
 	if p == nil {
 		p = &policyRules{of: make(map[string]*ruled)}
-		s[rule.Policy] = p
+		s.of[rule.Policy] = p
 	}
-	r := &ruled{Rule: rule, origin: Origin(ruleOrigin + rule.Key), end: end}
+	made := &ruled{Rule: rule, rules: r, origin: Origin(ruleOrigin + rule.Key)}
+	if !rule.Until.IsZero() {
+		made.until = rule.Until.UnixMicro()
+	}
 	if rule.Key == forAll {
-		p.all = r
+		p.all = made
 	} else {
-		p.of[subject] = r
+		p.of[subject] = made
 	}
 }
 
-func (s snapshot) len() (n int) {
-	for _, p := range s {
+func (s *snapshot) len() (n int) {
+	for _, p := range s.of {
 		n += len(p.of)
 		if p.all != nil {
 			n++
@@ -59,11 +65,7 @@ func (r *Rules) find(policy, subject string, planned bool) *ruled {
 	if r == nil {
 		return nil
 	}
-	set := r.snapshot.Load()
-	if set == nil {
-		return nil
-	}
-	p := (*set)[policy]
+	p := r.snapshot.Load().of[policy]
 	switch {
 	case p == nil:
 		return nil
@@ -76,7 +78,7 @@ func (r *Rules) find(policy, subject string, planned bool) *ruled {
 }
 
 func (r *ruled) holds() bool {
-	return r != nil && (r.end.IsZero() || time.Now().Before(r.end))
+	return r != nil && (r.until == 0 || r.rules.now() < r.until)
 }
 
 // ruled returns the limiter that decides for a subject, by the rules; or nil, and the rule that
@@ -105,8 +107,8 @@ func (r *ruled) result(l Limit) Result {
 		return res
 	}
 	res.Limit, res.RetryAfter = l, Never
-	if !r.end.IsZero() {
-		res.RetryAfter = max(time.Microsecond, time.Until(r.end))
+	if r.until != 0 {
+		res.RetryAfter = time.Duration(max(1, r.until-r.rules.now())) * time.Microsecond
 		res.ResetAfter = res.RetryAfter
 	}
 	return res

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -62,17 +63,14 @@ type Rules struct {
 	log     *slog.Logger
 	close   context.CancelFunc
 
-	snapshot snapshots
-
-	ahead    atomic.Int64 // of Redis's clock before this process's, ns
+	snapshot atomic.Pointer[snapshot] // never nil
+	loaded   atomic.Int64             // when Redis has last said which rules there are, µs since began
+	began    time.Time
+	zero     atomic.Int64 // began by Redis's clock, µs since 1970
 	due      atomic.Bool  // a change was heard of, and a load is on its way
 	mu       sync.Mutex   // of loads
 	failed   bool         // the last one has
-	loaded   time.Time    // when Redis has last said which rules there are
-	invalid  int          // entries that could not be read
-	version  string
-	began    time.Time
-	policies sync.Map // of int64: the most requests that all limiters of a name can have
+	policies sync.Map     // of int64: the most requests that all limiters of a name can have
 }
 
 // pollRules is how often it is looked for changes that were not heard of.
@@ -101,6 +99,8 @@ func NewRules(client redis.UniversalClient, cfg RulesConfig) (*Rules, error) {
 	if r.log == nil {
 		r.log = slog.Default()
 	}
+	r.zero.Store(r.began.UnixMicro())
+	r.snapshot.Store(&snapshot{})
 	if cfg.KeySecret != nil {
 		ring, err := seal.NewRing([][]byte{cfg.KeySecret})
 		if err != nil {
@@ -165,10 +165,10 @@ func (r *Rules) load(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.due.Store(false)
-	asked := time.Now()
-	raw, err := r.sender.Run(ctx, rulesLoad, r.keys()[:1], r.version, rulesKept.Milliseconds())
-	list, _ := raw.([]any)
-	if err == nil && (len(list) < 2 || len(list)%2 != 0) {
+	asked, known := r.since(), r.snapshot.Load()
+	raw, err := r.sender.Run(ctx, rulesLoad, r.keys()[:1], known.version, rulesKept.Milliseconds())
+	s, list, ok := readRules(raw)
+	if err == nil && !ok {
 		err = fmt.Errorf("an unexpected reply of type %T", raw)
 	}
 	if err != nil {
@@ -178,44 +178,69 @@ func (r *Rules) load(ctx context.Context) error {
 		}
 		return failure(ctx, err)
 	}
-	r.failed, r.loaded = false, time.Now()
-	now, _ := list[0].(int64)
-	version, _ := list[1].(string)
-	r.ahead.Store(int64(time.UnixMicro(now).Sub(asked)))
-	if version == r.version {
+	r.failed = false
+	r.loaded.Store(r.since())
+	r.zero.Store(s.now - asked)
+	if s.version == known.version {
 		return nil
 	}
-	r.version, r.invalid = version, 0
-	set := make(snapshot)
-	for i := 2; i < len(list); i += 2 {
-		field, _ := list[i].(string)
-		value, _ := list[i+1].(string)
-		if field == "" {
-			continue
+	set := &snapshot{version: s.version, of: make(map[string]*policyRules)}
+	for field, value := range list {
+		if rule, err := r.read(field, value); err != nil {
+			set.invalid++
+		} else {
+			set.add(r, rule, field[len(rule.Policy)+1:])
 		}
-		rule, err := r.open(field, value)
-		if err == nil {
-			err = r.check(rule, false)
-		}
-		if err != nil {
-			r.invalid++
-			continue
-		}
-		var end time.Time
-		if !rule.Until.IsZero() {
-			end = asked.Add(time.Duration(rule.Until.UnixMicro()-now) * time.Microsecond)
-		}
-		set.add(rule, field[len(rule.Policy)+1:], end)
 	}
-	r.snapshot.Store(&set)
-	if r.invalid > 0 {
-		r.log.LogAttrs(ctx, slog.LevelError, "ratelimit: rules that cannot be read do not hold", slog.Int("rules", r.invalid))
+	r.snapshot.Store(set)
+	if set.invalid > 0 {
+		r.log.LogAttrs(ctx, slog.LevelError, "ratelimit: rules that cannot be read do not hold", slog.Int("rules", set.invalid))
 	}
 	return nil
 }
 
+// rulesReply is what a script says of the rules besides them.
+type rulesReply struct {
+	now     int64 // Redis's time, µs
+	version string
+}
+
+// readRules reads the reply of rulesLoad: the rules by their fields.
+func readRules(raw any) (s rulesReply, rules iter.Seq2[string, string], ok bool) {
+	list, _ := raw.([]any)
+	if len(list) < 2 || len(list)%2 != 0 {
+		return s, nil, false
+	}
+	s.now, _ = list[0].(int64)
+	s.version, _ = list[1].(string)
+	return s, func(yield func(field, value string) bool) {
+		for i := 2; i < len(list); i += 2 {
+			field, _ := list[i].(string)
+			value, _ := list[i+1].(string)
+			if field != "" && !yield(field, value) { // "" is the version
+				return
+			}
+		}
+	}, true
+}
+
+// read reads a rule that stands in Redis, and checks it.
+func (r *Rules) read(field, value string) (Rule, error) {
+	rule, err := r.open(field, value)
+	if err == nil {
+		err = r.check(rule, false)
+	}
+	return rule, err
+}
+
+// since is how long there are these Rules, in µs: a clock that nobody sets.
+func (r *Rules) since() int64 { return time.Since(r.began).Microseconds() }
+
+// now is the time by Redis's clock, in µs since 1970, as far as this process knows it.
+func (r *Rules) now() int64 { return r.zero.Load() + r.since() }
+
 // Now returns the time by Redis's clock, by which Rule.Until goes, as far as this process knows it.
-func (r *Rules) Now() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
+func (r *Rules) Now() time.Time { return time.UnixMicro(r.now()) }
 
 // Set sets a rule, in the place of one for the same Policy and Key. When it returns nil, this
 // process obeys it, and others do within milliseconds. An error that wraps [ErrRule] names what
@@ -289,10 +314,10 @@ func (r *Rules) change(ctx context.Context, what string, rule Rule) error {
 	case "none":
 		return fmt.Errorf("%w: policy %q has no rule for this key", ErrRule, rule.Policy)
 	}
-	if what != "reset" {
-		r.look(ctx) // if it fails, the poll tells
+	if what == "reset" {
+		return nil
 	}
-	return nil
+	return r.load(ctx)
 }
 
 // List returns the rules that hold, as Redis has them, by policy and key, those for all keys
@@ -302,17 +327,13 @@ func (r *Rules) List(ctx context.Context) ([]Rule, error) {
 	if err != nil {
 		return nil, failure(ctx, err)
 	}
-	list, _ := raw.([]any)
-	if len(list) < 2 {
+	s, list, ok := readRules(raw)
+	if !ok {
 		return nil, fmt.Errorf("%w: an unexpected reply of type %T", ErrUnavailable, raw)
 	}
-	now, _ := list[0].(int64)
 	var rules []Rule
-	for i := 2; i+1 < len(list); i += 2 {
-		field, _ := list[i].(string)
-		value, _ := list[i+1].(string)
-		rule, err := r.open(field, value)
-		if err == nil && (rule.Until.IsZero() || rule.Until.UnixMicro() > now) {
+	for field, value := range list {
+		if rule, err := r.read(field, value); err == nil && (rule.Until.IsZero() || rule.Until.UnixMicro() > s.now) {
 			rules = append(rules, rule)
 		}
 	}
@@ -366,14 +387,9 @@ type RulesStats struct {
 
 // Stats may be called at any time.
 func (r *Rules) Stats() RulesStats {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := RulesStats{Version: r.version, Invalid: r.invalid, Age: time.Since(r.began)}
-	if !r.loaded.IsZero() {
-		s.Age = time.Since(r.loaded)
+	set := r.snapshot.Load()
+	return RulesStats{
+		Version: set.version, Rules: set.len(), Invalid: set.invalid,
+		Age: time.Duration(r.since()-r.loaded.Load()) * time.Microsecond,
 	}
-	if set := r.snapshot.Load(); set != nil {
-		s.Rules = set.len()
-	}
-	return s
 }

@@ -255,7 +255,107 @@ func TestWaitObeysRules(t *testing.T) {
 		if _, err := Wait(t.Context(), l, "", 1); !errors.Is(err, ErrEmptyKey) {
 			t.Errorf("%v", err)
 		}
+		rules.set(t, Rule{Policy: "jobs", Key: "k", Mode: Deny, Until: rules.Now().Add(time.Hour)})
+		lifted := make(chan error, 1)
+		go func() {
+			_, err := Wait(t.Context(), l, "k", 3)
+			lifted <- err
+		}()
+		time.Sleep(50 * time.Millisecond)
+		rules.set(t, Rule{Policy: "jobs", Key: "k", Mode: Exempt})
+		select {
+		case err := <-lifted:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("it waits for a rule that was lifted")
+		}
 	})
+}
+
+// A rule ends when Redis's clock says so, also if that is set meanwhile.
+func TestRulesGoByTheClockOfRedis(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		rules := newRules(t, b.Client, RulesConfig{})
+		l := must(NewLocal("api", PerHour(10), Config{Rules: rules}))
+		rules.set(t, Rule{Policy: "api", Key: "k", Mode: Deny, Until: rules.Now().Add(time.Hour)})
+		if takes(t, l, "k").Allowed {
+			t.Fatal("it does not hold")
+		}
+		b.Advance(t, 2*time.Hour)
+		eventually(t, "its end", func() bool { return takes(t, l, "k").Allowed })
+		b.Advance(t, -2*time.Hour)
+		eventually(t, "it holds again", func() bool { return !takes(t, l, "k").Allowed })
+	})
+}
+
+// fails is a hook under which scripts of a source fail, or hang.
+type fails struct {
+	redis.Hook
+	script string
+	on     atomic.Bool
+	hangs  chan struct{} // until it is closed; nil: they fail
+}
+
+func (f *fails) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if args := cmd.Args(); f.on.Load() && len(args) > 1 && args[1] == f.script {
+			if f.hangs != nil {
+				<-f.hangs
+			}
+			return errors.New("cut off")
+		}
+		return next(ctx, cmd)
+	}
+}
+func (f *fails) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (f *fails) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// Who sets a rule and hears nothing of it is not told that it holds here.
+func TestRulesThatAreSetAndNotLoaded(t *testing.T) {
+	client := redistest.Start(t).Client()
+	f := &fails{script: rulesLoad.SHA1()}
+	client.AddHook(f)
+	rules := newRules(t, client, RulesConfig{})
+	l := must(NewLocal("api", PerHour(10), Config{Rules: rules}))
+	rules.set(t, Rule{Policy: "api", Key: "other", Mode: Deny})
+	f.on.Store(true)
+	err := rules.Set(t.Context(), Rule{Policy: "api", Key: "k", Mode: Deny, Actor: "a", Reason: "r"})
+	if !errors.Is(err, ErrUnavailable) || !takes(t, l, "k").Allowed {
+		t.Error(err)
+	}
+	f.on.Store(false)
+	eventually(t, "it holds", func() bool { return !takes(t, l, "k").Allowed })
+}
+
+// Figures are told while Redis hangs.
+func TestRulesStatsWaitForNobody(t *testing.T) {
+	client := redistest.Start(t).Client()
+	f := &fails{script: rulesLoad.SHA1(), hangs: make(chan struct{})}
+	client.AddHook(f)
+	rules := newRules(t, client, RulesConfig{Timeout: 20 * time.Second})
+	f.on.Store(true)
+	done := make(chan error, 1)
+	go func() { done <- rules.load(t.Context()) }()
+	eventually(t, "a load", func() bool {
+		if rules.mu.TryLock() {
+			rules.mu.Unlock()
+			return false
+		}
+		return true
+	})
+	told := make(chan bool, 1)
+	go func() { rules.Stats(); told <- true }()
+	select {
+	case <-told:
+	case <-time.After(5 * time.Second):
+		t.Error("Stats waits")
+	}
+	close(f.hangs)
+	<-done
 }
 
 // However often a limit is changed under load, a window admits no more than the highest one.
@@ -425,6 +525,9 @@ func TestRulesAmongGarbage(t *testing.T) {
 		if !strings.Contains(log.String(), "rules=999") || strings.Contains(log.String(), "zzz") {
 			t.Errorf("log: %s", log.String())
 		}
+		tooMany := Rule{Policy: "api", Key: "x", Requests: MaxRequests + 1, Actor: "a", Reason: "r"} // that nobody obeys
+		field, value := setter.write(tooMany)
+		b.Client.HSet(t.Context(), setter.keys()[0], field, value)
 		if list, err := rules.List(t.Context()); err != nil || len(list) != 1 {
 			t.Errorf("%v, %v", list, err)
 		}

@@ -39,6 +39,9 @@ func Wait(ctx context.Context, l Limiter, key string, cost int) (Result, error) 
 				wait = max(wait-res.Limit.Window, res.Limit.Window/time.Duration(res.Limit.Requests))
 			}
 			wait += rand.N(wait/10 + 1)
+			if res.Source == FromRule { // an operator may lift it, and to look costs nothing
+				wait = min(wait, time.Second)
+			}
 			if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < res.RetryAfter {
 				return res, context.DeadlineExceeded
 			}

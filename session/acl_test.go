@@ -312,3 +312,13 @@ func (s goredisStore) Find(token string) ([]byte, bool, error) {
 }
 func (goredisStore) Commit(string, []byte, time.Time) error { return nil }
 func (goredisStore) Delete(string) error                    { return nil }
+
+// Commands that were renamed away are named, as those that are not permitted are.
+func TestCheckFindsRenamedCommands(t *testing.T) {
+	server := redistest.Start(t, "--rename-command", "HSET", "", "--rename-command", "PEXPIREAT", "other")
+	m := managerOver(t, server.Client(), Config{})
+	_, err := m.Check(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "hset (which it does not know)") || !strings.Contains(err.Error(), "pexpireat (which it does not know)") || strings.Contains(err.Error(), "hget (") {
+		t.Error(err)
+	}
+}

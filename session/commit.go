@@ -13,17 +13,16 @@ import (
 // Finish, and lets the cookie still reach the response. It does not change the ID: a
 // rotation and the end of a login's old ID wait for Finish.
 //
-// A handler that outlives its response, as that of a WebSocket, is not told of an ID that another
-// request has given the session since, by Rotate, Rotation.Every, Confirm or a login: let it call
-// Reload at least once per Rotation.Grace. Later Commit finds nothing under the old ID and returns
-// ErrEnded, although the session lives.
+// A handler that outlives its response, as that of a WebSocket, learns of an ID that another request
+// has given the session by a rotation while it has a Watch and Rotation.Grace is longer than ten
+// seconds, or when it calls Commit or Reload within Rotation.Grace. Later Commit returns [ErrMoved].
 //
 // When another request changed the session meanwhile, both changes are merged key by key;
 // of one key the last commit wins. What this request reads afterwards includes the
 // others' changes.
 //
 // The error is [ErrEnded] if the session has ended meanwhile; ctx then holds an empty one
-// that only a Login can save. Or it is an [*EncodeError] for a value that cannot be
+// that only a Login can save, or [ErrMoved]. Or it is an [*EncodeError] for a value that cannot be
 // encoded, [ErrFinished] for a first change whose cookie cannot be sent any more,
 // [ErrConflict], [ErrUnavailable], [ErrNoSession], or ctx's own. After any of the last
 // four, what was changed may or may not have been saved as a whole, never in part.
@@ -97,7 +96,7 @@ func (m *Manager) Finish(ctx context.Context) (out Outcome, err error) {
 		defer cancel()
 		err = m.finish(ctx, st, d, turn)
 	}
-	if errors.Is(err, ErrEnded) {
+	if errors.Is(err, ErrEnded) || errors.Is(err, ErrMoved) {
 		err = nil
 	}
 	if err == nil && d.login == nil {
@@ -341,8 +340,7 @@ func (m *Manager) write(ctx context.Context, st *state, d draft, over *record, l
 		}
 		switch steps[f.what][save] {
 		case drop:
-			m.lose(ctx, st, d, f.why())
-			return nil, ErrEnded
+			return nil, m.gone(ctx, st, d, f.why())
 		case merge:
 			if f.record.head.revision == next.head.revision { // written, and the reply was lost
 				m.wrote(d)
@@ -404,7 +402,7 @@ func (m *Manager) noteUse(ctx context.Context, st *state, d draft, r *record) er
 				return nil
 			}
 			if steps[f.what][save] == drop {
-				st.lost(m, d.epoch, f.why())
+				_ = m.gone(ctx, st, d, f.why())
 				return nil
 			}
 			used = *f.record
@@ -451,6 +449,24 @@ func (st *state) lost(m *Manager, epoch uint64, why Reason) {
 	st.ended = cmp.Or(why, st.ended)
 	st.values = working{serial: st.values.serial}
 	st.facts = facts{persistent: m.persistent}
+}
+
+// gone is for what a request knows no ID of any more. It returns ErrMoved if the session lives on
+// elsewhere, and otherwise loses it.
+func (m *Manager) gone(ctx context.Context, st *state, d draft, why Reason) error {
+	if r := d.record; r != nil {
+		switch stand, err := m.records.stand(ctx, r.id, r.id.field, string(r.head.handle[:])); {
+		case err != nil:
+			return err
+		case stand[0].left > 0:
+			if len(d.changes) > 0 {
+				m.records.reportDropped(ctx)
+			}
+			return ErrMoved
+		}
+	}
+	m.lose(ctx, st, d, why)
+	return ErrEnded
 }
 
 // lose is lost, with a line in the log if changes are.

@@ -105,8 +105,9 @@ func (m *Manager) Ended(ctx context.Context) Reason {
 }
 
 // Told is what middleware.Sessions calls for a navigation (Sec-Fetch-Mode). It says that a person
-// sees the response of this request: a page, and not what a script of it asks for. What Ended has said to the handler is then not said again: Finish deletes
-// the cookie, except in the Grace after the end, or forgets the reason.
+// sees the response of this request: a page, and not what a script of it asks for. What Ended has
+// said to the handler is then not said again: Finish deletes the cookie, except in the Grace after
+// the end, or forgets the reason.
 func (m *Manager) Told(ctx context.Context) {
 	if st := m.unseen(ctx); st != nil {
 		st.mu.Lock()

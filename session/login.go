@@ -138,7 +138,7 @@ func (m *Manager) LoginBegun(ctx context.Context) string {
 // AuthenticatedAt is now. The session gets a new ID, as with Login, and keeps everything
 // else, its lifetimes and its handle too.
 //
-// The error is [ErrNoUser] if nobody is logged in, [ErrEnded], or one of Login that is no
+// The error is [ErrNoUser] if nobody is logged in, [ErrEnded], [ErrMoved], or one of Login that is no
 // refusal.
 func (m *Manager) Confirm(ctx context.Context) (err error) {
 	defer m.done(ctx, opConfirm, "", m.began(), &err)
@@ -255,8 +255,7 @@ func (m *Manager) renew(ctx context.Context, tells EventKind, change func(r *rec
 			case err != nil:
 				return nil, nil, err
 			case steps[f.what][logIn] == bury: // there is nothing any more that could go on
-				m.lose(ctx, st, d, f.why())
-				return nil, nil, ErrEnded
+				return nil, nil, m.gone(ctx, st, d, f.why())
 			case ctx.Err() != nil:
 				return nil, nil, conflict(ctx.Err())
 			}

@@ -14,7 +14,7 @@ import (
 // pending.
 //
 // It asks Redis, also where a client-side cache shows the session, and is not affected by a put of
-// other values. The error is [ErrEnded] if the session has ended, one that names the key if its
+// other values. The error is [ErrEnded] if the session has ended, [ErrMoved], one that names the key if its
 // value is of a type that is not known here (then it stays), one after a Login, Confirm or EndOthers
 // of the same request, before which PopOnce belongs, [ErrUnavailable], [ErrConflict],
 // [ErrNoSession], or ctx's own. After ErrUnavailable or ctx's own the value may be gone, and nobody
@@ -98,7 +98,8 @@ func (st *state) reading() draft {
 // such as those of WebSockets. What this one has changed stays pending, and is what it reads. It
 // asks Redis, also where a client-side cache shows the session.
 //
-// The error is [ErrEnded] if the session has ended, [ErrUnavailable], [ErrNoSession], or ctx's own.
+// The error is [ErrEnded] if the session has ended, [ErrMoved], [ErrUnavailable], [ErrNoSession], or
+// ctx's own.
 func (m *Manager) Reload(ctx context.Context) error {
 	return m.exclusively(ctx, func(ctx context.Context, st *state) error {
 		st.mu.Lock()
@@ -145,8 +146,7 @@ func (m *Manager) latest(ctx context.Context, st *state, d draft) (*record, erro
 		return nil, err
 	}
 	if steps[f.what][save] == drop {
-		m.lose(ctx, st, d, f.why())
-		return nil, ErrEnded
+		return nil, m.gone(ctx, st, d, f.why())
 	}
 	return f.record, nil
 }

@@ -265,3 +265,65 @@ func TestReload(t *testing.T) {
 		}
 	})
 }
+
+// A request that knows no ID of its session any more, since others have given it a new one, is not
+// told that the session is over, and keeps what it has read. It learns of the end.
+func TestTheSessionLivesUnderAnotherID(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := managerOver(t, rb.Client, Config{Timeout: 10 * time.Second, Rotation: Rotation{Grace: 100 * time.Millisecond}})
+		for name, renew := range map[string]func(context.Context) error{"Rotate": m.Rotate, "Confirm": m.Confirm, "Login": func(ctx context.Context) error { return m.Login(ctx, "ann") }} {
+			for _, grace := range []string{"within Grace", "after it", "after it, swept"} {
+				b := begin(t, m, "ann")
+				b.request(func(ctx context.Context) { m.Put(ctx, "a", "read"); m.Put(ctx, "once", "its") })
+				stream := load(t, m, b.cookie)
+				if _, err := m.Finish(stream); err != nil {
+					t.Fatal(err)
+				}
+				b.request(func(ctx context.Context) {
+					if err := renew(ctx); err != nil {
+						t.Fatal(err)
+					}
+				})
+				if grace != "within Grace" {
+					rb.Advance(t, 200 * time.Millisecond)
+				}
+				if grace == "after it, swept" {
+					m.records.sweep(t.Context(), m.state(stream).record.id)
+				}
+				var want error
+				if grace != "within Grace" || name != "Rotate" {
+					want = ErrMoved
+				}
+				m.Put(stream, "b", 1)
+				if err := m.Commit(stream); !errors.Is(err, want) {
+					t.Errorf("%s %s: Commit: %v", name, grace, err)
+				}
+				if err := m.Reload(stream); !errors.Is(err, want) {
+					t.Errorf("%s %s: Reload: %v", name, grace, err)
+				}
+				if got, err := m.PopOnce(stream, "once"); !errors.Is(err, want) || (got != nil) != (want == nil) {
+					t.Errorf("%s %s: PopOnce: %v, %v", name, grace, got, err)
+				}
+				if err := m.Touch(stream); err != nil {
+					t.Errorf("%s %s: Touch: %v", name, grace, err)
+				}
+				if m.UserID(stream) != "ann" || m.Get(stream, "a") != "read" || m.Ended(stream) != "" {
+					t.Errorf("%s %s: user %q, a %v, ended %q", name, grace, m.UserID(stream), m.Get(stream, "a"), m.Ended(stream))
+				}
+				b.request(func(ctx context.Context) {
+					if got := m.Get(ctx, "once"); (got != nil) != (want != nil) || m.Exists(ctx, "b") != (want == nil) {
+						t.Errorf("%s %s: elsewhere once %v, b %v", name, grace, got, m.Get(ctx, "b"))
+					}
+				})
+				endAll(t, m, "ann")
+				if err := m.Commit(stream); want != nil && !errors.Is(err, ErrEnded) {
+					t.Errorf("%s %s: Commit after the end: %v", name, grace, err)
+				}
+				if err := m.Reload(stream); !errors.Is(err, ErrEnded) || m.UserID(stream) != "" {
+					t.Errorf("%s %s: Reload after the end: %v", name, grace, err)
+				}
+				rb.Advance(t, 10 * time.Second) // a login is as young as the end
+			}
+		}
+	})
+}

@@ -95,8 +95,7 @@ func (m *Manager) rotateID(ctx context.Context, st *state, d draft) (err error) 
 		}
 		switch {
 		case steps[f.what][rotate] == drop:
-			m.lose(ctx, st, d, f.why())
-			return ErrEnded
+			return m.gone(ctx, st, d, f.why())
 		case f.record.id != over.id:
 			// Another rotation was first: its ID stands, and so do our changes.
 			if err = m.update(ctx, st, d, f.record, 0); err == nil {

@@ -14,7 +14,7 @@ import (
 // Watch returns a context that ends with the session, whichever server ends it: then its
 // cause is [ErrEnded], and [Manager.Ended] says why. It is for what outlives a request, such
 // as server-sent events and WebSockets. A rotation, a Confirm, and a Login of the same user do
-// not end it; a Login over a visitor's session does. Without a session there is nothing to
+// not end it; a Login over a visitor's session does. After a rotation ctx goes on under the new ID. Without a session there is nothing to
 // watch, and the context is ctx.
 //
 // Ends are heard of at once by a channel of Redis, on which each process has one subscription,
@@ -43,6 +43,7 @@ func (m *Manager) Watch(ctx context.Context) (context.Context, error) {
 		st.lostSession(m, w.handle, why)
 		end(ErrEnded)
 	}
+	w.seen = func(ctx context.Context, field string) { m.followed(ctx, st, w.handle, field) }
 	ready := m.watches.add(w)
 	context.AfterFunc(within, func() { m.watches.remove(w) })
 	select { // subscribe before looking, or an end in between is not heard of
@@ -67,10 +68,33 @@ func (st *state) lostSession(m *Manager, h handle, why Reason) {
 	}
 }
 
+// followed has a request go on under the ID that another has given its session, while the old one
+// leads there: only that tells the ID.
+func (m *Manager) followed(ctx context.Context, st *state, h handle, field string) {
+	st.mu.Lock()
+	r := st.record
+	st.mu.Unlock()
+	if r == nil || r.head.handle != h || r.id.field == field {
+		return
+	}
+	f, err := m.records.find(ctx, r.id)
+	if err != nil || f.what != live || f.record.head.handle != h {
+		return
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.record == r {
+		next := *r
+		next.id = f.record.id
+		st.record, st.held.leads = &next, st.held.leads || st.held.id == r.id
+	}
+}
+
 // watch is one watched session.
 type watch struct {
 	handle handle
 	end    func(Reason)
+	seen   func(ctx context.Context, field string) // it stands there
 
 	// Under the lock of watches:
 	at       id          // where it was last
@@ -229,6 +253,7 @@ func (ws *watches) look(ctx context.Context, o owner, only ...*watch) error {
 	for i, w := range list {
 		if s := stand[i]; s.left > 0 {
 			ws.stands(w, s)
+			w.seen(ctx, s.field)
 		} else {
 			w.end(s.why)
 		}

@@ -293,3 +293,37 @@ func TestManyWatchersCostLittle(t *testing.T) {
 		t.Errorf("%d streams go on", n)
 	}
 }
+
+// A request that watches its session goes on under the IDs that others give it, however often.
+func TestWatchFollowsRotations(t *testing.T) {
+	t.Parallel() // with others that wait
+	server := redistest.Start(t)
+	m := managerOver(t, server.Client(), Config{Rotation: Rotation{Grace: 2 * time.Second}})
+	m.watches.every = 100 * time.Millisecond
+	b := begin(t, m, "ann")
+	stream := watched(t, m, b.cookie)
+	if _, err := m.Finish(stream); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		b.request(func(ctx context.Context) { m.Put(ctx, "theirs", 1); _ = m.Rotate(ctx) })
+		time.Sleep(time.Second)
+	}
+	time.Sleep(2 * time.Second) // none of its IDs leads anywhere
+	m.Put(stream, "mine", 1)
+	if err := m.Commit(stream); err != nil {
+		t.Fatal(err)
+	}
+	if m.GetInt(stream, "theirs") != 1 {
+		t.Error("it has not taken in what others saved")
+	}
+	b.request(func(ctx context.Context) {
+		if m.GetInt(ctx, "mine") != 1 {
+			t.Error("what it saved is lost")
+		}
+	})
+	if err := m.End(t.Context(), "ann", m.Info(stream).Handle, Cause{}); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, stream, 5*time.Second, "ended")
+}

@@ -39,6 +39,7 @@ if ask then
     if name == 'eval' or name == 'evalsha' then args = {'return 1', '1', KEYS[1]} end
     if name == 'del' or name == 'unlink' then args = {KEYS[1]} end -- all others have one key
     local ok, may = pcall(ask, name, unpack(args))
+    if not ok then missing[#missing + 1] = name .. ' (which it does not know)' end
     if ok and not may then missing[#missing + 1] = name end
   end
 end

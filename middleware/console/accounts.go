@@ -42,7 +42,7 @@ func (c Console) user(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := userData{User: user, Sessions: []sessionView{}, Events: []eventView{}, HasEvents: c.Sessions.EventLog().Retention() != 0}
+	d := userData{User: shown(user), Sessions: []sessionView{}, Events: []eventView{}, HasEvents: c.Sessions.EventLog().Retention() != 0}
 	infos, err := c.Sessions.List(r.Context(), user)
 	if err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func (c Console) user(r *http.Request) (any, error) {
 const maxUser = 1024
 
 func userOf(r *http.Request) (string, error) {
-	user := r.FormValue("user")
+	user := typed(r.FormValue("user"))
 	if user == "" || len(user) > maxUser {
 		return "", failure{http.StatusBadRequest, "Which user? It is the ID that Login was given."}
 	}
@@ -84,7 +84,7 @@ func (c Console) end(r *http.Request) (string, error) {
 	if len(cause.Actor) > maxActor {
 		cause.Actor = strings.ToValidUTF8(cause.Actor[:maxActor], "") // no half of a character
 	}
-	page := "user?" + url.Values{"user": {user}}.Encode()
+	page := "user?" + url.Values{"user": {shown(user)}}.Encode()
 	if handle := r.FormValue("handle"); handle != "" {
 		return page, c.Sessions.End(r.Context(), user, handle, cause)
 	}

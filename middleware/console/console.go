@@ -21,6 +21,8 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"path"
+	"strconv"
 	"strings"
 	"time"
 
@@ -129,7 +131,7 @@ func (c Console) Handler() http.Handler {
 		mux.HandleFunc("POST /end", c.change(c.end))
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		c.fail(w, r, failure{http.StatusNotFound, "There is no such page."})
+		c.fail(w, r, noPage)
 	})
 	return c.authorized(http.NewCrossOriginProtection().Handler(mux))
 }
@@ -165,7 +167,12 @@ func (c Console) authorized(next http.Handler) http.Handler {
 			c.fail(w, r, failure{http.StatusForbidden, "You may not see this."})
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(contextWith(r, visitor{actor, access})))
+		r = r.WithContext(contextWith(r, visitor{actor, access}))
+		if p := r.URL.Path; p != path.Clean(p) { // a ServeMux leads to a path that StripPrefix is not undone in
+			c.fail(w, r, noPage)
+			return
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 
@@ -176,6 +183,8 @@ type failure struct {
 }
 
 func (f failure) Error() string { return f.text }
+
+var noPage = failure{http.StatusNotFound, "There is no such page."}
 
 // page shows what view returns.
 func (c Console) page(name string, view func(*http.Request) (any, error)) http.HandlerFunc {
@@ -283,7 +292,7 @@ func wantsJSON(r *http.Request) bool {
 	asked := false
 	for _, part := range strings.Split(strings.Join(r.Header.Values("Accept"), ","), ",") {
 		switch t, params, _ := mime.ParseMediaType(part); {
-		case params["q"] == "0":
+		case refused(params["q"]):
 		case t == "application/json":
 			asked = true
 		case t == "text/html":
@@ -291,6 +300,12 @@ func wantsJSON(r *http.Request) bool {
 		}
 	}
 	return asked
+}
+
+// refused reports whether a q of an Accept says that its type is not wanted.
+func refused(q string) bool {
+	wanted, err := strconv.ParseFloat(q, 64)
+	return err == nil && wanted == 0
 }
 
 // at is how times are shown.

@@ -3,6 +3,7 @@ package console
 import (
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/redis/go-redis/v9"
 
@@ -345,6 +348,8 @@ func TestMountsAndBadRequests(t *testing.T) {
 		"a form of 1 MB":  {"POST", "/end", url.Values{"user": {strings.Repeat("x", 1<<20)}}, 400, "cannot be read"},
 		"nowhere":         {"GET", "/nowhere", nil, 404, "no such page"},
 		"a change by GET": {"GET", "/reset", nil, 404, "no such page"},
+		"unclean":         {"GET", "//user", nil, 404, "no such page"},
+		"above it":        {"GET", "/x/../user", nil, 404, "no such page"},
 	} {
 		for _, accept := range []string{"text/html", "application/json"} {
 			res, body := ask(t, h, "writer", of.method, of.target, of.form, "Accept", accept)
@@ -470,5 +475,105 @@ func TestRulesOfTheConsole(t *testing.T) {
 	}
 	if d := must(s.api.Take(t.Context(), "k", 1)); d.RetryAfter < 29*time.Minute || d.RetryAfter > 31*time.Minute { // the clock is known to within a round trip
 		t.Error(d)
+	}
+}
+
+// Whatever its bytes are, a key is shown so that a form, a link and JSON bring it back as it was.
+func TestKeysOfAnyBytes(t *testing.T) {
+	server := redistest.Start(t)
+	s, other := newService(t, server.Client()), newService(t, server.Client())
+	h := s.console.Handler()
+	hidden := regexp.MustCompile(`<input type="hidden" name="key" value="([^"]*)">`)
+	for _, key := range []string{"a\x00b", "a\r\nb", "\xff\xfe", "\u202eevil", `"quoted"`, `"`, " spaced ", `a\b`, "plain", "größe", "`x`", "'x'", strings.Repeat("k", 1024)} {
+		must(other.api.Take(t.Context(), key, 3))
+		must(s.api.Take(t.Context(), key, 1))
+		_, page := ask(t, h, "writer", "GET", "/explain?"+url.Values{"limiter": {"api"}, "key": {shown(key)}}.Encode(), nil)
+		form := hidden.FindStringSubmatch(page)
+		if !strings.Contains(page, "<h1>Denied</h1>") || form == nil {
+			t.Errorf("%q: %s", key, page)
+			continue
+		}
+		text := html.UnescapeString(form[1])
+		if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) || !utf8.ValidString(text) {
+			t.Errorf("%q is shown as %q", key, text)
+		}
+		act := func(path string, values ...string) {
+			t.Helper()
+			form := url.Values{"limiter": {"api"}, "key": {text}, "reason": {"r"}}
+			for i := 0; i < len(values); i += 2 {
+				form.Set(values[i], values[i+1])
+			}
+			res, body := ask(t, h, "writer", "POST", path, form)
+			if to, err := res.Location(); err != nil || to.Query().Get("key") != text {
+				t.Errorf("%q %s: %s %s, leads to %v", key, path, res.Status, body, to)
+			}
+		}
+		act("/rule", "mode", "exempt")
+		if rules := must(s.rules.List(t.Context())); len(rules) != 1 || rules[0].Key != key {
+			t.Errorf("%q: %+v", key, rules)
+		}
+		if d := explained(t, h, "api", text); d.Rule == nil || d.Rule.Key != text || d.Key != text || len(d.History) == 0 || d.Denied == nil {
+			t.Errorf("%q: %+v", key, d)
+		}
+		act("/unrule")
+		act("/reset")
+		if res := must(other.api.Take(t.Context(), key, 0)); res.Remaining != 3 {
+			t.Errorf("%q: %v", key, res)
+		}
+	}
+	s.logIn(t, "a\x00b")
+	if res, body := ask(t, h, "writer", "POST", "/end", url.Values{"user": {shown("a\x00b")}, "all": {"1"}, "reason": {"r"}}); res.StatusCode != http.StatusSeeOther {
+		t.Errorf("%s %s", res.Status, body)
+	}
+	if list := must(s.sessions.List(t.Context(), "a\x00b")); len(list) != 0 {
+		t.Errorf("%+v", list)
+	}
+}
+
+func FuzzShown(f *testing.F) {
+	f.Add("a")
+	f.Add(`"\x00"`)
+	f.Fuzz(func(t *testing.T, key string) {
+		if typed(shown(key)) != key {
+			t.Errorf("%q is shown as %q", key, shown(key))
+		}
+	})
+}
+
+// Of long keys the beginning is kept.
+func TestDenialsOfLongKeys(t *testing.T) {
+	d := NewDenials(2)
+	long := strings.Repeat("k", 1<<20)
+	for range 2 {
+		d.Note(ratelimit.Decision{Policy: "api", Key: long, Cost: 1})
+	}
+	if got := d.most("api", 5); len(got) != 1 || len(got[0].Key) > 1100 || got[0].Times != 2 || d.of("api", long) == nil {
+		t.Errorf("%d keys of %d bytes, %d times", len(got), len(got[0].Key), got[0].Times)
+	}
+}
+
+// What scans all of Redis is not for those who may only look.
+func TestReadersCountNothing(t *testing.T) {
+	h := newService(t, redistest.Start(t).Client()).console.Handler()
+	for as, status := range map[string]int{"reader": 403, "writer": 200} {
+		if res, body := ask(t, h, as, "GET", "/state?secrets=1", nil); res.StatusCode != status {
+			t.Errorf("%s: %s %s", as, res.Status, body)
+		}
+	}
+	if _, body := ask(t, h, "reader", "GET", "/state", nil); strings.Contains(body, "<button>") {
+		t.Errorf("the page has a button: %s", body)
+	}
+}
+
+func TestWhatAcceptWants(t *testing.T) {
+	for accept, want := range map[string]bool{
+		"": false, "*/*": false, "application/json": true, "text/html, application/json": false, "application/json; q=0": false,
+		"application/json; q=0.000": false, "text/html; q=0.0, application/json": true, "application/json; q=0.1": true,
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Accept", accept)
+		if got := wantsJSON(r); got != want {
+			t.Errorf("%q: %v", accept, got)
+		}
 	}
 }

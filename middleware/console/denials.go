@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,7 +30,7 @@ type Denials struct {
 
 // Denied is what was noted of a key.
 type Denied struct {
-	Key   string    `json:"key"`
+	Key   string    `json:"key"`   // its first 1,024 bytes
 	Times uint64    `json:"times"` // at most so often
 	First time.Time `json:"first"` // since it is noted
 	Last  time.Time `json:"last"`
@@ -76,22 +77,34 @@ func (d *Denials) Note(of ratelimit.Decision) {
 		w = &worst{by: make(map[string]*Denied)}
 		d.by[of.Policy] = w
 	}
-	n := w.by[of.Key]
+	key := noted(of.Key)
+	n := w.by[key]
 	switch {
 	case n != nil:
 	case len(w.fewest) < d.keys:
-		n = &Denied{Key: of.Key, First: now}
+		n = &Denied{Key: key, First: now}
 		w.by[n.Key] = n
 		heap.Push(w, n)
 	default: // in the place of the one that was denied least, whose count it takes over
 		n = w.fewest[0]
 		delete(w.by, n.Key)
-		n.Key, n.First = of.Key, now
+		n.Key, n.First = key, now
 		w.by[n.Key] = n
 	}
 	n.Times, n.Last, n.last = n.Times+1, now, of.Result
 	heap.Fix(w, n.place)
 }
+
+// noted is as much of a key as is kept.
+func noted(key string) string {
+	if len(key) > maxKey {
+		return strings.Clone(key[:maxKey]) + "…"
+	}
+	return key
+}
+
+// maxKey is the longest key of a rule, in bytes.
+const maxKey = 1024
 
 // most returns the keys of a limiter that were denied most.
 func (d *Denials) most(limiter string, n int) []Denied {
@@ -111,7 +124,7 @@ func (d *Denials) most(limiter string, n int) []Denied {
 	})
 	list = list[:min(n, len(list))]
 	for i := range list {
-		list[i].Why = list[i].last.String()
+		list[i] = list[i].view()
 	}
 	return list
 }
@@ -124,10 +137,15 @@ func (d *Denials) of(limiter, key string) *Denied {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := d.by[limiter]
-	if w == nil || w.by[key] == nil {
+	if w == nil || w.by[noted(key)] == nil {
 		return nil
 	}
-	denied := *w.by[key]
-	denied.Why = denied.last.String()
+	denied := w.by[noted(key)].view()
 	return &denied
+}
+
+// view is n as pages show it.
+func (n Denied) view() Denied {
+	n.Key, n.Why = shown(n.Key), n.last.String()
+	return n
 }

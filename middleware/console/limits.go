@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
@@ -26,7 +27,7 @@ type ruleView struct {
 }
 
 func ruleOf(r ratelimit.Rule) ruleView {
-	v := ruleView{r.Policy, r.Key, r.Mode.String(), r.Requests, nil, r.Actor, r.Reason}
+	v := ruleView{r.Policy, shown(r.Key), r.Mode.String(), r.Requests, nil, r.Actor, r.Reason}
 	if !r.Until.IsZero() {
 		v.Until = &r.Until
 	}
@@ -128,7 +129,7 @@ func (c Console) explain(r *http.Request) (any, error) {
 		return nil, err
 	}
 	d := explainData{
-		Limiter: named.Name(), Key: key, Verdict: res.String(), Allowed: res.Allowed, Banned: res.Banned,
+		Limiter: named.Name(), Key: shown(key), Verdict: res.String(), Allowed: res.Allowed, Banned: res.Banned,
 		Requests: res.Limit.Requests, Remaining: res.Remaining, RetryAfter: res.RetryAfter, ResetAfter: res.ResetAfter,
 		Source: res.Source.String(), Own: named.Limit().String(), History: []changeView{}, HasRules: c.Rules != nil,
 		Denied: denied,
@@ -195,7 +196,7 @@ func (d explainData) Waits() string {
 
 // limiterOf returns what a form names.
 func (c Console) limiterOf(r *http.Request) (ratelimit.Limiter, string, error) {
-	name, key := r.FormValue("limiter"), r.FormValue("key")
+	name, key := r.FormValue("limiter"), typed(r.FormValue("key"))
 	if key == "" {
 		return nil, "", failure{http.StatusBadRequest, "Which key? It is what the limiter counts by, such as user:42 or an address."}
 	}
@@ -208,7 +209,24 @@ func (c Console) limiterOf(r *http.Request) (ratelimit.Limiter, string, error) {
 }
 
 func explainPage(limiter, key string) string {
-	return "explain?" + url.Values{"limiter": {limiter}, "key": {key}}.Encode()
+	return "explain?" + url.Values{"limiter": {limiter}, "key": {shown(key)}}.Encode()
+}
+
+// shown is how a key is shown and a user ID, in pages, forms and JSON: as it is if it is plain text,
+// and otherwise quoted as in Go, so that it can be read, copied and sent back whatever its bytes are.
+func shown(key string) string {
+	if q := strconv.Quote(key); q != `"`+key+`"` || strings.TrimSpace(key) != key {
+		return q
+	}
+	return key
+}
+
+// typed is the key that a text stands for: the reverse of shown.
+func typed(text string) string {
+	if key, err := strconv.Unquote(text); err == nil && strings.HasPrefix(text, `"`) {
+		return key
+	}
+	return text
 }
 
 // reset frees a key and lifts its ban.
@@ -255,7 +273,7 @@ func (c Console) setRule(r *http.Request) (string, error) {
 
 // removeRule removes the rule of a key. Its limiter may be gone, and then there is no page of the key.
 func (c Console) removeRule(r *http.Request) (string, error) {
-	rule := ratelimit.Rule{Policy: r.FormValue("limiter"), Key: r.FormValue("key"), Actor: visitorOf(r).Actor, Reason: r.FormValue("reason")}
+	rule := ratelimit.Rule{Policy: r.FormValue("limiter"), Key: typed(r.FormValue("key")), Actor: visitorOf(r).Actor, Reason: r.FormValue("reason")}
 	page := "./"
 	if _, _, err := c.limiterOf(r); err == nil {
 		page = explainPage(rule.Policy, rule.Key)

@@ -67,6 +67,9 @@ func (c Console) state(r *http.Request) (any, error) {
 		warnings, err := c.Sessions.Check(ctx)
 		add("sessions", warnings, err)
 		if r.FormValue("secrets") != "" {
+			if visitorOf(r).Access != Write {
+				return nil, failure{http.StatusForbidden, "Only who may change something may have all sessions counted."}
+			}
 			use, err := c.Sessions.SecretUse(ctx)
 			if err != nil {
 				return nil, err

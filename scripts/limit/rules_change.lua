@@ -14,8 +14,8 @@
 -- Reply: "ok"; or, and nothing was changed: "over", the rule's end has come; "full"; "none", there
 -- is no such rule to be removed.
 --
--- Rules that are over make room for others, at most 1,000 at a time, and the hash goes with its last
--- one.
+-- When there are so many, those that are over make room, at most 1,000 at a time. The hash goes with
+-- its last rule.
 local call, rules = redis.call, KEYS[1]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -36,20 +36,21 @@ if ARGV[1] == 'set' then
   if its > 0 and its <= now then
     return 'over'
   end
-  local all, count, over = call('HGETALL', rules), 0, {}
-  for i = 1, #all, 2 do
-    local till = ends(all[i + 1])
-    if till > 0 and till <= now then
-      over[#over + 1] = all[i]
-    elseif all[i] ~= '' and all[i] ~= ARGV[2] then
-      count = count + 1
+  local over, most = {}, ARGV[5] + 1 -- with the version
+  if call('HLEN', rules) >= most and call('HEXISTS', rules, ARGV[2]) == 0 then
+    local all = call('HGETALL', rules)
+    for i = 1, #all, 2 do
+      local till = ends(all[i + 1])
+      if till > 0 and till <= now and #over < 1000 then
+        over[#over + 1] = all[i]
+      end
+    end
+    if #over == 0 then
+      return 'full'
     end
   end
-  if count >= ARGV[5] + 0 then
-    return 'full'
-  end
   note()
-  if #over > 0 then call('HDEL', rules, unpack(over, 1, math.min(#over, 1000))) end
+  if #over > 0 then call('HDEL', rules, unpack(over)) end
   call('HSET', rules, '', ARGV[4], ARGV[2], ARGV[3])
   call('PEXPIRE', rules, ARGV[7])
 elseif ARGV[1] == 'removed' then
