@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -166,17 +165,13 @@ func (r *Rules) load(ctx context.Context) error {
 	defer r.mu.Unlock()
 	r.due.Store(false)
 	asked, known := r.since(), r.snapshot.Load()
-	raw, err := r.sender.Run(ctx, rulesLoad, r.keys()[:1], known.version, rulesKept.Milliseconds())
-	s, list, ok := readRules(raw)
-	if err == nil && !ok {
-		err = fmt.Errorf("an unexpected reply of type %T", raw)
-	}
+	s, err := r.fetch(ctx, known.version)
 	if err != nil {
 		if !r.failed && ctx.Err() == nil {
 			r.log.LogAttrs(ctx, slog.LevelWarn, "ratelimit: rules cannot be read, those that are known hold", slog.Any("error", err))
 			r.failed = true
 		}
-		return failure(ctx, err)
+		return err
 	}
 	r.failed = false
 	r.loaded.Store(r.since())
@@ -185,7 +180,7 @@ func (r *Rules) load(ctx context.Context) error {
 		return nil
 	}
 	set := &snapshot{version: s.version, of: make(map[string]*policyRules)}
-	for field, value := range list {
+	for field, value := range s.rules {
 		if rule, err := r.read(field, value); err != nil {
 			set.invalid++
 		} else {
@@ -199,29 +194,49 @@ func (r *Rules) load(ctx context.Context) error {
 	return nil
 }
 
-// rulesReply is what a script says of the rules besides them.
-type rulesReply struct {
+// fetched are the rules as they stand in Redis.
+type fetched struct {
 	now     int64 // Redis's time, µs
 	version string
+	rules   map[string]string // by field; not if the version is that of the caller
 }
 
-// readRules reads the reply of rulesLoad: the rules by their fields.
-func readRules(raw any) (s rulesReply, rules iter.Seq2[string, string], ok bool) {
-	list, _ := raw.([]any)
-	if len(list) < 2 || len(list)%2 != 0 {
-		return s, nil, false
-	}
-	s.now, _ = list[0].(int64)
-	s.version, _ = list[1].(string)
-	return s, func(yield func(field, value string) bool) {
-		for i := 2; i < len(list); i += 2 {
-			field, _ := list[i].(string)
-			value, _ := list[i+1].(string)
-			if field != "" && !yield(field, value) { // "" is the version
-				return
+// rulesPage is how many rules one script reads: it keeps Redis from others for a few milliseconds,
+// also if they are large.
+const rulesPage = 200
+
+// fetch reads the rules, unless their version is known. What changes meanwhile is read as it was or
+// as it is, and has another version.
+func (r *Rules) fetch(ctx context.Context, known string) (f fetched, err error) {
+	for cursor := "0"; ; {
+		raw, err := r.sender.Run(ctx, rulesLoad, r.keys()[:1], known, rulesKept.Milliseconds(), cursor, rulesPage)
+		if err != nil {
+			return fetched{}, failure(ctx, err)
+		}
+		list, _ := raw.([]any)
+		if len(list) != 2 && len(list) != 4 {
+			return fetched{}, fmt.Errorf("%w: an unexpected reply of type %T", ErrUnavailable, raw)
+		}
+		if f.rules == nil {
+			f.now, _ = list[0].(int64)
+			f.version, _ = list[1].(string)
+			f.rules = make(map[string]string)
+		}
+		if len(list) == 2 {
+			return f, nil
+		}
+		page, _ := list[3].([]any)
+		for i := 0; i+1 < len(page); i += 2 {
+			field, _ := page[i].(string)
+			value, _ := page[i+1].(string)
+			if field != "" { // the version
+				f.rules[field] = value
 			}
 		}
-	}, true
+		if cursor, _ = list[2].(string); cursor == "0" || cursor == "" {
+			return f, nil
+		}
+	}
 }
 
 // read reads a rule that stands in Redis, and checks it.
@@ -323,17 +338,13 @@ func (r *Rules) change(ctx context.Context, what string, rule Rule) error {
 // List returns the rules that hold, as Redis has them, by policy and key, those for all keys
 // first.
 func (r *Rules) List(ctx context.Context) ([]Rule, error) {
-	raw, err := r.sender.Run(ctx, rulesLoad, r.keys()[:1], "", rulesKept.Milliseconds())
+	f, err := r.fetch(ctx, "")
 	if err != nil {
-		return nil, failure(ctx, err)
-	}
-	s, list, ok := readRules(raw)
-	if !ok {
-		return nil, fmt.Errorf("%w: an unexpected reply of type %T", ErrUnavailable, raw)
+		return nil, err
 	}
 	var rules []Rule
-	for field, value := range list {
-		if rule, err := r.read(field, value); err == nil && (rule.Until.IsZero() || rule.Until.UnixMicro() > s.now) {
+	for field, value := range f.rules {
+		if rule, err := r.read(field, value); err == nil && (rule.Until.IsZero() || rule.Until.UnixMicro() > f.now) {
 			rules = append(rules, rule)
 		}
 	}
