@@ -14,7 +14,7 @@ const maxRemembered = time.Second
 type denials struct {
 	keys  *bounded[*denial]
 	start time.Time
-	time  func() time.Time
+	since func(time.Time) time.Duration
 	clock func() int64 // tests only: µs
 }
 
@@ -31,8 +31,8 @@ type denial struct {
 
 func (d *denial) forgettableAt() int64 { return int64(d.expires) }
 
-func newDenials(maxKeys int, now func() time.Time) *denials {
-	return &denials{keys: newBounded[*denial](maxKeys), start: now(), time: now}
+func newDenials(maxKeys int, since func(time.Time) time.Duration) *denials {
+	return &denials{keys: newBounded[*denial](maxKeys), start: time.Now(), since: since}
 }
 
 // now is the time since start.
@@ -40,7 +40,7 @@ func (d *denials) now() time.Duration {
 	if d.clock != nil {
 		return time.Duration(d.clock()) * time.Microsecond
 	}
-	return d.time().Sub(d.start)
+	return d.since(d.start)
 }
 
 // at is what now was at a time.

@@ -63,7 +63,7 @@ func newRemote(a algorithm, client redis.UniversalClient, name string, limit Lim
 		many:     scripts.Get("limit/" + a.word() + "_many.lua"),
 		settle:   scripts.Get("limit/" + a.word() + "_settle.lua"),
 		sender:   sender,
-		denials:  newDenials(cfg.MaxKeys, sender.Now),
+		denials:  newDenials(cfg.MaxKeys, sender.Since),
 		local:    newLocal(a, name, limit, Config{MaxKeys: cfg.MaxKeys, KeySecret: cfg.KeySecret}),
 		servers:  cfg.Servers,
 		subjects: newSubjects(cfg.KeySecret), tally: &tally{policy: name, own: limit, hook: cfg.OnDecision},

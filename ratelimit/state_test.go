@@ -113,7 +113,7 @@ func TestDenialsWriteNothing(t *testing.T) {
 	for _, a := range algorithms {
 		t.Run(a.String(), func(t *testing.T) {
 			l := newLimiter(t, a, client, fmt.Sprintf("denied-%x", rand.Uint64()), PerHour(3))
-			engineOf(l).denials = newDenials(0, time.Now)
+			engineOf(l).denials = newDenials(0, time.Since)
 			key := RedisKey(l, "k")
 			for range 3 {
 				must(l.Take(ctx, "k", 1))
@@ -336,7 +336,7 @@ func manyKeys() int {
 }
 
 func TestDenialsAreBounded(t *testing.T) {
-	d := newDenials(1<<12, time.Now)
+	d := newDenials(1<<12, time.Since)
 	res := Result{Limit: PerHour(1), RetryAfter: time.Hour, ResetAfter: time.Hour}
 	for i := range manyKeys() {
 		d.remember(fmt.Sprint("key-", i), 1, res, d.now())
@@ -352,7 +352,7 @@ func TestDenialsAreBounded(t *testing.T) {
 
 func TestDenialsEndInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDenials(100, time.Now)
+		d := newDenials(100, time.Since)
 		limit := PerHour(1)
 		for _, test := range []struct{ retry, want time.Duration }{
 			{10 * time.Millisecond, 10 * time.Millisecond},

@@ -115,6 +115,11 @@ func Advance(client redis.UniversalClient, d time.Duration) { sharedBy(client).a
 // Now is the time by which the age of a reply is reckoned.
 func (s *shared) Now() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }
 
+// Since is what Now is after a time: it costs half.
+func (s *shared) Since(t time.Time) time.Duration {
+	return time.Since(t) + time.Duration(s.ahead.Load())
+}
+
 // Client returns the client that the Sender was made with.
 func (s *shared) Client() redis.UniversalClient { return s.client }
 
