@@ -1,10 +1,12 @@
 package ratelimit
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/observe"
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
 // Stats counts what a limiter has decided since it was made, together with what With made of it,
@@ -16,18 +18,20 @@ type Stats struct {
 	Allowed By
 	Denied  By     // by the limit
 	Banned  By     // by a Penalty
-	Errors  uint64 // calls that returned an error
+	Errors  uint64 // calls that returned an ErrUnavailable
+	Invalid uint64 // calls that returned another error: for an empty key, a cost, or a context that was done
 
-	// Silent is how many servers of its client are not asked at the moment, since they did not
-	// answer.
+	// Silent is how many servers of its client are not asked, since they did not answer within
+	// the last minute.
 	Silent int
 }
 
 // By counts by who has decided, see [Source].
 type By struct{ Redis, Cache, Local, Rule uint64 }
 
-// StatsOf returns the Stats of limiters; of an [All], those of each that it consists of. What is
-// limited by two of them is counted by both, once each. Limiters of other packages have none.
+// StatsOf returns the Stats of limiters; of an [All], those of each that it consists of, which count
+// what they were asked: of a denial that is who has denied, and perhaps others. A Take with a cost of 0
+// counts, too, and so does each try of [Wait]. Limiters of other packages have none.
 func StatsOf(limiters ...Limiter) (all []Stats) {
 	for _, c := range countedOf(limiters) {
 		all = append(all, c.Stats())
@@ -78,8 +82,9 @@ type tally struct {
 	own    Limit          // of the constructor
 	hook   func(Decision) // Config.OnDecision
 	counts [3][FromRule + 1]atomic.Uint64
-	errors atomic.Uint64
 	asked  observe.List[observer]
+
+	errors, invalid atomic.Uint64
 }
 
 const (
@@ -109,8 +114,11 @@ func (t *tally) end(began time.Time, key string, cost int, res *Result, err erro
 func (t *tally) count(res *Result, err error) {
 	outcome := denied
 	switch {
-	case err != nil:
+	case errors.Is(err, ErrUnavailable):
 		t.errors.Add(1)
+		return
+	case err != nil:
+		t.invalid.Add(1)
 		return
 	case res.Allowed:
 		outcome = allowed
@@ -130,7 +138,7 @@ func (t *tally) asks() (now time.Time) {
 
 // answered tells those who measure that Redis has answered, or has not.
 func (t *tally) answered(asked time.Time, err error) {
-	if !asked.IsZero() {
+	if !asked.IsZero() && !errors.Is(err, roundtrip.ErrNotAsked) {
 		took := time.Since(asked)
 		t.asked.Each(func(f observer) { f(t.policy, took, err) })
 	}
@@ -141,7 +149,10 @@ func (t *tally) stats() Stats {
 		c := &t.counts[outcome]
 		return By{Redis: c[FromRedis].Load(), Cache: c[FromCache].Load(), Local: c[FromLocal].Load(), Rule: c[FromRule].Load()}
 	}
-	return Stats{Policy: t.policy, Limit: t.own, Allowed: by(allowed), Denied: by(denied), Banned: by(banned), Errors: t.errors.Load()}
+	return Stats{
+		Policy: t.policy, Limit: t.own, Allowed: by(allowed), Denied: by(denied), Banned: by(banned),
+		Errors: t.errors.Load(), Invalid: t.invalid.Load(),
+	}
 }
 
 // Stats may be called at any time. Decisions that were made in process while Redis was away are

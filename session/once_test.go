@@ -285,7 +285,7 @@ func TestTheSessionLivesUnderAnotherID(t *testing.T) {
 					}
 				})
 				if grace != "within Grace" {
-					rb.Advance(t, 200 * time.Millisecond)
+					rb.Advance(t, 200*time.Millisecond)
 				}
 				if grace == "after it, swept" {
 					m.records.sweep(t.Context(), m.state(stream).record.id)
@@ -322,7 +322,7 @@ func TestTheSessionLivesUnderAnotherID(t *testing.T) {
 				if err := m.Reload(stream); !errors.Is(err, ErrEnded) || m.UserID(stream) != "" {
 					t.Errorf("%s %s: Reload after the end: %v", name, grace, err)
 				}
-				rb.Advance(t, 10 * time.Second) // a login is as young as the end
+				rb.Advance(t, 10*time.Second) // a login is as young as the end
 			}
 		}
 	})

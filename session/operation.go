@@ -47,10 +47,11 @@ var operationNames = [...]string{
 
 // operations is where what the methods have done is counted, and told.
 type operations struct {
-	done, refused, failed [len(operationNames)]atomic.Uint64
+	done, refused, failed, cancelled [len(operationNames)]atomic.Uint64
 
-	found, saved atomic.Uint64 // sessions that were loaded, changes that were written
-	told         observe.List[func(Operation)]
+	found, none     atomic.Uint64 // Loads with a session, and without
+	saved, notSaved atomic.Uint64 // changes that were written, and responses or Commits that failed
+	told            observe.List[func(Operation)]
 }
 
 // began is when an operation begins, for done; the zero Time if nobody is told.
@@ -66,10 +67,15 @@ func (m *Manager) done(ctx context.Context, op operation, user string, began tim
 	switch {
 	case *err == nil:
 		m.operations.done[op].Add(1)
-	case errors.Is(*err, ErrUnavailable), errors.Is(*err, ErrConflict), errors.Is(*err, context.Canceled), errors.Is(*err, context.DeadlineExceeded):
+	case errors.Is(*err, ErrUnavailable), errors.Is(*err, ErrConflict), errors.Is(*err, context.DeadlineExceeded):
 		m.operations.failed[op].Add(1)
+	case errors.Is(*err, context.Canceled):
+		m.operations.cancelled[op].Add(1)
 	default:
 		m.operations.refused[op].Add(1)
+	}
+	if *err != nil && (op == opCommit || op == opFinish) && !errors.Is(*err, ErrEnded) && !errors.Is(*err, ErrMoved) {
+		m.operations.notSaved.Add(1)
 	}
 	if began.IsZero() && op != opLoad {
 		return
@@ -78,9 +84,13 @@ func (m *Manager) done(ctx context.Context, op operation, user string, began tim
 		st.mu.Lock()
 		if st.record != nil {
 			user = st.record.who.user
-			if op == opLoad {
-				m.operations.found.Add(1)
-			}
+		}
+		switch {
+		case op != opLoad || *err != nil:
+		case st.record != nil:
+			m.operations.found.Add(1)
+		default:
+			m.operations.none.Add(1)
 		}
 		st.mu.Unlock()
 	}

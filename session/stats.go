@@ -12,39 +12,50 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/seal"
 )
 
-// Stats counts what happened since the Manager was made. The first three are not counted by a
+// Stats counts what happened since the Manager was made. Those up to NotSaved are not counted by a
 // Store.
 type Stats struct {
 	Operations map[string]Outcomes // by their names, see Operation
 	Found      uint64              // calls of Load that found a session
+	None       uint64              // calls of Load that found none
 	Saved      uint64              // times that changes of a request were written
+	NotSaved   uint64              // errors of Commit and Finish, but for ErrEnded and ErrMoved
 
 	Unreadable uint64 // records that could not be read: corrupt, or sealed under another secret
 	Conflicts  uint64 // commits that met a concurrent change and were merged
 	Dropped    uint64 // commits of sessions that had ended meanwhile; nothing was written
 	LostEvents uint64 // what has happened and is not told: it could not be appended
+
+	// Silent is how many servers of its client are not asked, since they did not answer within
+	// the last minute.
+	Silent int
 }
 
 // Outcomes counts what became of a method's calls.
 type Outcomes struct {
-	Done    uint64 // it returned nil
-	Failed  uint64 // ErrUnavailable, ErrConflict, or a context that was done
-	Refused uint64 // any other error: it does not make sense, or may not be
+	Done      uint64 // it returned nil
+	Failed    uint64 // ErrUnavailable, ErrConflict, or a deadline that has passed
+	Cancelled uint64 // its context was cancelled, as by a client that hangs up
+	Refused   uint64 // any other error: it does not make sense, or may not be
 }
 
 // Stats returns the counters of this Manager.
 func (m *Manager) Stats() Stats {
 	s := m.records.stats()
-	s.Found, s.Saved = m.operations.found.Load(), m.operations.saved.Load()
+	of := &m.operations
+	s.Found, s.None, s.Saved, s.NotSaved = of.found.Load(), of.none.Load(), of.saved.Load(), of.notSaved.Load()
 	s.Operations = make(map[string]Outcomes, len(operationNames))
 	for op, name := range operationNames {
-		s.Operations[name] = Outcomes{m.operations.done[op].Load(), m.operations.failed[op].Load(), m.operations.refused[op].Load()}
+		s.Operations[name] = Outcomes{of.done[op].Load(), of.failed[op].Load(), of.cancelled[op].Load(), of.refused[op].Load()}
 	}
 	return s
 }
 
 func (s *records) stats() Stats {
-	return Stats{Unreadable: s.unreadable.Load(), Conflicts: s.conflicts.Load(), Dropped: s.dropped.Load(), LostEvents: s.lostEvents.Load()}
+	return Stats{
+		Unreadable: s.unreadable.Load(), Conflicts: s.conflicts.Load(), Dropped: s.dropped.Load(), LostEvents: s.lostEvents.Load(),
+		Silent: s.redis.Silent(),
+	}
 }
 
 // SecretUse says how many records in Redis are sealed under which secret.

@@ -66,6 +66,17 @@ func (c *circuit) allow(persistent bool) (permit, error) {
 	return permit{c}, nil
 }
 
+// silent reports whether calls are refused. Of a server that nobody has asked for a minute, as when
+// it has left the cluster, that is not known.
+func (c *circuit) silent() bool {
+	if !c.open.Load() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open.Load() && time.Since(c.until) < time.Minute
+}
+
 // answered notes an answer and reports whether it closes the circuit.
 func (c *circuit) answered() (closed bool) {
 	c.answers.Add(1)

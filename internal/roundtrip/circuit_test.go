@@ -54,9 +54,18 @@ func TestASilentServerIsNotAsked(t *testing.T) {
 	if d := time.Since(start); d > timeout {
 		t.Errorf("a thousand refusals took %v", d)
 	}
+	if n := s.Silent(); n != 1 {
+		t.Errorf("%d silent servers", n)
+	}
+	s.LastAsked(time.Hour) // it may have left the cluster
+	if n := s.Silent(); n != 0 {
+		t.Errorf("%d silent servers, of which nobody knows", n)
+	}
+	s.LastAsked(-time.Minute)
 	if _, err := run(t.Context(), s.Persistent(), "silent", "0"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a call that must be made: %v", err)
 	}
+	s.LastAsked(0)
 	proxy.Heal()
 	for start = time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		if _, err := run(t.Context(), s, "silent", "0"); err == nil {

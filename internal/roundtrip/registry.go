@@ -126,15 +126,15 @@ func (s *shared) Client() redis.UniversalClient { return s.client }
 // Cached reports whether the client is set up to cache reads in process.
 func (s *shared) Cached() bool { return s.cached }
 
-// Silent returns how many servers are not asked, since they did not answer.
+// Silent returns how many servers are not asked, since they did not answer within the last minute.
 func (s *shared) Silent() (n int) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.only.circuit.open.Load() {
+	if s.only.circuit.silent() {
 		n++
 	}
 	for _, node := range s.nodes {
-		if node.circuit.open.Load() {
+		if node.circuit.silent() {
 			n++
 		}
 	}

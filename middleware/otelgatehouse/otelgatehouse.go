@@ -8,7 +8,7 @@
 //	limit := middleware.RateLimit{Limiter: api, Key: byUser, OnDecision: onDecision}
 //
 // The counters are read from the Stats of each, so that a decision costs what it did without.
-// Durations alone are measured, of what asks Redis. No metric has a key, address, user, session,
+// Durations alone are measured, of what asked Redis. No metric has a key, address, user, session,
 // path or host among its attributes: how many series there are depends on the code, not on clients.
 //
 // Calls of several requests travel to Redis together, under the context of one of them. What
@@ -21,8 +21,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/http"
 	"reflect"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -46,7 +49,7 @@ type Config struct {
 
 	// Limiters are those that constructors return; what With made of them is counted by
 	// them. An All stands for what it consists of. Each of Limiters and Concurrency has a
-	// name of its own.
+	// name of its own. What is registered twice with one provider is counted twice.
 	Limiters    []ratelimit.Limiter
 	Concurrency []*ratelimit.Concurrency
 	// Managers and Rules of one kind are added up.
@@ -66,12 +69,15 @@ type Cache interface {
 
 func (c Config) validate() error {
 	var errs []error
+	if err := distinct("Limiters", c.Limiters); err != nil {
+		return err
+	}
 	for i, l := range c.Limiters {
 		if len(ratelimit.StatsOf(l)) == 0 {
 			errs = append(errs, fmt.Errorf("otelgatehouse: Limiters[%d], a %T, has no Stats", i, l))
 		}
 	}
-	errs = append(errs, nils("Concurrency", c.Concurrency), nils("Managers", c.Managers), nils("Rules", c.Rules), nils("Caches", c.Caches), nils("Readers", c.Readers))
+	errs = append(errs, distinct("Concurrency", c.Concurrency), distinct("Managers", c.Managers), distinct("Rules", c.Rules), distinct("Caches", c.Caches), distinct("Readers", c.Readers))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -85,12 +91,19 @@ func (c Config) validate() error {
 	return errors.Join(errs...)
 }
 
-// nils names those of a list that are nil.
-func nils[T any](name string, list []T) error {
+// distinct names those of a list that are nil, or there twice.
+func distinct[T any](name string, list []T) error {
 	var errs []error
-	for i, v := range list {
-		if v := reflect.ValueOf(v); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+	known := map[any]bool{}
+	for i, of := range list {
+		v := reflect.ValueOf(of)
+		switch {
+		case !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil():
 			errs = append(errs, fmt.Errorf("otelgatehouse: %s[%d] is nil", name, i))
+		case v.Comparable() && known[of]:
+			errs = append(errs, fmt.Errorf("otelgatehouse: %s[%d] is there twice", name, i))
+		case v.Comparable():
+			known[of] = true
 		}
 	}
 	return errors.Join(errs...)
@@ -115,15 +128,20 @@ func Register(cfg Config) (unregister func() error, err error) {
 	decisions := in.counter("gatehouse.ratelimit.decisions", "{decision}", "Decisions of a limiter, by outcome and by who decided.")
 	limit := in.gauge("gatehouse.ratelimit.limit", "{request}", "Requests that a limiter allows in its window, by its constructor.")
 	open := in.gauge("gatehouse.ratelimit.breaker.open", "{server}", "Servers of Redis that are not asked, since they did not answer.")
+	unheard := in.gauge("gatehouse.session.breaker.open", "{server}", "Servers of Redis that sessions do not ask, since they did not answer.")
 	loads := in.counter("gatehouse.session.loads", "{load}", "Sessions looked up for a request, by result.")
 	commits := in.counter("gatehouse.session.commits", "{commit}", "Changes of requests, by whether they were written.")
 	changes := in.counter("gatehouse.session.changes", "{change}", "Logins, logouts, rotations and other acts, by kind.")
+	unreadable := in.counter("gatehouse.session.unreadable", "{record}", "Records of sessions that could not be read.")
+	lost := in.counter("gatehouse.session.events.lost", "{event}", "Events of sessions that could not be appended to their stream.")
 	version := in.gauge("gatehouse.rules.version", "{version}", "A number that differs where processes know different rules.")
 	age := in.seconds("gatehouse.rules.age", "Time since Redis has last said which rules there are.")
 	invalid := in.gauge("gatehouse.rules.invalid", "{rule}", "Rules that cannot be read.")
 	gets := in.counter("gatehouse.profile.gets", "{get}", "Values asked of a profile.Cache, by how they came.")
 	loaded := in.counter("gatehouse.profile.loads", "{load}", "Calls of the loader of a profile.Cache.")
+	untold := in.counter("gatehouse.profile.untold", "{change}", "Changes of which Redis could not be told: others see the older value for a while.")
 	told := in.counter("gatehouse.events.entries", "{event}", "Events of sessions, by what became of them.")
+	failures := in.counter("gatehouse.events.failures", "{call}", "Calls of an events handler that failed.")
 	lag := in.seconds("gatehouse.events.lag", "Age of the oldest event that is not handled.")
 	decided := in.histogram("gatehouse.ratelimit.decision.duration", "Time that a decision took which asked Redis.")
 	operated := in.histogram("gatehouse.session.operation.duration", "Time that a method of a Manager took.")
@@ -139,23 +157,28 @@ func Register(cfg Config) (unregister func() error, err error) {
 					o.ObserveInt64(decisions, int64(n), with(policy, attribute.String("outcome", outcome), attribute.String("source", source)))
 				}
 			}
-			o.ObserveInt64(decisions, int64(s.Errors), with(policy, attribute.String("outcome", "error"), attribute.String("source", "redis")))
+			for source, n := range map[string]uint64{"redis": s.Errors, "local": s.Invalid} {
+				o.ObserveInt64(decisions, int64(n), with(policy, attribute.String("outcome", "error"), attribute.String("source", source)))
+			}
 			o.ObserveInt64(limit, int64(s.Limit.Requests), with(policy))
 			o.ObserveInt64(open, int64(s.Silent), with(policy))
 		}
 		if len(cfg.Managers) > 0 {
-			observeSessions(o, cfg.Managers, loads, commits, changes)
+			all := sumOf(cfg.Managers)
+			observeSessions(o, all, loads, commits, changes)
+			o.ObserveInt64(unreadable, int64(all.Unreadable))
+			o.ObserveInt64(lost, int64(all.LostEvents))
+			o.ObserveInt64(unheard, int64(all.Silent))
 		}
 		if len(cfg.Rules) > 0 {
-			var bad, oldest, hash int64
+			var bad, oldest int64
+			versions := fnv.New32a()
 			for _, r := range cfg.Rules {
 				s := r.Stats()
 				bad, oldest = bad+int64(s.Invalid), max(oldest, int64(s.Age))
-				h := fnv.New32a()
-				_, _ = h.Write([]byte(s.Version))
-				hash ^= int64(h.Sum32())
+				_, _ = versions.Write([]byte(s.Version + " "))
 			}
-			o.ObserveInt64(version, hash)
+			o.ObserveInt64(version, int64(versions.Sum32()))
 			o.ObserveInt64(invalid, bad)
 			o.ObserveFloat64(age, time.Duration(oldest).Seconds())
 		}
@@ -164,7 +187,7 @@ func Register(cfg Config) (unregister func() error, err error) {
 			s, sum := c.Stats(), caches[c.Name()]
 			caches[c.Name()] = profile.Stats{
 				Hits: sum.Hits + s.Hits, Waited: sum.Waited + s.Waited, Loaded: sum.Loaded + s.Loaded, Direct: sum.Direct + s.Direct,
-				Failed: sum.Failed + s.Failed, Loads: sum.Loads + s.Loads,
+				Failed: sum.Failed + s.Failed, Loads: sum.Loads + s.Loads, NotTold: sum.NotTold + s.NotTold,
 			}
 		}
 		for name, s := range caches {
@@ -173,6 +196,7 @@ func Register(cfg Config) (unregister func() error, err error) {
 				o.ObserveInt64(gets, int64(n), with(cache, attribute.String("result", result)))
 			}
 			o.ObserveInt64(loaded, int64(s.Loads), with(cache))
+			o.ObserveInt64(untold, int64(s.NotTold), with(cache))
 		}
 		groups := map[string]events.Stats{}
 		for _, r := range cfg.Readers {
@@ -187,6 +211,7 @@ func Register(cfg Config) (unregister func() error, err error) {
 			for result, n := range map[string]uint64{"handled": s.Handled, "dead": s.Dead, "missed": s.Missed} {
 				o.ObserveInt64(told, int64(n), with(group, attribute.String("result", result)))
 			}
+			o.ObserveInt64(failures, int64(s.Failed), with(group))
 			o.ObserveFloat64(lag, s.Lag.Seconds(), with(group))
 		}
 		return nil
@@ -213,26 +238,35 @@ var changed = map[string]string{
 	"End": "ended", "EndAll": "all-ended", "EndOthers": "others-ended",
 }
 
-func observeSessions(o metric.Observer, managers []*session.Manager, loads, commits, changes metric.Int64Observable) {
-	var found, saved, dropped uint64
-	sums := map[string]session.Outcomes{}
+// sumOf adds up the Stats of Managers. Silent is that of the one with the most.
+func sumOf(managers []*session.Manager) (all session.Stats) {
+	all.Operations = map[string]session.Outcomes{}
 	for _, m := range managers {
 		s := m.Stats()
-		found, saved, dropped = found+s.Found, saved+s.Saved, dropped+s.Dropped
+		all.Found, all.None, all.Saved, all.NotSaved = all.Found+s.Found, all.None+s.None, all.Saved+s.Saved, all.NotSaved+s.NotSaved
+		all.Dropped, all.Unreadable, all.LostEvents = all.Dropped+s.Dropped, all.Unreadable+s.Unreadable, all.LostEvents+s.LostEvents
+		all.Silent = max(all.Silent, s.Silent)
 		for name, n := range s.Operations {
-			sum := sums[name]
-			sums[name] = session.Outcomes{Done: sum.Done + n.Done, Failed: sum.Failed + n.Failed, Refused: sum.Refused + n.Refused}
+			sum := all.Operations[name]
+			all.Operations[name] = session.Outcomes{
+				Done: sum.Done + n.Done, Failed: sum.Failed + n.Failed, Cancelled: sum.Cancelled + n.Cancelled, Refused: sum.Refused + n.Refused,
+			}
 		}
 	}
-	load := sums["Load"]
-	for result, n := range map[string]uint64{"found": found, "none": load.Done - min(load.Done, found), "error": load.Failed + load.Refused} {
+	return all
+}
+
+func observeSessions(o metric.Observer, all session.Stats, loads, commits, changes metric.Int64Observable) {
+	load := all.Operations["Load"]
+	for result, n := range map[string]uint64{"found": all.Found, "none": all.None, "cancelled": load.Cancelled, "error": load.Failed + load.Refused} {
 		o.ObserveInt64(loads, int64(n), with(attribute.String("result", result)))
 	}
-	for result, n := range map[string]uint64{"saved": saved, "dropped": dropped, "error": sums["Commit"].Failed + sums["Finish"].Failed} {
+	for result, n := range map[string]uint64{"saved": all.Saved, "dropped": all.Dropped, "error": all.NotSaved} {
 		o.ObserveInt64(commits, int64(n), with(attribute.String("result", result)))
 	}
 	for name, kind := range changed {
-		for result, n := range map[string]uint64{"done": sums[name].Done, "refused": sums[name].Refused, "error": sums[name].Failed} {
+		n := all.Operations[name]
+		for result, n := range map[string]uint64{"done": n.Done, "refused": n.Refused, "cancelled": n.Cancelled, "error": n.Failed} {
 			o.ObserveInt64(changes, int64(n), with(attribute.String("kind", kind), attribute.String("result", result)))
 		}
 	}
@@ -276,18 +310,41 @@ func OnDecision(provider metric.MeterProvider) (func(middleware.Decision), error
 	if err != nil {
 		return nil, fmt.Errorf("otelgatehouse: %w", err)
 	}
+	var options addOptions
 	return func(d middleware.Decision) {
-		ctx := d.Request.Context()
-		policy, outcome := attribute.String("policy", d.Policy()), attribute.String("outcome", outcomeOf(d))
-		requests.Add(ctx, 1, with(policy, outcome))
+		ctx, of := d.Request.Context(), counted{d.Policy(), outcomeOf(d)}
+		requests.Add(ctx, 1, options.of(of)...)
 		if span := trace.SpanFromContext(ctx); span.IsRecording() {
-			span.SetAttributes(
-				attribute.String("gatehouse.ratelimit.policy", policy.Value.AsString()),
-				attribute.String("gatehouse.ratelimit.outcome", outcome.Value.AsString()),
-				attribute.Int("gatehouse.ratelimit.remaining", d.Result.Remaining),
-			)
+			span.SetAttributes(attribute.String("gatehouse.ratelimit.policy", of.policy), attribute.String("gatehouse.ratelimit.outcome", of.outcome))
+			if d.Result.Limit.Requests > 0 {
+				span.SetAttributes(attribute.Int("gatehouse.ratelimit.remaining", d.Result.Remaining))
+			}
 		}
 	}, nil
+}
+
+// counted is what a request is counted by.
+type counted struct{ policy, outcome string }
+
+// addOptions are made once for each counted, so that a denial makes none.
+type addOptions struct {
+	known atomic.Pointer[map[counted][]metric.AddOption]
+	mu    sync.Mutex // of those who add
+}
+
+func (o *addOptions) of(c counted) []metric.AddOption {
+	if known := o.known.Load(); known != nil && (*known)[c] != nil {
+		return (*known)[c]
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	more := map[counted][]metric.AddOption{}
+	if known := o.known.Load(); known != nil {
+		maps.Copy(more, *known)
+	}
+	more[c] = []metric.AddOption{with(attribute.String("policy", c.policy), attribute.String("outcome", c.outcome))}
+	o.known.Store(&more)
+	return more[c]
 }
 
 func outcomeOf(d middleware.Decision) string {

@@ -407,7 +407,12 @@ func TestRulesCachesAndReadersAreSeen(t *testing.T) {
 // What cannot be seen is named.
 func TestConfigsThatCannotBe(t *testing.T) {
 	local := must(ratelimit.NewLocal("l", ratelimit.PerHour(1), ratelimit.Config{}))
-	if _, err := Register(Config{Limiters: []ratelimit.Limiter{local, local}}); err == nil || !strings.Contains(err.Error(), `two limiters are named "l"`) {
+	namesake := must(ratelimit.NewLocal("l", ratelimit.PerHour(1), ratelimit.Config{}))
+	if _, err := Register(Config{Limiters: []ratelimit.Limiter{local, namesake}}); err == nil || !strings.Contains(err.Error(), `two limiters are named "l"`) {
+		t.Error(err)
+	}
+	if _, err := Register(Config{Limiters: []ratelimit.Limiter{local, (*ratelimit.SlidingWindow)(nil), local}}); err == nil ||
+		!strings.Contains(err.Error(), "Limiters[1] is nil") || !strings.Contains(err.Error(), "Limiters[2] is there twice") {
 		t.Error(err)
 	}
 	_, err := Register(Config{
@@ -417,5 +422,121 @@ func TestConfigsThatCannotBe(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %s", err, want)
 		}
+	}
+}
+
+// A counter that goes back by one is, to Prometheus, one that began anew: a rate of all that it has.
+func TestNoCounterGoesBack(t *testing.T) {
+	server := redistest.Start(t)
+	m := newMetrics()
+	cfg := ratelimit.Config{Timeout: 10 * time.Second}
+	limit := must(ratelimit.NewFixedWindow(server.Client(), "api", ratelimit.PerHour(100), cfg))
+	sessions := must(session.New(server.Client(), session.Config{Timeout: 10 * time.Second}))
+	defer must(Register(Config{MeterProvider: m, Limiters: []ratelimit.Limiter{limit}, Managers: []*session.Manager{sessions}}))()
+	ctx := must(sessions.Load(t.Context()))
+	sessions.Put(ctx, "a", 1)
+	cookie := must(sessions.Finish(ctx)).Value
+	busy, stop := context.WithTimeout(t.Context(), 2*time.Second)
+	defer stop()
+	var all sync.WaitGroup
+	for n := range 8 {
+		all.Go(func() {
+			for busy.Err() == nil {
+				in := must(sessions.Load(context.Background(), cookie))
+				if n == 0 {
+					sessions.Put(in, "a", n)
+				}
+				must(sessions.Finish(in))
+				must(limit.Take(context.Background(), fmt.Sprint(n), 1))
+			}
+		})
+	}
+	last := m.values(t)
+	for busy.Err() == nil {
+		now := m.values(t)
+		for name, v := range now {
+			if v < last[name] {
+				t.Fatalf("%s: %v after %v", name, v, last[name])
+			}
+		}
+		last = now
+	}
+	all.Wait()
+}
+
+// Clients that hang up and calls that make no sense are not taken for a Redis that fails; a response
+// that cannot be saved is an error.
+func TestErrorsAreToldApart(t *testing.T) {
+	server := redistest.Start(t)
+	m := newMetrics()
+	sessions := must(session.New(server.Client(), session.Config{Timeout: 10 * time.Second}))
+	limit := must(ratelimit.NewSlidingWindow(server.Client(), "api", ratelimit.PerHour(100), ratelimit.Config{Timeout: 10 * time.Second}))
+	defer must(Register(Config{MeterProvider: m, Limiters: []ratelimit.Limiter{limit}, Managers: []*session.Manager{sessions}}))()
+	ctx := must(sessions.Load(t.Context()))
+	sessions.Put(ctx, "a", 1)
+	cookie := must(sessions.Finish(ctx)).Value
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	_, _ = sessions.Load(gone, cookie)
+	_, _ = limit.Take(gone, "k", 1)
+	_, _ = limit.Take(t.Context(), "", 1)
+	_, _ = limit.Take(t.Context(), "k", -1)
+	ctx = must(sessions.Load(t.Context(), cookie))
+	sessions.Put(ctx, "a", make(chan int))
+	if _, err := sessions.Finish(ctx); err == nil {
+		t.Error("no error")
+	}
+	got := m.values(t)
+	for name, want := range map[string]float64{
+		"session.loads{result=error}": 0, "session.loads{result=cancelled}": 1, "session.commits{result=error}": 1,
+		"ratelimit.decisions{outcome=error,policy=api,source=redis}": 0, "ratelimit.decisions{outcome=error,policy=api,source=local}": 3,
+	} {
+		if v, ok := got["gatehouse."+name]; !ok || v != want {
+			t.Errorf("%s: %v, want %v", name, v, want)
+		}
+	}
+}
+
+// Two Rules over one Redis have one version, and its number changes with it.
+func TestTwoRulesHaveAVersion(t *testing.T) {
+	server := redistest.Start(t)
+	m := newMetrics()
+	one, two := must(ratelimit.NewRules(server.Client(), ratelimit.RulesConfig{})), must(ratelimit.NewRules(server.Client(), ratelimit.RulesConfig{}))
+	defer one.Close()
+	defer two.Close()
+	defer must(Register(Config{MeterProvider: m, Rules: []*ratelimit.Rules{one, two}}))()
+	must(ratelimit.NewFixedWindow(server.Client(), "api", ratelimit.PerHour(1), ratelimit.Config{Rules: one}))
+	before := sum(m.values(t), "rules.version")
+	if err := one.Set(t.Context(), ratelimit.Rule{Policy: "api", Key: "k", Requests: 2, Actor: "ops", Reason: "OPS-1"}); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); two.Stats().Version != one.Stats().Version; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("they do not agree")
+		}
+	}
+	if sum(m.values(t), "rules.version") == before {
+		t.Error("the number is the same")
+	}
+}
+
+// To count a denial of RateLimit, and to have no span for it, allocates nothing.
+func TestADenialIsCountedForNothing(t *testing.T) {
+	limit := must(ratelimit.NewLocal("api", ratelimit.PerHour(1), ratelimit.Config{}))
+	m := newMetrics()
+	allocations := func(f func(middleware.Decision)) float64 {
+		h := middleware.RateLimit{Limiter: limit, Key: func(*http.Request) (string, error) { return "k", nil }, OnDecision: f}.Handler(http.NotFoundHandler())
+		r, w := httptest.NewRequest("GET", "/", nil), httptest.NewRecorder()
+		serve := func() { w.Body.Reset(); h.ServeHTTP(w, r) }
+		serve()
+		serve()
+		return testing.AllocsPerRun(1000, serve)
+	}
+	without := allocations(func(middleware.Decision) {})
+	if with := allocations(must(OnDecision(m))); with > without {
+		t.Errorf("%v allocations, %v without", with, without)
+	}
+	if sum(m.values(t), "http.ratelimit.requests") < 1000 {
+		t.Error("not counted")
 	}
 }

@@ -70,7 +70,7 @@ type DeadLetter struct {
 }
 
 // Stats counts what this Reader did. Waiting and Lag are of all readers of the group, as of this
-// one's last look at each stream.
+// one's last look at each stream; 0 while it does not run.
 type Stats struct {
 	Handled uint64        // events for which the handler has returned nil
 	Failed  uint64        // calls of the handler that failed, panicked or took too long
@@ -168,6 +168,10 @@ func (r *Reader) Run(ctx context.Context, handle func(context.Context, []session
 		})
 	}
 	workers.Wait()
+	for i := range r.waiting { // of a Reader that does not look it is not known
+		r.waiting[i].Store(0)
+		r.oldest[i].Store(0)
+	}
 	return nil
 }
 

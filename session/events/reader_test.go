@@ -357,6 +357,9 @@ func TestPausesAreKept(t *testing.T) {
 			}
 			stop()
 			stopSecond()
+			if s := r.Stats(); s.Waiting != 0 || s.Lag != 0 {
+				t.Errorf("%v: of a reader that does not run: %+v", err, s)
+			}
 		}
 	})
 }
