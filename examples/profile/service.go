@@ -91,7 +91,7 @@ func (s *service) role(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, profile.ErrNotTold): // it is done, and its text says when all see it
 		log.Print(err)
 		s.show(w, r, "Changed. It may take some seconds until all servers see it.")
-	case err != nil: // nothing was changed
+	case err != nil: // of Redis: nothing was changed; of the database: as it says
 		unavailable(w, err)
 	default:
 		s.show(w, r, "Changed, for all servers.")

@@ -14,22 +14,22 @@
 local call, key = redis.call, KEYS[1]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local updates, version = call('HGET', key, 'u'), KEYS[2] and call('HGET', KEYS[2], 'v')
+local updates, version = redis.pcall('HGET', key, 'u'), KEYS[2] and call('HGET', KEYS[2], 'v')
 call('UNLINK', key)
 
-local mine, others, longest = false, '', 0
-if updates then
+local mine, others, longest = false, {}, 0
+if type(updates) == 'string' then -- else there are none, or it was something else's key
   for at = 1, #updates, 64 do
     local from, till = updates:sub(at + 16, at + 31) + 0, updates:sub(at + 32, at + 47) + 0
     if updates:sub(at + 48, at + 63) == ARGV[1] then
       mine = updates:sub(at, at + 15)
     elseif from <= now and till > now then
-      others, longest = others .. string.rep('-', 16) .. updates:sub(at + 16, at + 63), math.max(longest, till - now)
+      others[#others + 1], longest = string.rep('-', 16) .. updates:sub(at + 16, at + 63), math.max(longest, till - now)
     end
   end
 end
-if others ~= '' then
-  call('HSET', key, 'u', others)
+if #others > 0 then
+  call('HSET', key, 'u', table.concat(others))
   call('PEXPIRE', key, math.ceil(longest / 1000))
 elseif ARGV[3] ~= '' and mine and mine == version then
   call('HSET', key, ARGV[2], version .. string.format('%.0f%.0f', now + ARGV[4], now + ARGV[5]) .. ARGV[3])

@@ -38,7 +38,8 @@ end
 if lease and lease:sub(1, 16) == version then
   held = math.max(held, left(lease, 1))
 end
-local good = value and value:sub(1, 16) == version and value:sub(17, 32) + 0 > now and value:sub(1, 48) ~= ARGV[5]
+local ends = value and value:sub(1, 16) == version and value:sub(17, 32) - now or 0
+local good = ends > 0 and ends < ARGV[6] * 1000 and value:sub(1, 48) ~= ARGV[5] -- longer if the clock was set back
 if good and (held > 0 or value:sub(33, 48) + 0 > now) then
   return {now, 'hit', value, 0}
 elseif held > 0 then
@@ -48,7 +49,10 @@ if not version then
   version = ARGV[3]
   call('HSET', KEYS[2], 'v', version)
 end
-call('HSET', key, 'l', version .. string.format('%.0f%.0f', now, now + ARGV[4]) .. ARGV[2])
+local leased = redis.pcall('HSET', key, 'l', version .. string.format('%.0f%.0f', now, now + ARGV[4]) .. ARGV[2])
+if type(leased) == 'table' then -- a Redis that is full, or read-only
+  return good and {now, 'hit', value, 0} or leased
+end
 if value and not good then
   call('HDEL', key, form)
 end

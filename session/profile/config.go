@@ -21,7 +21,7 @@ type Config struct {
 	// be when someone writes to the database and tells nobody, or when Redis loses what it was told.
 	TTL time.Duration
 	// Refresh is how long before its end a value that is still read is loaded anew, in the
-	// background, once per fleet. Default a fifth of TTL; negative: not at all.
+	// background, once per fleet. Default a fifth of TTL, at most four fifths; negative: not at all.
 	Refresh time.Duration
 	// NotFoundTTL is how long it is remembered that the loader returned ErrNotFound; default 10
 	// seconds, at most TTL; negative: not at all. For as long, a row that is inserted past Update
@@ -40,7 +40,8 @@ type Config struct {
 	MaxLoads int
 
 	// Secrets seal the values in Redis, as those of a session.Config do: the newest first, each of
-	// at least 32 bytes. Values that cannot be opened are loaded anew.
+	// at least 32 bytes. Values that cannot be opened are loaded anew. Who can write to Redis can put
+	// an older value of the same ID back, also a sealed one.
 	Secrets [][]byte
 	// KeySecret hides in Redis which IDs there are; at least 32 bytes. Keys hold a digest of the ID:
 	// without a KeySecret, those who can guess an ID can look for it. A cache with another
@@ -49,7 +50,8 @@ type Config struct {
 
 	// Prefix begins every key in Redis; default "gatehouse:". It may not contain braces.
 	Prefix string
-	// Logger gets what an operator should know; nil: slog.Default(). It never gets IDs or values.
+	// Logger gets what an operator should know; nil: slog.Default(). It gets IDs or values only if
+	// your loader's errors and panics have them.
 	Logger *slog.Logger
 }
 
@@ -110,13 +112,11 @@ func (cfg Config) check(client redis.UniversalClient, name string, load bool) (*
 			bad("%s %v is above a year", d.name, *v)
 		}
 	}
-	for _, d := range []struct {
-		name  string
-		value time.Duration
-	}{{"Refresh", cfg.Refresh}, {"NotFoundTTL", cfg.NotFoundTTL}} {
-		if d.value > cfg.TTL {
-			bad("%s %v is above TTL %v", d.name, d.value, cfg.TTL)
-		}
+	if cfg.Refresh > cfg.TTL/5*4 {
+		bad("Refresh %v is above four fifths of TTL %v", cfg.Refresh, cfg.TTL)
+	}
+	if cfg.NotFoundTTL > cfg.TTL {
+		bad("NotFoundTTL %v is above TTL %v", cfg.NotFoundTTL, cfg.TTL)
 	}
 	if cfg.MaxLoads == 0 {
 		cfg.MaxLoads = 10

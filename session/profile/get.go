@@ -9,12 +9,16 @@ import (
 	"runtime/debug"
 	"strconv"
 	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
 // Get returns the value of an ID: what is cached, or else what the loader returns. Whoever comes
-// first loads, the others wait for that, on all servers. A Get returns within LoadTimeout and twice
-// Timeout, also where a loader hangs; an error of the loader is returned as it is, to those of this
+// first loads, the others wait for that, on all servers. A Get returns within LoadTimeout and four
+// times Timeout, also where a loader hangs; an error of the loader is returned as it is, to those of this
 // process who wait for that load, too, and is not remembered.
+//
+// The loader must not Get or Update the same ID: it would wait for itself.
 //
 // While Redis is away the loader is asked, at most MaxLoads at a time; Gets of one ID at the same
 // time share a load.
@@ -66,7 +70,7 @@ type turn struct {
 	// When it is done:
 	text   []byte
 	err    error
-	stored bool
+	stored bool  // its lease was its own until its end: nothing was changed meanwhile
 	away   error // of Redis, which may have stored it or not
 }
 
@@ -169,7 +173,7 @@ func (c *core) get(ctx context.Context, id string, accept func([]byte) error) (h
 					if err := wait(ctx, t.done, patience.C); err != nil {
 						return hit, err
 					}
-					if t.err != nil && !errors.Is(t.err, ErrNotFound) {
+					if t.err != nil && (t.stored || !errors.Is(t.err, ErrNotFound)) {
 						return hit, t.err
 					}
 					break
@@ -223,6 +227,9 @@ func (c *core) look(ctx context.Context, at place, unreadable string) (seen, err
 	token := fresh()
 	raw, err := c.redis.Run(ctx, getScript, at.keys, c.form, token, fresh(), c.lease.Microseconds(), unreadable, c.versionTTL().Milliseconds())
 	if err != nil {
+		c.afterLoss(err, func() {
+			_, _ = c.redis.Persistent().Run(context.WithoutCancel(ctx), keepScript, at.keys, c.form, token, "", 1, 0)
+		})
 		return seen{}, err
 	}
 	list, _ := raw.([]any)
@@ -235,6 +242,14 @@ func (c *core) look(ctx context.Context, at place, unreadable string) (seen, err
 	left, _ := list[3].(int64)
 	c.ahead.Store(now - time.Now().UnixMicro())
 	return seen{what, []byte(value), time.Duration(left) * time.Microsecond, token}, nil
+}
+
+// afterLoss has undo take back what a script may have done of which nobody has heard: an outage of a
+// moment, or a caller who hangs up, would hold up others for a lease.
+func (c *core) afterLoss(err error, undo func()) {
+	if !errors.Is(err, roundtrip.ErrNotAsked) {
+		time.AfterFunc(c.cfg.Timeout, undo)
+	}
 }
 
 // nearby reads through the client's cache. A value that is near its end, as far as can be told from

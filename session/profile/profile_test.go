@@ -212,9 +212,10 @@ func TestARefreshThatDiesLengthensNothing(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		var db database
 		db.set("ann", "old")
-		c := newCache(t, b.Client, db.load, Config{TTL: 10 * time.Second, Refresh: 10 * time.Second, LoadTimeout: time.Minute})
+		c := newCache(t, b.Client, db.load, Config{TTL: 10 * time.Second, Refresh: 8 * time.Second, LoadTimeout: time.Minute})
 		b.Advance(t, 0)
 		wants(t, c, "ann", "old")
+		b.Advance(t, 2*time.Second)
 		at := c.core.place("ann")
 		for _, want := range []string{"refresh", "hit", "held"} {
 			if r, err := c.core.look(t.Context(), at, ""); err != nil || r.what != want {
@@ -537,7 +538,7 @@ func TestConfigNamesAllThatIsWrong(t *testing.T) {
 	defer client.Close()
 	var db database
 	if _, err := New(client, "user", db.load, Config{TTL: time.Second, Refresh: time.Minute, NotFoundTTL: time.Minute}); err == nil ||
-		!strings.Contains(err.Error(), "Refresh 1m0s is above TTL") || !strings.Contains(err.Error(), "NotFoundTTL 1m0s is above TTL") {
+		!strings.Contains(err.Error(), "Refresh 1m0s is above four fifths of TTL") || !strings.Contains(err.Error(), "NotFoundTTL 1m0s is above TTL") {
 		t.Error(err)
 	}
 	if _, err := New(client, "user", db.load, Config{}); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,12 +20,19 @@ import (
 // write gets ctx with LoadTimeout, and must not go on when that ends: a database that commits
 // later than this, or later than it returned an error, is seen late, after up to TTL.
 //
-// An error that wraps [ErrUnavailable] means that write was not called. An error of write is
-// returned as it is; what was cached is forgotten, since nobody knows. One that wraps [ErrNotTold]
+// An error that wraps [ErrUnavailable] means that write was not called: Redis did not answer, or 256
+// Updates of the ID are under way. An error of write is returned as it is, but for one that wraps
+// ErrUnavailable or ErrNotTold, of which the text is left; what was cached is forgotten, since nobody
+// knows, or, where Redis does not answer, when the lease ends. One that wraps [ErrNotTold]
 // means that the database is changed, and Redis does not know: the value is returned with it, and
 // others see it when the lease ends, LoadTimeout and twice Timeout after Redis heard that the Update
-// began. So they do where the process dies in between. A value that has no JSON is an error that
-// wraps none of these: it is written, the cache has forgotten the older one, and each Get will fail.
+// began. So they do where the process dies in between. (A Redis that evicts keys may forget that an
+// Update is under way; then TTL is the bound.) A value that has no JSON, or whose JSON cannot be read
+// back, is an error that wraps none of these: it is written, the cache has forgotten the older one,
+// and each Get will fail.
+//
+// Gets wait while an Update is under way and nothing is cached; under Updates of one ID without a
+// pause they wait in vain, and return ErrUnavailable. write must not Get the same ID.
 func (c *Cache[T]) Update(ctx context.Context, id string, write func(context.Context) (T, error)) (T, error) {
 	var zero T
 	if id == "" {
@@ -32,22 +40,32 @@ func (c *Cache[T]) Update(ctx context.Context, id string, write func(context.Con
 	}
 	core := c.core
 	at, token, began := core.place(id), fresh(), time.Now()
-	_, err := core.redis.Run(ctx, beginScript, at.keys, token, fresh(), core.lease.Microseconds(), core.versionTTL().Milliseconds())
-	if err != nil {
+	told := context.WithoutCancel(ctx) // what is done is told, also after the caller has gone
+	begun, err := core.redis.Run(ctx, beginScript, at.keys, token, fresh(), core.lease.Microseconds(), core.versionTTL().Milliseconds())
+	switch {
+	case err != nil:
+		core.afterLoss(err, func() { _ = core.forget(told, at.keys[0], at.slot, token) })
 		return zero, unavailable("not written", err)
+	case begun != int64(1):
+		return zero, errBusy
 	}
 	held := time.Now()
-	told := context.WithoutCancel(ctx) // what is done is told, also after the caller has gone
 	returned := false
 	defer func() {
-		if !returned { // write panicked
+		if !returned { // write panicked, or a MarshalJSON
 			_ = core.forget(told, at.keys[0], at.slot, token)
 		}
 	}()
 	v, err := within(ctx, core.cfg.LoadTimeout, write)
-	returned = true
 	if err != nil {
-		_ = core.forget(told, at.keys[0], at.slot, token)
+		returned = true
+		if away := core.forget(told, at.keys[0], at.slot, token); away != nil {
+			core.count.notTold.Add(1)
+			core.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "profile: an update failed, and Redis was not told", slog.Any("error", away))
+		}
+		if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNotTold) { // of another cache; here these say what became of write
+			err = fmt.Errorf("profile: %v", err)
+		}
 		return zero, err
 	}
 	text, failed := encode(v)
@@ -55,6 +73,7 @@ func (c *Cache[T]) Update(ctx context.Context, id string, write func(context.Con
 	if failed == nil {
 		value, failed = core.pack(at, text)
 	}
+	returned = true
 	if failed == nil {
 		_, err = core.redis.Persistent().Run(told, endScript, at.keys, append([]any{token, core.form, value}, core.life(core.cfg.TTL)...)...)
 	}
@@ -76,6 +95,8 @@ func (c *Cache[T]) Update(ctx context.Context, id string, write func(context.Con
 	core.count.updates.Add(1)
 	return v, nil
 }
+
+var errBusy = fmt.Errorf("%w: not written: too many updates of one ID are under way", ErrUnavailable)
 
 // within calls write with a timeout.
 func within[T any](ctx context.Context, timeout time.Duration, write func(context.Context) (T, error)) (T, error) {
@@ -121,8 +142,9 @@ func (c *Cache[T]) ForgetAll(ctx context.Context) error {
 	return nil
 }
 
-// forget forgets a key, of whose slot that is noted, and ends the update of a token. It is tried twice, as it does no harm the
-// second time: a connection that a load balancer has forgotten is no reason to serve old values.
+// forget forgets a key, of whose slot that is noted, and ends the update of a token. It is tried
+// twice, as it does no harm the second time: a connection that a load balancer has forgotten is no
+// reason to serve old values.
 func (c *core) forget(ctx context.Context, key string, slot *atomic.Int64, token string) (err error) {
 	defer change(slot)
 	for range 2 {

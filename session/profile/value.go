@@ -23,10 +23,14 @@ const (
 
 var errUnreadable = errors.New("profile: a value that cannot be read")
 
+// encode returns the JSON of a value, if that can be read again.
 func encode[T any](v T) ([]byte, error) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("profile: the value cannot be encoded: %w", err)
+	}
+	if _, err := decode[T](text); err != nil {
+		return nil, fmt.Errorf("profile: the value's JSON cannot be read again: %v", err)
 	}
 	return text, nil
 }

@@ -368,15 +368,15 @@ func TestBrokenCachesAreCaught(t *testing.T) {
 		}
 		return m
 	}
-	const refused = "if not lease or lease:sub(49) ~= ARGV[2] or lease:sub(1, 16) ~= version then"
+	const refused = "if not lease or lease:sub(49) ~= ARGV[2] or lease:sub(1, 16) ~= version or lease:sub(33, 48) + 0 <= now then"
 	keepAlways, keepAlwaysSource := broken(t, "keep", refused, "if not version then")
 	keepNever, keepNeverSource := broken(t, "keep", "  return 0\n", "  return 1\n")
 	noBegin, noBeginSource := broken(t, "begin", "local call, key = redis.call, KEYS[1]", "if KEYS[1] then return 1 end local call, key = redis.call, KEYS[1]")
 	askItself, askItselfSource := broken(t, "get", "return {now, 'held', '', held}", "return {now, 'load', '', 0}")
-	storeAlways, storeAlwaysSource := broken(t, "end", "if others ~= '' then", "if false then", "mine and mine == version", "version")
+	storeAlways, storeAlwaysSource := broken(t, "end", "if #others > 0 then", "if false then", "mine and mine == version", "version")
 	noVersion, noVersionSource := broken(t, "get", "value:sub(1, 16) == version and", "")
-	overlapBegin, overlapBeginSource := broken(t, "begin", "  version = string.rep('-', 16)\n", "", "others .. version .. updates:sub(at + 16, at + 63)", "others .. updates:sub(at, at + 63)")
-	overlapEnd, overlapEndSource := broken(t, "end", "others .. string.rep('-', 16) .. updates:sub(at + 16, at + 63)", "others .. updates:sub(at, at + 63)")
+	overlapBegin, overlapBeginSource := broken(t, "begin", "  version = string.rep('-', 16)\n", "", "string.rep('-', 16) .. updates:sub(at + 16, at + 63)", "updates:sub(at, at + 63)")
+	overlapEnd, overlapEndSource := broken(t, "end", "string.rep('-', 16) .. updates:sub(at + 16, at + 63)", "updates:sub(at, at + 63)")
 	for name, tc := range map[string]struct {
 		scripts map[string]string
 		busy    int
