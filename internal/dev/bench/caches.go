@@ -41,20 +41,37 @@ func (d *slowDatabase) load(ctx context.Context, id string) (cached, error) {
 }
 
 // cacheKits returns one cache of each kind, as one server of a fleet has it.
-func cacheKits(client *redis.Client, db *slowDatabase) ([]cacheKit, error) {
+func cacheKits(h *host, s *server, db *slowDatabase) ([]cacheKit, error) {
+	client := s.client(0, 64)
+	h.Cleanup(func() { client.Close() })
 	users, err := profile.New(client, "bench", db.load, profile.Config{Timeout: 5 * time.Second})
 	if err != nil {
 		return nil, err
 	}
+	caching := redis.NewClient(&redis.Options{
+		Addr: s.addr, PoolSize: 64, Protocol: 3, ClientSideCache: redis.NewLocalCache(redis.CacheConfig{MaxEntries: 4 * cacheIDs}),
+	})
+	h.Cleanup(func() { caching.Close() })
+	near, err := profile.New(caching, "near", db.load, profile.Config{Timeout: 5 * time.Second})
+	if err != nil {
+		return nil, err
+	}
+	aside, err := newAside(s.addr, db.load)
+	if err != nil {
+		return nil, err
+	}
+	h.Cleanup(aside.client.Close)
 	peer := cache.New(&cache.Options{Redis: client})
 	return []cacheKit{
 		{"Gatehouse profile", users.Get, users.Forget},
+		{"Gatehouse profile, near cache", near.Get, near.Forget},
 		{"go-redis/cache (Once)", func(ctx context.Context, id string) (v cached, err error) {
 			err = peer.Once(&cache.Item{Ctx: ctx, Key: "peer:" + id, Value: &v, TTL: 5 * time.Minute, Do: func(*cache.Item) (any, error) {
 				return db.load(ctx, id)
 			}})
 			return v, err
 		}, func(ctx context.Context, id string) error { return peer.Delete(ctx, "peer:"+id) }},
+		{"rueidisaside, a stand-in", aside.get, aside.forget},
 	}, nil
 }
 
@@ -64,8 +81,7 @@ const (
 	cacheIDs     = 1000
 )
 
-// caches measures caches of what a database knows, beside each other. rueidisaside is not among
-// them, as it cannot be downloaded as a module.
+// caches measures caches of what a database knows, beside each other.
 func caches(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench caches", flag.ExitOnError)
 	quick := flags.Bool("quick", false, "a tenth of the work")
@@ -85,10 +101,8 @@ func caches(ctx context.Context, args []string) error {
 	var db slowDatabase
 	var fleet [cacheServers][]cacheKit
 	for i := range fleet {
-		client := s.client(0, 64)
-		defer client.Close()
 		var err error
-		if fleet[i], err = cacheKits(client, &db); err != nil {
+		if fleet[i], err = cacheKits(&h, s, &db); err != nil {
 			return err
 		}
 	}
