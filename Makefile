@@ -54,6 +54,19 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 10s)
 			done) || exit 1; \
 	done
 
+.PHONY: tag
+tag: ## Tag the modules that users download together (VERSION=v0.1.0)
+	@echo "$(VERSION)" | grep -qE '^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?$$' || { echo "make tag VERSION=v0.1.0" >&2; exit 1; }
+	@[ -z "$$(git status --porcelain)" ] || { echo "There are uncommitted changes." >&2; exit 1; }
+	@grep -qF "## [$(VERSION:v%=%)]" CHANGELOG.md || { echo "CHANGELOG.md has no $(VERSION)." >&2; exit 1; }
+	@for m in middleware/ginadapter middleware/otelgatehouse; do \
+		grep -qE "gatehouse-go/gatehouse $(VERSION)$$" $$m/go.mod || { echo "$$m/go.mod does not require $(VERSION) of the root." >&2; exit 1; }; \
+	done
+	git tag -a $(VERSION) -m $(VERSION)
+	git tag -a middleware/ginadapter/$(VERSION) -m $(VERSION)
+	git tag -a middleware/otelgatehouse/$(VERSION) -m $(VERSION)
+	@echo "git push origin $(VERSION) middleware/ginadapter/$(VERSION) middleware/otelgatehouse/$(VERSION)"
+
 .PHONY: bench
 bench: redis ## Measure Gatehouse beside its peers
 	cd internal/dev/bench && go run .

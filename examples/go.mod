@@ -5,9 +5,9 @@ go 1.26.0
 require (
 	github.com/alicebob/miniredis/v2 v2.40.0
 	github.com/coder/websocket v1.8.15
-	github.com/gatehouse-go/gatehouse v0.0.0
-	github.com/gatehouse-go/gatehouse/middleware/ginadapter v0.0.0
-	github.com/gatehouse-go/gatehouse/middleware/otelgatehouse v0.0.0-00010101000000-000000000000
+	github.com/gatehouse-go/gatehouse v0.1.0
+	github.com/gatehouse-go/gatehouse/middleware/ginadapter v0.1.0
+	github.com/gatehouse-go/gatehouse/middleware/otelgatehouse v0.1.0
 	github.com/gin-gonic/gin v1.12.0
 	github.com/go-chi/chi/v5 v5.5.0
 	github.com/jackc/pgx/v5 v5.13.0

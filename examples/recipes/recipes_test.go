@@ -26,7 +26,7 @@ import (
 // What the pages show stands in code that is compiled and tested.
 func TestPagesShowThisCode(t *testing.T) {
 	var code strings.Builder
-	for _, pattern := range []string{"*.go", "../../internal/dev/stacktest/*.go", "../observability/*.go"} {
+	for _, pattern := range []string{"*.go", "../../internal/dev/stacktest/*.go", "../observability/*.go", "../readme/*.go", "../../middleware/*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatal(pattern, err)
@@ -44,7 +44,7 @@ func TestPagesShowThisCode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, page := range pages {
+	for _, page := range append(pages, "../../README.md") {
 		b, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
@@ -300,4 +300,64 @@ func TestPerMessage(t *testing.T) {
 	if res := send(h, httptest.NewRequest("GET", "/", nil)); res.StatusCode != 200 || handled != 3 {
 		t.Errorf("%s, %d messages", res.Status, handled)
 	}
+}
+
+// The README is read in a few minutes.
+func TestREADMEIsShort(t *testing.T) {
+	b, err := os.ReadFile("../../README.md")
+	if n := strings.Count(string(b), "\n"); err != nil || n > 150 {
+		t.Errorf("%d lines, %v", n, err)
+	}
+}
+
+// Each link of a page leads to a file of the repository, and to a heading in it.
+func TestLinksLeadSomewhere(t *testing.T) {
+	pages := []string{"../../README.md", "../../CONTRIBUTING.md", "../../SECURITY.md", "../../CHANGELOG.md", "../../scripts/README.md", "../README.md"}
+	more, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	links := 0
+	for _, page := range append(pages, more...) {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(string(b), -1) {
+			to, heading, _ := strings.Cut(m[1], "#")
+			if strings.Contains(to, "://") {
+				continue
+			}
+			links++
+			file := page
+			if to != "" {
+				file = filepath.Join(filepath.Dir(page), to)
+			}
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s: %s leads nowhere", page, m[1])
+				continue
+			}
+			if heading != "" && !headings(t, file)[heading] {
+				t.Errorf("%s: %s has no such heading", page, m[1])
+			}
+		}
+	}
+	if links < 50 {
+		t.Errorf("only %d links", links)
+	}
+}
+
+// headings returns those of a page, as GitHub names them in links.
+func headings(t *testing.T, page string) map[string]bool {
+	t.Helper()
+	b, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(string(b), -1) {
+		name := regexp.MustCompile("[^\\p{L}\\p{N} _-]").ReplaceAllString(strings.ToLower(m[1]), "")
+		all[strings.ReplaceAll(name, " ", "-")] = true
+	}
+	return all
 }
