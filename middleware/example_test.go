@@ -322,3 +322,112 @@ func (s *statusWriter) WriteHeader(status int) {
 }
 
 func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+
+// A service with sessions and limits. The outermost handler refuses cross-site posts.
+func Example() {
+	client, stop := connect() // in a service redis.NewClient(…)
+	defer stop()
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		panic(err)
+	}
+	logins, err := ratelimit.NewSlidingWindow(client, "login", ratelimit.PerMinute(2), ratelimit.Config{})
+	if err != nil {
+		panic(err)
+	}
+	limit := middleware.RateLimit{Limiter: logins, Key: middleware.ByIP(middleware.PeerIP)}
+
+	mux := http.NewServeMux()
+	mux.Handle("POST /login", limit.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := sessions.Login(r.Context(), "ann"); err != nil { // the password has been checked
+			http.Error(w, "login failed", http.StatusServiceUnavailable)
+		}
+	})))
+	mux.Handle("GET /account", middleware.RequireUser{Manager: sessions}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "account of", sessions.UserID(r.Context()))
+	})))
+	site := http.NewCrossOriginProtection().Handler(middleware.Sessions{Manager: sessions}.Handler(mux))
+
+	browser := &visitor{site: site}
+	browser.send("GET", "/account")
+	browser.send("POST", "/login")
+	browser.send("GET", "/account")
+	browser.send("POST", "/login")
+	browser.send("POST", "/login")
+	// Output:
+	// GET /account 401 Unauthorized
+	// POST /login 200
+	// GET /account 200 account of ann
+	// POST /login 200
+	// POST /login 429 Too Many Requests
+}
+
+// WRONG: behind a proxy PeerIP is the proxy, so that all clients share one limit. RIGHT:
+// ForwardedFor, with the proxies named.
+func ExamplePeerIP() {
+	limited := func(key middleware.KeyFunc) http.Handler {
+		limiter, err := ratelimit.NewLocal("pages", ratelimit.PerMinute(1), ratelimit.Config{})
+		if err != nil {
+			panic(err)
+		}
+		return middleware.RateLimit{Limiter: limiter, Key: key}.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	}
+	for name, site := range map[string]http.Handler{
+		"wrong": limited(middleware.ByIP(middleware.PeerIP)),
+		"right": limited(middleware.ByIP(middleware.ForwardedFor(netip.MustParsePrefix("10.0.0.0/8")))),
+	} {
+		for _, client := range []string{"198.51.100.1", "198.51.100.2"} { // each sends one request
+			r := httptest.NewRequest("GET", "/", nil)
+			r.RemoteAddr = "10.0.0.1:4000" // the proxy
+			r.Header.Set("X-Forwarded-For", client)
+			w := httptest.NewRecorder()
+			site.ServeHTTP(w, r)
+			fmt.Println(name, client, w.Code)
+		}
+	}
+	// Unordered output:
+	// wrong 198.51.100.1 200
+	// wrong 198.51.100.2 429
+	// right 198.51.100.1 200
+	// right 198.51.100.2 200
+}
+
+// WRONG: what recovers from panics stands inside of Sessions, which then takes the answer for an
+// ordinary one and saves what the handler had done so far. RIGHT: it stands outside.
+func ExampleSessions_recover() {
+	client, stop := connect()
+	defer stop()
+	sessions, err := session.New(client, session.Config{})
+	if err != nil {
+		panic(err)
+	}
+	recoverer := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer func() {
+				if recover() != nil {
+					http.Error(w, "sorry", http.StatusInternalServerError)
+				}
+			}()
+			next.ServeHTTP(w, r)
+		})
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /buy", func(w http.ResponseWriter, r *http.Request) {
+		sessions.Put(r.Context(), "paid", true)
+		panic("the shop has broken")
+	})
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "paid:", sessions.GetBool(r.Context(), "paid"))
+	})
+	around := middleware.Sessions{Manager: sessions}
+	for _, site := range []http.Handler{around.Handler(recoverer(mux)), recoverer(around.Handler(mux))} {
+		browser := &visitor{site: site}
+		browser.send("POST", "/buy")
+		browser.send("GET", "/")
+	}
+	// Output:
+	// POST /buy 500 sorry
+	// GET / 200 paid: true
+	// POST /buy 500 sorry
+	// GET / 200 paid: false
+}

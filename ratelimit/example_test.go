@@ -23,6 +23,27 @@ func embedded() (client *redis.Client, server *miniredis.Miniredis) {
 	return redis.NewClient(&redis.Options{Addr: server.Addr()}), server
 }
 
+// A limit of three a minute for each key, the same on all servers over one Redis.
+func Example() {
+	client, _ := embedded() // in a service redis.NewClient(…)
+	logins, err := ratelimit.NewSlidingWindow(client, "login", ratelimit.PerMinute(3), ratelimit.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for range 4 {
+		res, err := logins.Take(context.Background(), "user:alice", 1)
+		if err != nil {
+			log.Fatal(err) // Redis did not decide: let through, refuse, or logins.TakeLocally
+		}
+		fmt.Println(res)
+	}
+	// Output:
+	// allowed by login: 2 of 3 in 1m left, asked redis
+	// allowed by login: 1 of 3 in 1m left, asked redis
+	// allowed by login: 0 of 3 in 1m left, asked redis
+	// denied by login: 3 in 1m used, asked redis, retry in 1m
+}
+
 func ExampleNewSlidingWindow() {
 	client, _ := embedded()
 	logins, err := ratelimit.NewSlidingWindow(client, "login", ratelimit.PerMinute(3), ratelimit.Config{})

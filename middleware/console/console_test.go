@@ -16,6 +16,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
@@ -576,4 +577,45 @@ func TestWhatAcceptWants(t *testing.T) {
 			t.Errorf("%q: %v", accept, got)
 		}
 	}
+}
+
+// The console behind a check of one's own.
+func Example() {
+	server := miniredis.NewMiniRedis() // stands for your Redis
+	if err := server.Start(); err != nil {
+		panic(err)
+	}
+	defer server.Close()
+	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	defer client.Close()
+	rules := must(ratelimit.NewRules(client, ratelimit.RulesConfig{}))
+	defer rules.Close()
+	denials := NewDenials(1000)
+	api := must(ratelimit.NewFixedWindow(client, "api", ratelimit.PerHour(100), ratelimit.Config{Rules: rules, OnDecision: denials.Note}))
+
+	mux := http.NewServeMux()
+	mux.Handle("/ops/", http.StripPrefix("/ops", Console{
+		Authorize: func(r *http.Request) (actor string, access Access) {
+			if user, _, _ := r.BasicAuth(); user == "ops" { // in a service: who is logged in, and may do what
+				return user, Write
+			}
+			return "", None
+		},
+		Limiters: []ratelimit.Limiter{api}, Rules: rules, Denials: denials,
+	}.Handler()))
+	for _, user := range []string{"ops", "somebody"} {
+		r := httptest.NewRequest("GET", "/ops/explain?limiter=api&key=user:42", nil)
+		r.SetBasicAuth(user, "")
+		r.Header.Set("Accept", "application/json")
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, r)
+		var page struct{ Verdict, Error string }
+		if err := json.Unmarshal(w.Body.Bytes(), &page); err != nil {
+			panic(err)
+		}
+		fmt.Println(w.Code, page.Verdict+page.Error)
+	}
+	// Output:
+	// 200 allowed by api: 100 of 100 in 1h left, asked redis
+	// 403 You may not see this.
 }
