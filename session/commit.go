@@ -459,7 +459,7 @@ func (m *Manager) gone(ctx context.Context, st *state, d draft, why Reason) erro
 		case err != nil:
 			return err
 		case stand[0].left > 0:
-			if len(d.changes) > 0 {
+			if st.nowMoved() && len(d.changes) > 0 {
 				m.records.reportDropped(ctx)
 			}
 			return ErrMoved
@@ -467,6 +467,15 @@ func (m *Manager) gone(ctx context.Context, st *state, d draft, why Reason) erro
 	}
 	m.lose(ctx, st, d, why)
 	return ErrEnded
+}
+
+// nowMoved notes that the session is where this request does not find it, and reports whether that
+// is new.
+func (st *state) nowMoved() (first bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	first, st.moved = !st.moved, true
+	return first
 }
 
 // lose is lost, with a line in the log if changes are.

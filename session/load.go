@@ -35,6 +35,7 @@ type state struct {
 	fresh     bool // a commit of this request has begun the session
 	stood     bool // a script of this request has found or written the record
 	dead      bool // the ID leads nowhere any more: nothing is saved, but by a Login
+	moved     bool // the session has an ID that this request does not know
 	loggedOut bool // Logout was called, and no session begun since
 	rotate    bool // Rotate was called
 	keepID    bool // KeepID was called

@@ -307,6 +307,9 @@ func TestTheSessionLivesUnderAnotherID(t *testing.T) {
 				if err := m.Touch(stream); err != nil {
 					t.Errorf("%s %s: Touch: %v", name, grace, err)
 				}
+				if m.Pending(stream) {
+					t.Errorf("%s %s: what cannot be saved is pending", name, grace)
+				}
 				if m.UserID(stream) != "ann" || m.Get(stream, "a") != "read" || m.Ended(stream) != "" {
 					t.Errorf("%s %s: user %q, a %v, ended %q", name, grace, m.UserID(stream), m.Get(stream, "a"), m.Ended(stream))
 				}

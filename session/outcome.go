@@ -74,7 +74,7 @@ func (m *Manager) Pending(ctx context.Context) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	switch {
-	case st.dead:
+	case st.dead || st.moved:
 		return false
 	case st.login != nil || st.rotate:
 		return true

@@ -465,7 +465,7 @@ func (s *records) reportUnreadable(ctx context.Context, why string) {
 // reportDropped notes that a session ended while a request ran.
 func (s *records) reportDropped(ctx context.Context) {
 	s.dropped.Add(1)
-	s.log.LogAttrs(ctx, slog.LevelInfo, "session: ended while a request changed it, the change is not saved")
+	s.log.LogAttrs(ctx, slog.LevelInfo, "session: ended, or got another ID, while a request changed it: the change is not saved")
 }
 
 // wrongType reports whether somebody else uses a key, for something that is no hash.
