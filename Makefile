@@ -81,6 +81,10 @@ screenshots: redis chromium ## Take the pictures of docs/images anew
 		(cd internal/dev/browsertest && GATEHOUSE_TEST_SCREENSHOTS=$$dir go test -count=1 -run Console .) && \
 		for name in explain-light explain-dark account-light overview-phone-dark; do cp $$dir/console-$$name.png docs/images/ || exit 1; done
 
+.PHONY: plots
+plots: redis ## Draw the plots of docs/choosing-a-limiter.md anew
+	go run ./internal/dev/plots
+
 .PHONY: cover
 cover: redis ## Write coverage.out and coverage.html of the root module
 	go test -coverpkg=./... -coverprofile=coverage.out -timeout 10m ./...
