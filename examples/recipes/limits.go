@@ -1,4 +1,4 @@
-// Package recipes holds the code of docs/limits.md, docs/mounting.md and docs/sessions.md, so that
+// Package recipes holds most of the code of docs, so that
 // it is compiled and tested.
 package recipes
 
