@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/textproto"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -49,8 +50,8 @@ func (s Sessions) cookie() (http.Cookie, error) {
 			bad("Cookie.%s of %d bytes, of which browsers take at most %d", a.name, len(a.value), maxAttribute)
 		}
 	}
-	if !strings.HasPrefix(c.Path, "/") || (&http.Cookie{Name: "n", Path: c.Path}).Valid() != nil {
-		bad("Cookie.Path %q is no path", c.Path)
+	if !strings.HasPrefix(c.Path, "/") || (&http.Cookie{Name: "n", Path: c.Path}).Valid() != nil || strings.ContainsAny(c.Path, "?#") || path.Clean(c.Path) != strings.TrimSuffix(c.Path, "/") && c.Path != "/" {
+		bad("Cookie.Path %q is no path of a request", c.Path)
 	}
 	if domain := plainDomain(c.Domain); (&http.Cookie{Name: "n", Domain: c.Domain}).Valid() != nil {
 		bad("Cookie.Domain %q is no domain", c.Domain)
@@ -58,6 +59,8 @@ func (s Sessions) cookie() (http.Cookie, error) {
 		bad("Cookie.Domain %q is an address: leave it empty", c.Domain)
 	} else if strings.HasSuffix(domain, ".") {
 		bad("Cookie.Domain %q ends with a dot, as no host does", c.Domain)
+	} else if last := domain[strings.LastIndexByte(domain, '.')+1:]; last != "" && '0' <= last[0] && last[0] <= '9' {
+		bad("Cookie.Domain %q ends with a number, as addresses do", c.Domain)
 	} else if suffix, _ := publicsuffix.PublicSuffix(domain); domain != "" && suffix == domain {
 		bad("Cookie.Domain %q is a public suffix, of which browsers take no cookie", c.Domain)
 	}
@@ -69,8 +72,8 @@ func (s Sessions) cookie() (http.Cookie, error) {
 	if c.Value != "" || !c.Expires.IsZero() || c.MaxAge != 0 {
 		bad("Cookie has a Value, Expires or MaxAge: those are the Manager's")
 	}
-	if s.Token != "" && (!isToken(s.Token) || slices.Contains(reserved[:], http.CanonicalHeaderKey(s.Token))) {
-		bad("Token %q can be no header field for it", s.Token)
+	if s.Token != "" && !canBeToken(s.Token) {
+		bad("Token %q can be no header field for it: letters, digits and hyphens, at most %d, as in X-Session, and no name that means something else", s.Token, maxToken)
 	}
 	if s.LegacyCookie != "" && !isToken(s.LegacyCookie) {
 		bad("LegacyCookie %q is no token", s.LegacyCookie)
@@ -83,11 +86,31 @@ const (
 	maxAttribute  = 1024
 )
 
+// maxToken bounds the name of Token; a proxy may drop larger fields.
+const maxToken = 64
+
+// canBeToken reports whether a header field of a name reaches a service and means nothing else.
+// nginx drops names with other characters in silence.
+func canBeToken(name string) bool {
+	if len(name) > maxToken || strings.ContainsFunc(name, func(r rune) bool {
+		return r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	}) {
+		return false
+	}
+	name = http.CanonicalHeaderKey(name)
+	for _, prefix := range [...]string{"Accept", "Access-Control-", "Content-", "If-", "Proxy-", "Sec-", "X-Accel-", "X-Forwarded-"} {
+		if strings.HasPrefix(name, prefix) {
+			return false
+		}
+	}
+	return !slices.Contains(reserved[:], name)
+}
+
 // reserved are header fields that mean something else.
 var reserved = [...]string{
-	"Accept", "Accept-Encoding", "Authorization", "Cache-Control", "Connection", "Content-Encoding", "Content-Length", "Content-Type",
-	"Cookie", "Date", "Expect", "Forwarded", "Host", "Location", "Origin", "Proxy-Authorization", "Referer", "Set-Cookie", "Te", "Trailer",
-	"Transfer-Encoding", "Upgrade", "User-Agent", "Vary", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip",
+	"Authorization", "Cache-Control", "Clear-Site-Data", "Connection", "Cookie", "Date", "Etag", "Expect", "Forwarded", "From", "Host",
+	"Keep-Alive", "Last-Modified", "Location", "Origin", "Range", "Referer", "Retry-After", "Set-Cookie", "Te", "Trailer",
+	"Transfer-Encoding", "Upgrade", "User-Agent", "Vary", "Via", "Www-Authenticate", "X-Real-Ip",
 }
 
 // cookieOf is the template of the cookie that r can have.

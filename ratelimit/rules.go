@@ -187,10 +187,10 @@ func (r *Rules) load(ctx context.Context) error {
 			set.add(r, rule, field[len(rule.Policy)+1:])
 		}
 	}
-	r.snapshot.Store(set)
 	if set.invalid > 0 {
 		r.log.LogAttrs(ctx, slog.LevelError, "ratelimit: rules that cannot be read do not hold", slog.Int("rules", set.invalid))
 	}
+	r.snapshot.Store(set)
 	return nil
 }
 
@@ -206,16 +206,28 @@ type fetched struct {
 const rulesPage = 200
 
 // fetch reads the rules, unless their version is known. What changes meanwhile is read as it was or
-// as it is, and has another version.
+// as it is, and has another version. Where a page begins only one server knows: after a failover
+// between two pages some rules are missing, and it begins anew.
 func (r *Rules) fetch(ctx context.Context, known string) (f fetched, err error) {
+	for range 3 {
+		var all bool
+		if f, all, err = r.fetchOnce(ctx, known); all || err != nil {
+			return f, err
+		}
+	}
+	return fetched{}, fmt.Errorf("%w: the rules are not all there", ErrUnavailable)
+}
+
+// fetchOnce reports whether it has read all.
+func (r *Rules) fetchOnce(ctx context.Context, known string) (f fetched, all bool, err error) {
 	for cursor := "0"; ; {
 		raw, err := r.sender.Run(ctx, rulesLoad, r.keys()[:1], known, rulesKept.Milliseconds(), cursor, rulesPage)
 		if err != nil {
-			return fetched{}, failure(ctx, err)
+			return fetched{}, false, failure(ctx, err)
 		}
 		list, _ := raw.([]any)
-		if len(list) != 2 && len(list) != 4 {
-			return fetched{}, fmt.Errorf("%w: an unexpected reply of type %T", ErrUnavailable, raw)
+		if len(list) != 2 && len(list) != 5 {
+			return fetched{}, false, fmt.Errorf("%w: an unexpected reply of type %T", ErrUnavailable, raw)
 		}
 		if f.rules == nil {
 			f.now, _ = list[0].(int64)
@@ -223,7 +235,7 @@ func (r *Rules) fetch(ctx context.Context, known string) (f fetched, err error) 
 			f.rules = make(map[string]string)
 		}
 		if len(list) == 2 {
-			return f, nil
+			return f, true, nil
 		}
 		page, _ := list[3].([]any)
 		for i := 0; i+1 < len(page); i += 2 {
@@ -234,7 +246,9 @@ func (r *Rules) fetch(ctx context.Context, known string) (f fetched, err error) 
 			}
 		}
 		if cursor, _ = list[2].(string); cursor == "0" || cursor == "" {
-			return f, nil
+			version, _ := list[1].(string)
+			fields, _ := list[4].(int64)
+			return f, version != f.version || fields == int64(len(f.rules))+1, nil // the version is a field
 		}
 	}
 }
@@ -268,7 +282,7 @@ func (r *Rules) Set(ctx context.Context, rule Rule) error {
 }
 
 // Remove removes the rule for rule.Policy and rule.Key; Actor and Reason say who does it, and
-// why. That there is none is an [ErrRule].
+// why. That there is none is an [ErrRule]; after [ErrUnavailable] it may be gone.
 func (r *Rules) Remove(ctx context.Context, rule Rule) error {
 	if err := errors.Join(r.checkPlace(rule.Policy, rule.Key, false), checkBy(rule.Actor, rule.Reason)); err != nil {
 		return err

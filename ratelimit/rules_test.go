@@ -794,3 +794,75 @@ func TestRulesThatChangeWhileTheyAreRead(t *testing.T) {
 		}
 	})
 }
+
+// elsewhere is a hook under which pages after the first come from another server, as after a failover.
+type elsewhere struct {
+	redis.Hook
+	to    redis.UniversalClient
+	pages atomic.Int64 // left to be read there
+}
+
+func (e *elsewhere) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		args := cmd.Args()
+		if len(args) > 6 && args[1] == rulesLoad.SHA1() && args[6] != "0" && e.pages.Add(-1) >= 0 {
+			return e.to.Process(ctx, cmd)
+		}
+		return next(ctx, cmd)
+	}
+}
+func (e *elsewhere) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (e *elsewhere) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// Where a page begins only one server knows: a failover between two pages loses no rule.
+func TestRulesAreAllReadOverAFailover(t *testing.T) {
+	client, promoted := redistest.Start(t).Client(), redistest.Start(t).Client()
+	admin := newRules(t, client, RulesConfig{})
+	must(NewLocal("api", PerHour(10), Config{Rules: admin}))
+	many := map[string]any{"": "first"}
+	for i := range 3000 {
+		field, value := admin.write(Rule{Policy: "api", Key: fmt.Sprint("k", i), Mode: Deny, Actor: "a", Reason: strings.Repeat("r", 100)})
+		many[field] = value
+	}
+	promoted.ScriptLoad(t.Context(), rulesLoad.Source())
+	for _, c := range []redis.UniversalClient{client, promoted} {
+		c.HSet(t.Context(), admin.keys()[0], many)
+		c.PExpire(t.Context(), admin.keys()[0], rulesKept)
+	}
+	over := redis.NewClient(client.Options())
+	defer over.Close()
+	e := &elsewhere{to: promoted}
+	e.pages.Store(10)
+	over.AddHook(e)
+	reader := newRules(t, over, RulesConfig{})
+	l := must(NewLocal("api", PerHour(1000), Config{Rules: reader}))
+	eventually(t, "its rules", func() bool { return reader.Stats().Version == "first" })
+	if e.pages.Load() > 0 {
+		t.Fatal("no page came from the other server")
+	}
+	for i := range 3000 {
+		if takes(t, l, fmt.Sprint("k", i)).Allowed {
+			t.Fatalf("the rule of k%d is lost: %+v", i, reader.Stats())
+		}
+	}
+}
+
+// Rules that are over go by and by, as others are set.
+func TestRulesThatAreOverGo(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		rules := newRules(t, b.Client, RulesConfig{})
+		must(NewLocal("api", PerHour(10), Config{Rules: rules}))
+		for i := range 30 {
+			rules.set(t, Rule{Policy: "api", Key: fmt.Sprint("over", i), Mode: Deny, Until: rules.Now().Add(time.Hour)})
+		}
+		b.Advance(t, 2*time.Hour)
+		for i := range 20 {
+			rules.set(t, Rule{Policy: "api", Key: fmt.Sprint("k", i), Mode: Deny})
+		}
+		if n := b.Client.HLen(t.Context(), rules.keys()[0]).Val(); n > 25 {
+			t.Errorf("%d fields, with 20 rules that hold", n)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"context"
 	"errors"
 	"sync/atomic"
 	"time"
@@ -18,8 +19,8 @@ type Stats struct {
 	Allowed By
 	Denied  By     // by the limit
 	Banned  By     // by a Penalty
-	Errors  uint64 // calls that returned an ErrUnavailable
-	Invalid uint64 // calls that returned another error: for an empty key, a cost, or a context that was done
+	Errors  uint64 // calls that returned an ErrUnavailable, or whose deadline came first
+	Invalid uint64 // calls that returned another error: for an empty key, a cost, or a context that was cancelled
 
 	// Silent is how many servers of its client are not asked, since they did not answer within
 	// the last minute.
@@ -114,7 +115,7 @@ func (t *tally) end(began time.Time, key string, cost int, res *Result, err erro
 func (t *tally) count(res *Result, err error) {
 	outcome := denied
 	switch {
-	case errors.Is(err, ErrUnavailable):
+	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		t.errors.Add(1)
 		return
 	case err != nil:

@@ -161,6 +161,11 @@ func TestStatsWhileRedisIsAway(t *testing.T) {
 		}
 	}
 	s := l.Stats()
+	short, cancel := context.WithTimeout(ctx, -1)
+	defer cancel()
+	if _, err := l.Take(short, "k", 1); err == nil || l.Stats().Errors != 6 { // Redis had its part in it
+		t.Errorf("%v: %+v", err, l.Stats())
+	}
 	asked := failed.Load() // the others were refused by the breaker
 	if s.Errors != 5 || asked == 0 || asked == 5 || s.Allowed.Local != 3 || s.Denied.Local != 2 || s.Silent != 1 {
 		t.Errorf("%+v, %d failed", s, failed.Load())

@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// ErrNever is returned by [Wait] for a cost above the limit.
-var ErrNever = errors.New("ratelimit: cost exceeds the limit")
+// ErrNever is returned by [Wait] for a cost above the limit, and under a [Rule] that denies without
+// an end.
+var ErrNever = errors.New("ratelimit: no wait helps: the cost exceeds the limit, or a rule denies")
 
 // Wait takes cost permits of key as soon as l allows it. It is for outgoing calls
 // and workers, not for requests of clients, who would have to be kept waiting.

@@ -57,6 +57,8 @@ type found struct {
 	leads  []byte  // of rotated: to where, sealed
 	reason Reason  // of ended, and of nothing: why what stood there ended, if others ended it
 	beyond *id     // of unreadable: where it stands, if a rotated ID leads there
+	// through are the rotated IDs that led to it, the first ones.
+	through []id
 }
 
 // read reads what stands at an ID. Nil or empty raw is nothing.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -106,24 +107,39 @@ func (m *Manager) Finish(ctx context.Context) (out Outcome, err error) {
 	return out, errors.Join(err, signing)
 }
 
-// leadsStill looks once more at a rotated ID that led to the session, before a cookie takes
-// its place. When its Grace is over the browser may have logged in with it: then a
-// tombstone stands there, while the session from before is live.
+// leadsStill looks once more at the rotated IDs that led to the session, before a cookie takes
+// their place. When the Grace of one is over the browser may have logged in with it: then an end
+// stands there, while the session from before is live.
 func (m *Manager) leadsStill(ctx context.Context, st *state, epoch uint64) {
 	st.mu.Lock()
-	ask := st.held.leads && st.stood && st.cookieDue() && st.epoch == epoch
-	at := st.held.id
-	st.mu.Unlock()
-	if !ask {
-		return
+	var through []id
+	if st.stood && st.cookieDue() && st.epoch == epoch {
+		through = st.held.through
 	}
-	f, err := m.records.get(ctx, at)
-	switch {
-	case err != nil:
-		m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: no cookie set for a rotated ID", slog.Any("error", err))
-		fallthrough
-	case f.what == ended:
-		st.lost(m, epoch, f.reason)
+	st.mu.Unlock()
+	for _, at := range through {
+		f, err := m.records.get(ctx, at)
+		if err != nil {
+			m.records.log.LogAttrs(ctx, slog.LevelWarn, "session: no cookie set for a rotated ID", slog.Any("error", err))
+		}
+		if err != nil || f.what == ended {
+			st.lost(m, epoch, f.reason)
+			return
+		}
+	}
+}
+
+// follow notes how a record was found.
+func (st *state) follow(f found) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.passed(f.through)
+}
+
+// passed notes rotated IDs that led on to the session. It is called with mu held.
+func (st *state) passed(through []id) {
+	if !st.finished && st.held.any {
+		st.held.through = append(slices.Clip(st.held.through), through...)
 	}
 }
 
@@ -349,6 +365,7 @@ func (m *Manager) write(ctx context.Context, st *state, d draft, over *record, l
 			}
 		}
 		over = f.record
+		st.follow(f)
 		if err := turn.take(ctx, &m.records.turns, over.id); err != nil {
 			return nil, conflict(err)
 		}
@@ -402,10 +419,13 @@ func (m *Manager) noteUse(ctx context.Context, st *state, d draft, r *record) er
 				return nil
 			}
 			if steps[f.what][save] == drop {
-				_ = m.gone(ctx, st, d, f.why())
+				if err := m.gone(ctx, st, d, f.why()); d.confirm && d.fresh && errors.Is(err, ErrUnavailable) {
+					return err
+				}
 				return nil
 			}
 			used = *f.record
+			st.follow(f)
 		}
 	}
 	st.apply(m, d, &used)
@@ -459,7 +479,7 @@ func (m *Manager) gone(ctx context.Context, st *state, d draft, why Reason) erro
 		case err != nil:
 			return err
 		case stand[0].left > 0:
-			if st.nowMoved() && len(d.changes) > 0 {
+			if st.nowMoved() && len(d.changes) > 0 && d.once == "" {
 				m.records.reportDropped(ctx)
 			}
 			return ErrMoved

@@ -27,6 +27,7 @@ type state struct {
 	ended    Reason        // why what a cookie led to is over, if others ended it
 	client   func() string // see Describe
 	raised   []raise       // fences
+	strayed  string        // the field of an ID to which none of this request's leads
 	epoch    uint64        // counts logins, logouts and ends: what was under way before is not applied
 
 	looked atomic.Bool // somebody has asked for the session
@@ -59,7 +60,7 @@ type held struct {
 	any        bool
 	outdated   bool // signed with an old secret, or the legacy store's
 	persistent bool
-	leads      bool   // it was rotated, and led to the session
+	through    []id   // rotated IDs that led from it to the session, its own first
 	legacy     string // the token of the legacy store
 }
 
@@ -160,7 +161,7 @@ func (m *Manager) load(ctx context.Context, legacyToken string, cookies []string
 		}
 		if f.what == live {
 			st.loaded(f.record)
-			st.held = held{id: at, any: true, outdated: outdated, persistent: f.record.head.persistent, leads: at != f.record.id}
+			st.held = held{id: at, any: true, outdated: outdated, persistent: f.record.head.persistent, through: f.through}
 			st.dead, st.ended = false, f.record.who.reason
 			break
 		}

@@ -35,10 +35,10 @@ var (
 	// the request ran: its changes are not saved. It is also the cause with which the context
 	// of Watch ends.
 	ErrEnded = errors.New("session: the session has ended")
-	// ErrMoved is returned when the session lives on under an ID that this request cannot know:
-	// another has given it a new one, more than Rotation.Grace ago or by Confirm or a Login. The
-	// request's changes are not saved; what it has read stays.
-	ErrMoved = errors.New("session: the session has another ID")
+	// ErrMoved is returned when the session lives on where this request does not find it: mostly
+	// under an ID that another has given it, more than Rotation.Grace ago or by Confirm or a Login.
+	// The request's changes are not saved, but by a Login; what it has read stays.
+	ErrMoved = errors.New("session: the session is not found under the ID of the request")
 	// ErrStaleLogin is returned by Login and BeginLogin when the user's sessions were ended
 	// since what they rest on was checked: since the request was loaded, or since BeginLogin.
 	// Have the user begin again.

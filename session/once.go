@@ -148,6 +148,7 @@ func (m *Manager) latest(ctx context.Context, st *state, d draft) (*record, erro
 	if steps[f.what][save] == drop {
 		return nil, m.gone(ctx, st, d, f.why())
 	}
+	st.follow(f)
 	return f.record, nil
 }
 

@@ -401,6 +401,7 @@ func (s *records) find(ctx context.Context, at id) (found, error) {
 	if err != nil || f.what != rotated {
 		return f, err
 	}
+	var through []id
 	for start := time.Now(); err == nil && f.what == rotated; {
 		if time.Since(start) > s.timeout {
 			return found{}, fmt.Errorf("%w: rotated too often to be followed", ErrUnavailable)
@@ -410,14 +411,21 @@ func (s *records) find(ctx context.Context, at id) (found, error) {
 			s.reportUnreadable(ctx, broken.Error())
 			return found{what: unreadable}, nil
 		}
+		if len(through) < maxThrough {
+			through = append(through, at)
+		}
 		at = next
 		if f, err = s.get(ctx, at); err == nil && f.what == nothing {
 			f.what = ended // what the ID led to is over
 		}
 		f.beyond = &next
 	}
+	f.through = through
 	return f, err
 }
+
+// maxThrough bounds how many IDs are looked at once more before a cookie is set.
+const maxThrough = 8
 
 // met reads what a script found in the place of the record that the request knows.
 func (s *records) met(ctx context.Context, at id, a reply) (found, error) {

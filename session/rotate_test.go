@@ -427,3 +427,71 @@ func TestNoLateCookieOfWhatARotatedIDLedTo(t *testing.T) {
 		})
 	}
 }
+
+// A late answer sets no cookie over a login that came with an ID in between, which the request has
+// been led through: when it was loaded, by its Commit, or by its Watch.
+func TestNoLateCookieOverALoginInBetween(t *testing.T) {
+	server := redistest.Start(t)
+	for name, meanwhile := range map[string]func(*Manager, context.Context) error{
+		"loaded": nil, "watched": func(m *Manager, ctx context.Context) error { _, err := m.Watch(ctx); return err },
+		"committed": func(m *Manager, ctx context.Context) error { return nil },
+	} {
+		for _, rotations := range []int{1, 2} {
+			m := managerOver(t, server.Client(), Config{Rotation: Rotation{Grace: time.Second}})
+			m.watches.every = 50 * time.Millisecond
+			b := begin(t, m, "ann")
+			first := b.cookie
+			late := load(t, m, first)
+			if meanwhile != nil {
+				if err := meanwhile(m, late); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if rotations == 2 {
+				b.request(func(ctx context.Context) { _ = m.Rotate(ctx) }) // the browser gets it
+			}
+			lost := load(t, m, b.cookie)
+			_ = m.Rotate(lost)
+			finish(t, m, lost) // of which the answer is lost
+			switch name {
+			case "loaded":
+				late = load(t, m, first)
+			case "watched":
+				for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+					m.state(late).mu.Lock()
+					there := m.state(late).record.id == m.state(lost).record.id
+					m.state(late).mu.Unlock()
+					if there {
+						break
+					}
+					if time.Now().After(end) {
+						t.Fatal("it was not led on")
+					}
+				}
+			case "committed":
+				m.Put(late, "a", 1)
+				if err := m.Commit(late); err != nil {
+					t.Fatal(err)
+				}
+			}
+			server.Advance(1500 * time.Millisecond)
+			m.records.clocks.forget()
+			b.request(func(ctx context.Context) {
+				if err := m.Login(ctx, "bob"); err != nil {
+					t.Fatal(err)
+				}
+			})
+			o, err := m.Finish(late)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.take(o)
+			b.request(func(ctx context.Context) {
+				if user := m.UserID(ctx); user != "bob" {
+					t.Errorf("%s, %d rotations: the browser is %q", name, rotations, user)
+				}
+			})
+			server.Advance(10 * time.Second)
+		}
+	}
+}

@@ -19,11 +19,11 @@ type Stats struct {
 	Found      uint64              // calls of Load that found a session
 	None       uint64              // calls of Load that found none
 	Saved      uint64              // times that changes of a request were written
-	NotSaved   uint64              // errors of Commit and Finish, but for ErrEnded and ErrMoved
+	NotSaved   uint64              // errors of Commit and Finish, but for ErrEnded, ErrMoved and those of clients that hung up
 
 	Unreadable uint64 // records that could not be read: corrupt, or sealed under another secret
 	Conflicts  uint64 // commits that met a concurrent change and were merged
-	Dropped    uint64 // commits of sessions that had ended meanwhile; nothing was written
+	Dropped    uint64 // requests whose session had ended or moved meanwhile; nothing was written
 	LostEvents uint64 // what has happened and is not told: it could not be appended
 
 	// Silent is how many servers of its client are not asked, since they did not answer within

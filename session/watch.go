@@ -72,21 +72,26 @@ func (st *state) lostSession(m *Manager, h handle, why Reason) {
 // leads there: only that tells the ID.
 func (m *Manager) followed(ctx context.Context, st *state, h handle, field string) {
 	st.mu.Lock()
-	r := st.record
+	r, strayed := st.record, st.strayed == field
 	st.mu.Unlock()
-	if r == nil || r.head.handle != h || r.id.field == field {
+	if r == nil || r.head.handle != h || r.id.field == field || strayed {
 		return
 	}
 	f, err := m.records.find(ctx, r.id)
-	if err != nil || f.what != live || f.record.head.handle != h {
-		return
+	if err != nil {
+		return // the next look tries again
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.record == r {
+	switch {
+	case st.record != r:
+	case f.what != live || f.record.head.handle != h:
+		st.strayed = field // no ID of this request leads there
+	default:
 		next := *r
-		next.id = f.record.id
-		st.record, st.held.leads = &next, st.held.leads || st.held.id == r.id
+		next.id, next.who.issued = f.record.id, f.record.who.issued
+		st.record, st.rotate = &next, false // that has been done
+		st.passed(f.through)
 	}
 }
 

@@ -30,9 +30,10 @@ type Denials struct {
 
 // Denied is what was noted of a key.
 type Denied struct {
-	Key   string    `json:"key"`   // its first 1,024 bytes
-	Times uint64    `json:"times"` // at most so often
-	First time.Time `json:"first"` // since it is noted
+	Key   string    `json:"key"`           // its first 1,024 bytes
+	Cut   bool      `json:"cut,omitempty"` // Key is the beginning of one, or of several
+	Times uint64    `json:"times"`         // at most so often
+	First time.Time `json:"first"`         // since it is noted
 	Last  time.Time `json:"last"`
 	Why   string    `json:"why"` // of the last denial
 	last  ratelimit.Result
@@ -82,13 +83,13 @@ func (d *Denials) Note(of ratelimit.Decision) {
 	switch {
 	case n != nil:
 	case len(w.fewest) < d.keys:
-		n = &Denied{Key: key, First: now}
+		n = &Denied{Key: key, Cut: len(of.Key) > maxKey, First: now}
 		w.by[n.Key] = n
 		heap.Push(w, n)
 	default: // in the place of the one that was denied least, whose count it takes over
 		n = w.fewest[0]
 		delete(w.by, n.Key)
-		n.Key, n.First = key, now
+		n.Key, n.Cut, n.First = key, len(of.Key) > maxKey, now
 		w.by[n.Key] = n
 	}
 	n.Times, n.Last, n.last = n.Times+1, now, of.Result

@@ -197,6 +197,9 @@ func (d explainData) Waits() string {
 // limiterOf returns what a form names.
 func (c Console) limiterOf(r *http.Request) (ratelimit.Limiter, string, error) {
 	name, key := r.FormValue("limiter"), typed(r.FormValue("key"))
+	if len(key) > maxKey {
+		return nil, "", failure{http.StatusBadRequest, "A key of more than 1,024 bytes can have no rule, and is not explained here. Its limiter's Reset frees it."}
+	}
 	if key == "" {
 		return nil, "", failure{http.StatusBadRequest, "Which key? It is what the limiter counts by, such as user:42 or an address."}
 	}

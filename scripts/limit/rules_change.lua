@@ -14,8 +14,8 @@
 -- Reply: "ok"; or, and nothing was changed: "over", the rule's end has come; "full"; "none", there
 -- is no such rule to be removed.
 --
--- When there are so many, those that are over make room, at most 1,000 at a time. The hash goes with
--- its last rule.
+-- Rules that are over go: of some at random with each rule that is set, and when there are as many as
+-- there may be up to 1,000 of all. The hash goes with its last rule.
 local call, rules = redis.call, KEYS[1]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -37,17 +37,16 @@ if ARGV[1] == 'set' then
     return 'over'
   end
   local over, most = {}, ARGV[5] + 1 -- with the version
-  if call('HLEN', rules) >= most and call('HEXISTS', rules, ARGV[2]) == 0 then
-    local all = call('HGETALL', rules)
-    for i = 1, #all, 2 do
-      local till = ends(all[i + 1])
-      if till > 0 and till <= now and #over < 1000 then
-        over[#over + 1] = all[i]
-      end
+  local full = call('HLEN', rules) >= most and call('HEXISTS', rules, ARGV[2]) == 0
+  local some = full and call('HGETALL', rules) or call('HRANDFIELD', rules, 20, 'WITHVALUES')
+  for i = 1, #some, 2 do
+    local till = ends(some[i + 1])
+    if till > 0 and till <= now and #over < 1000 then
+      over[#over + 1] = some[i]
     end
-    if #over == 0 then
-      return 'full'
-    end
+  end
+  if full and #over == 0 then
+    return 'full'
   end
   note()
   if #over > 0 then call('HDEL', rules, unpack(over)) end

@@ -7,8 +7,8 @@
 -- ARGV[3]  where the page begins; "0": the first one
 -- ARGV[4]  about how many rules a page has
 --
--- Reply: {now, version, where the next page begins, {fields and values...}}, without the last two if
--- the version is the caller's. now is Redis's time in µs. Where there are no rules there is no hash,
+-- Reply: {now, version, where the next page begins, {fields and values...}, number of fields}, without
+-- the last three if the version is the caller's. now is Redis's time in µs. Where there are no rules there is no hash,
 -- and the version is "". After the last page "0" comes next.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -22,4 +22,4 @@ if ARGV[3] == '0' then
   end
 end
 local page = redis.call('HSCAN', KEYS[1], ARGV[3], 'COUNT', ARGV[4])
-return {now, version, page[1], page[2]}
+return {now, version, page[1], page[2], redis.call('HLEN', KEYS[1])}
