@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+)
+
+// Cable is what clients reach their Redis by. While it is cut, their connections are closed and new
+// ones fail. Redis itself runs on. The zero value is whole.
+type Cable struct {
+	mu    sync.Mutex
+	cut   bool
+	wires map[*wire]struct{}
+}
+
+// wire is a connection that goes through a cable.
+type wire struct {
+	net.Conn
+	cable *Cable
+}
+
+var errCut = errors.New("the cable to Redis is cut")
+
+// Client returns a client like one of its options that uses the cable.
+func (c *Cable) Client(like *redis.Options) *redis.Client {
+	options := *like
+	options.PushNotificationProcessor = nil // that of another client
+	options.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if c.Cut() {
+			return nil, errCut
+		}
+		conn, err := like.Dialer(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.cut {
+			_ = conn.Close()
+			return nil, errCut
+		}
+		if c.wires == nil {
+			c.wires = make(map[*wire]struct{})
+		}
+		w := &wire{conn, c}
+		c.wires[w] = struct{}{}
+		return w, nil
+	}
+	return redis.NewClient(&options)
+}
+
+// Cut reports whether the cable is cut.
+func (c *Cable) Cut() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.cut }
+
+// Set cuts the cable, or heals it.
+func (c *Cable) Set(cut bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut = cut
+	for w := range c.wires {
+		if cut {
+			_ = w.Conn.Close()
+			delete(c.wires, w)
+		}
+	}
+}
+
+func (w *wire) Close() error {
+	w.cable.mu.Lock()
+	delete(w.cable.wires, w)
+	w.cable.mu.Unlock()
+	return w.Conn.Close()
+}
+
+// SyscallConn is how the client sees that a connection was closed while nobody used it.
+func (w *wire) SyscallConn() (syscall.RawConn, error) {
+	if conn, ok := w.Conn.(syscall.Conn); ok {
+		return conn.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
+
+// outage is what became of requests before, during and after the last one.
+type outage struct {
+	busy                 bool
+	Before, During, Back []string // of each of probed
+	Says                 string
+}
+
+var probed = []string{"FailLocal (default)", "FailOpen", "FailClosed", "Page, no session", "Page, your session"}
+
+func (s *Server) fallback(client redis.UniversalClient, cfg ratelimit.Config) (err error) {
+	// snippet share: a share for each server
+	cfg.Servers = 2 // while Redis is away, each server allows its half
+	s.share, err = ratelimit.NewSlidingWindow(client, "share", ten, cfg)
+	// end
+	return err
+}
+
+// cut takes Redis away from all servers, or gives it back.
+func (s *Server) cut(w http.ResponseWriter, r *http.Request) {
+	f := s.fleet
+	away := r.PostFormValue("redis") == "away"
+	if f.cable == nil || !away && r.PostFormValue("redis") != "back" {
+		http.Error(w, "The form field \"redis\" must be \"away\" or \"back\".", http.StatusBadRequest)
+		return
+	}
+	f.mu.Lock()
+	free := !f.outage.busy && away != f.cable.Cut()
+	f.outage.busy = f.outage.busy || free
+	f.mu.Unlock()
+	if free {
+		now := f.outage // nobody else writes it meanwhile
+		if away {
+			now = outage{Before: f.probe(r)}
+			f.cable.Set(true)
+			now.During = f.probe(r)
+			now.Says = "Redis is away. Both servers go on."
+		} else {
+			f.cable.Set(false)
+			now.Says = fmt.Sprintf("Redis is back. %d ms later both servers asked it again.", f.healed().Milliseconds())
+			now.Back = f.probe(r)
+		}
+		now.busy = false
+		f.mu.Lock()
+		f.outage = now
+		f.mu.Unlock()
+	}
+	http.Redirect(w, r, "/#redis", http.StatusSeeOther)
+}
+
+// healed waits until each server asks Redis again, and returns how long that took.
+func (f *Fleet) healed() time.Duration {
+	start := time.Now()
+	for _, s := range f.servers {
+		for time.Since(start) < 10*time.Second {
+			ctx, cancel := timeout()
+			_, err := s.share.Take(ctx, "heal", 0)
+			cancel()
+			if err == nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	return time.Since(start)
+}
+
+// probe sends a dozen requests of a new client to each kind of limit, half of them to each server,
+// and asks for the page without a session and with that of r.
+func (f *Fleet) probe(r *http.Request) (rows []string) {
+	for _, path := range []string{"/api/local", "/api/open", "/api/closed"} {
+		client, by, refused := f.client("192.0.2"), map[string]int{}, map[int]int{}
+		for i := range 12 {
+			s := f.server(i)
+			if status := s.ask(path, client, nil); status == http.StatusOK {
+				by[s.Name]++
+			} else {
+				refused[status]++
+			}
+		}
+		row := ""
+		for _, s := range f.servers {
+			row += fmt.Sprintf("%s %d, ", s.Name, by[s.Name])
+		}
+		rows = append(rows, fmt.Sprintf("%d of 12 pass (%s)%s", by["A"]+by["B"], row[:len(row)-2], counted(refused)))
+	}
+	for _, cookies := range [][]string{nil, r.Header["Cookie"]} {
+		if cookies == nil && len(rows) == 4 {
+			rows = append(rows, "log in to see")
+			continue
+		}
+		row := ""
+		for _, s := range f.servers {
+			row += fmt.Sprintf("%s %d ", s.Name, s.ask("/", "127.0.0.1", cookies))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func counted(refused map[int]int) (s string) {
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+		if n := refused[status]; n > 0 {
+			s += fmt.Sprintf("; %d × %d", n, status)
+		}
+	}
+	return s
+}
+
+// ask returns the status that a client of the server gets.
+func (s *Server) ask(path, addr string, cookies []string) int {
+	ctx, cancel := timeout()
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, "GET", path, nil)
+	if err != nil { // the paths are ours
+		panic(err)
+	}
+	r.Host, r.RemoteAddr = "localhost", net.JoinHostPort(addr, "1")
+	if cookies != nil {
+		r.Header["Cookie"] = cookies
+	}
+	w := new(response)
+	s.ServeHTTP(w, r)
+	return w.status
+}
+
+func timeout() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), 5*time.Second)
+}
