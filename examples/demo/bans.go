@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -24,12 +25,16 @@ func (s *Server) penalties(client redis.UniversalClient, cfg ratelimit.Config) (
 	return err
 }
 
+func bansRun() *Run {
+	return newRun(14*time.Second, three, &lane{Name: "Hammers", path: "/api/patience"}, &lane{Name: "Waits", path: "/api/patience"})
+}
+
 // hammer has two clients want more than they may. One tries again at once, the other waits for as
 // long as it is told to.
 func (s *Server) hammer(run *Run) {
-	hammers := &lane{Name: "Hammers", path: "/api/patience"}
-	waits := &lane{Name: "Waits", path: "/api/patience", addr: s.fleet.client("203.0.113")}
-	run.begin(s.fleet.client("203.0.113"), 14*time.Second, three, hammers, waits)
+	hammers, waits := run.lanes[0], run.lanes[1]
+	run.as(s.fleet.client("203.0.113"), hammers)
+	run.as(s.fleet.client("203.0.113"), waits)
 	until := time.Now().Add(run.length - time.Second)
 	run.say("Both clients want more than 3 requests in 3 s.")
 
@@ -45,7 +50,8 @@ func (s *Server) hammer(run *Run) {
 	both.Go(func() {
 		for i := 0; time.Now().Before(until); i++ {
 			s.fleet.server(i).send(waits)
-			if !s.fleet.sleep(time.Now().Add(waits.last.Result.RetryAfter)) {
+			seconds := waits.last.Result.RetryAfter.Seconds()
+			if !s.fleet.sleep(time.Now().Add(time.Duration(math.Ceil(seconds)) * time.Second)) { // as in Retry-After
 				return
 			}
 		}

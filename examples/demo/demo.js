@@ -12,7 +12,7 @@ document.addEventListener("submit", async event => {
   button?.setAttribute("aria-busy", "true")
   $("notice").textContent = ""
   try {
-    const r = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)), redirect: "manual" })
+    const r = await fetch(form.action, { method: "POST", headers: { Accept: "text/plain" }, body: new URLSearchParams(new FormData(form)), redirect: "manual" })
     // A redirect means done. What became of a guess is in the log.
     if (r.type !== "opaqueredirect" && !r.ok && form.id !== "try") $("notice").textContent = r.status + ": " + (await r.text()).trim()
   } catch {
@@ -96,14 +96,14 @@ function shape(name, attributes, ...children) {
   return e
 }
 function drawing(run, width) {
-  const step = width > 600 ? 12 : 9, size = step * .36
-  const rows = run.edge ? 8 : 2, head = 22, foot = run.edge ? 20 : 8, height = head + rows * step + foot
-  const x = ms => 6 + ms / run.length * (width - 12)
+  const tall = run.lanes.length > 2, step = width > 600 ? 12 : tall ? 9 : 7, size = step * .36
+  const rows = tall ? 8 : 2, head = 22, foot = tall ? 20 : 8, height = head + rows * step + foot
+  const x = ms => 14 + ms / run.length * (width - 28)
   const svg = shape("svg", { viewBox: `0 0 ${width} ${run.lanes.length * height + 18}`, height: run.lanes.length * height + 18, "aria-hidden": "true" })
   run.lanes.forEach((lane, i) => {
     const top = i * height, ground = top + head + rows * step
-    const g = svg.appendChild(shape("g", { class: run.edge && lane.most > run.limit ? "over" : "" }))
-    const fixed = lane.name.startsWith("Fixed")
+    const g = svg.appendChild(shape("g", { class: tall && lane.most > run.limit ? "over" : "" }))
+    const fixed = run.edge && lane.name.startsWith("Fixed")
     if (fixed) g.append(shape("rect", { class: "band", x: x(0), y: top + head - 2, width: Math.max(0, x(run.edge) - x(0) - 1), height: rows * step + 4 }),
       shape("rect", { class: "band", x: x(run.edge) + 1, y: top + head - 2, width: Math.max(0, x(run.length) - x(run.edge) - 1), height: rows * step + 4 }))
     if (run.edge) g.append(shape("line", { class: "edge", x1: x(run.edge), x2: x(run.edge), y1: top + head - 6, y2: ground + 2 }))
@@ -115,7 +115,7 @@ function drawing(run, width) {
         : dot.server === "A" ? shape("circle", { class: dot.what, cx, cy, r: size })
         : shape("rect", { class: dot.what, x: cx - size, y: cy - size, width: 2 * size, height: 2 * size }))
     }
-    if (run.edge && lane.most) {
+    if (tall && lane.most) {
       const from = Math.max(2, x(lane.end - run.window)), to = x(lane.end) + step, y = ground + 10
       g.append(shape("path", { class: "most", d: `M${from} ${y - 4}v8m0 -4H${to}m0 -4v8` }), shape("text", { class: "most-text", x: from + 12, y: ground - 14 }, lane.most + " in 10 s"))
     }

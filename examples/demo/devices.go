@@ -24,7 +24,7 @@ func (s *Server) devices(mux *http.ServeMux) {
 	mux.HandleFunc("POST /api/visit", s.visit)
 	// snippet mounted: routes that need a login
 	user := middleware.RequireUser{Manager: s.sessions}
-	fresh := middleware.RequireFresh{Manager: s.sessions, MaxAge: time.Hour, Refused: tooOld}
+	fresh := middleware.RequireFresh{Manager: s.sessions, MaxAge: time.Hour}
 	live := middleware.Live{Manager: s.sessions, Stop: s.fleet.stop}
 	mux.Handle("GET /stream", user.Handler(live.Handler(http.HandlerFunc(s.stream))))
 	mux.Handle("POST /end", fresh.Handler(http.HandlerFunc(s.end)))
@@ -100,18 +100,19 @@ func ended(w http.ResponseWriter, r *http.Request, err error) {
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
-func tooOld(w http.ResponseWriter, r *http.Request) {
-	http.Error(w, "To end sessions, log in again: your login is more than an hour old.", http.StatusForbidden)
-}
-
 // pretend logs the user in on a device that is not there, to have one to end.
 func (s *Server) pretend(w http.ResponseWriter, r *http.Request) {
 	devices := []string{"Safari on iPhone", "Firefox on Windows", "Edge on Windows", "Chrome on Android"}
-	ctx, err := s.sessions.Load(context.WithoutCancel(context.Background()))
+	user := s.sessions.UserID(r.Context())
+	there, err := s.sessions.List(r.Context(), user)
+	if err != nil {
+		ended(w, r, err)
+		return
+	}
+	ctx, err := s.sessions.Load(context.Background())
 	if err == nil {
-		label := devices[time.Now().UnixMilli()%int64(len(devices))]
-		s.sessions.Describe(ctx, func() string { return label + " (pretended), at server " + s.Name })
-		err = s.sessions.Login(ctx, s.sessions.UserID(r.Context()))
+		s.sessions.Describe(ctx, func() string { return devices[len(there)%len(devices)] + " (pretended), at server " + s.Name })
+		err = s.sessions.Login(ctx, user)
 	}
 	if err == nil {
 		_, err = s.sessions.Finish(ctx)

@@ -41,7 +41,12 @@ type Fleet struct {
 
 // NewFleet returns a fleet without servers. Its streams and runs end when stop is closed.
 func NewFleet(cable *Cable, stop <-chan struct{}) *Fleet {
-	return &Fleet{cable: cable, stop: stop, denials: console.NewDenials(100), runs: map[string]*Run{}}
+	f := &Fleet{cable: cable, stop: stop, denials: console.NewDenials(100), runs: map[string]*Run{}}
+	for name, traffic := range traffics {
+		f.runs[name] = traffic.prepare()
+		f.runs[name].finish()
+	}
+	return f
 }
 
 // Server is one server: an [http.Handler] with its own sessions and limiters over its own client of Redis.

@@ -66,12 +66,18 @@ func passed(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, map[string]any{"allowed": true})
 }
 
+func edgeRun() *Run {
+	return newRun(12*time.Second, ten,
+		&lane{Name: "Sliding window", path: "/api/sliding"},
+		&lane{Name: "Fixed window", path: "/api/fixed"},
+		&lane{Name: "Token bucket", path: "/api/bucket"})
+}
+
 // edge sends the same traffic to the three limits: a burst just before the edge of the fixed
 // window, and another just after it.
 func (s *Server) edge(run *Run) {
-	client := s.fleet.client("198.51.100")
-	sliding, fixed, bucket := &lane{Name: "Sliding window", path: "/api/sliding"}, &lane{Name: "Fixed window", path: "/api/fixed"}, &lane{Name: "Token bucket", path: "/api/bucket"}
-	run.begin(client, 12*time.Second, ten, sliding, fixed, bucket)
+	sliding, fixed, bucket := run.lanes[0], run.lanes[1], run.lanes[2]
+	run.as(s.fleet.client("198.51.100"), run.lanes...)
 
 	// A fixed window begins with its first request. That one is given back, so that it does not count.
 	for _, l := range run.lanes {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -169,22 +170,24 @@ func (f *Fleet) probe(r *http.Request) (rows []string) {
 				refused[status]++
 			}
 		}
-		row := ""
+		var row []string
+		passed := 0
 		for _, s := range f.servers {
-			row += fmt.Sprintf("%s %d, ", s.Name, by[s.Name])
+			row = append(row, fmt.Sprintf("%s %d", s.Name, by[s.Name]))
+			passed += by[s.Name]
 		}
-		rows = append(rows, fmt.Sprintf("%d of 12 pass (%s)%s", by["A"]+by["B"], row[:len(row)-2], counted(refused)))
+		rows = append(rows, fmt.Sprintf("%d pass (%s)%s", passed, strings.Join(row, ", "), counted(refused)))
 	}
 	for _, cookies := range [][]string{nil, r.Header["Cookie"]} {
 		if cookies == nil && len(rows) == 4 {
 			rows = append(rows, "log in to see")
 			continue
 		}
-		row := ""
+		var row []string
 		for _, s := range f.servers {
-			row += fmt.Sprintf("%s %d ", s.Name, s.ask("/", "127.0.0.1", cookies))
+			row = append(row, fmt.Sprintf("%s %d", s.Name, s.ask("/", "127.0.0.1", cookies)))
 		}
-		rows = append(rows, row)
+		rows = append(rows, strings.Join(row, ", "))
 	}
 	return rows
 }
@@ -192,7 +195,7 @@ func (f *Fleet) probe(r *http.Request) (rows []string) {
 func counted(refused map[int]int) (s string) {
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 		if n := refused[status]; n > 0 {
-			s += fmt.Sprintf("; %d × %d", n, status)
+			s += fmt.Sprintf(", %d × %d", n, status)
 		}
 	}
 	return s

@@ -118,9 +118,6 @@ func (s *Server) away(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func (f *Fleet) chart(run *Run) (c Chart) {
-	if run == nil {
-		return c
-	}
 	run.mu.Lock()
 	defer run.mu.Unlock()
 	c.Says, c.Running = run.says, !run.done
@@ -154,7 +151,7 @@ func (f *Fleet) chart(run *Run) (c Chart) {
 			"/api/sliding": func(s *Server) ratelimit.Limiter { return s.sliding },
 			"/api/fixed":   func(s *Server) ratelimit.Limiter { return s.fixed },
 			"/api/bucket":  func(s *Server) ratelimit.Limiter { return s.bucket },
-		}[l.path]; limiter != nil {
+		}[l.path]; limiter != nil && l.addr != "" {
 			row.Left = f.left(limiter, middleware.IPKey(netip.MustParseAddr(l.addr)))
 		}
 		c.Rows = append(c.Rows, row)

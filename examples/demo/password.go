@@ -32,8 +32,10 @@ func (s *Server) guessed() http.Handler {
 		FailuresOnly: true,
 		Refused:      s.refuseGuess,
 	}.Handler(http.HandlerFunc(s.guess))
+	// end
 }
 
+// snippet guess: what does not count
 func (s *Server) guess(w http.ResponseWriter, r *http.Request) {
 	account := strings.ToLower(r.FormValue("account"))
 	if !right(account, r.FormValue("password")) { // counts, whatever the answer

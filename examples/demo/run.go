@@ -20,7 +20,6 @@ type Run struct {
 	length time.Duration
 	edge   time.Time // of the fixed window, if there is one
 	limit  ratelimit.Limit
-	addr   string
 	lanes  []*lane
 	says   string
 	done   bool
@@ -41,44 +40,54 @@ type dot struct {
 	What   string `json:"what"` // passed, denied or banned
 }
 
+// traffics are the runs that the page can start: what they look like before, and what they send.
+var traffics = map[string]struct {
+	prepare func() *Run
+	send    func(*Server, *Run)
+}{
+	"edge": {edgeRun, (*Server).edge},
+	"bans": {bansRun, (*Server).hammer},
+}
+
 // run starts the run of a name, unless it is under way.
 func (s *Server) run(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	traffic, ok := map[string]func(*Run){"edge": s.edge, "bans": s.hammer}[name]
+	traffic, ok := traffics[name]
 	if !ok {
 		http.NotFound(w, r)
 		return
 	}
 	s.fleet.mu.Lock()
-	last := s.fleet.runs[name]
-	free := last == nil || last.over()
-	run := new(Run)
+	free := s.fleet.runs[name].over()
+	run := traffic.prepare()
 	if free {
+		run.start = time.Now()
 		s.fleet.runs[name] = run
 	}
 	s.fleet.mu.Unlock()
 	if free {
-		begun := make(chan struct{})
 		go func() { // ends with the traffic, or with the fleet
-			run.start = time.Now()
-			close(begun)
-			traffic(run)
+			traffic.send(s, run)
 			run.finish()
 		}()
-		<-begun
 	}
 	http.Redirect(w, r, "/#"+name, http.StatusSeeOther)
 }
 
-func (run *Run) begin(addr string, length time.Duration, limit ratelimit.Limit, lanes ...*lane) {
-	run.mu.Lock()
-	defer run.mu.Unlock()
-	run.addr, run.length, run.limit, run.lanes = addr, length, limit, lanes
+func newRun(length time.Duration, limit ratelimit.Limit, lanes ...*lane) *Run {
+	run := &Run{length: length, limit: limit, lanes: lanes}
 	for _, l := range lanes {
 		l.run = run
-		if l.addr == "" {
-			l.addr = addr
-		}
+	}
+	return run
+}
+
+// as says which client the requests of lanes are from.
+func (run *Run) as(addr string, lanes ...*lane) {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	for _, l := range lanes {
+		l.addr = addr
 	}
 }
 

@@ -168,7 +168,7 @@ func TestDemoGoesOnWithoutRedis(t *testing.T) {
 	b.says("redis-says", "Redis is away")
 	b.says("where", "Redis is away")
 	b.says("notice", "503")
-	b.says("outage", "12 of 12 pass")
+	b.says("outage", "12 pass (A 6, B 6)")
 	b.says("outage", "12 × 503")
 	b.says("outage", "A 503")
 	b.says("live", "Live")
