@@ -9,7 +9,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/gatehouse-go/gatehouse/examples/internal/startup"
 	"github.com/gatehouse-go/gatehouse/middleware"
 	"github.com/gatehouse-go/gatehouse/middleware/console"
 	"github.com/gatehouse-go/gatehouse/ratelimit"
@@ -109,14 +108,13 @@ func (s *Server) connect(client redis.UniversalClient, cfg Config) (err error) {
 	if s.rules, err = ratelimit.NewRules(client, ratelimit.RulesConfig{Logger: cfg.Logger}); err != nil {
 		return err
 	}
-	common := ratelimit.Config{Rules: s.rules, OnDecision: s.fleet.denials.Note, Logger: cfg.Logger}
+	common := ratelimit.Config{
+		Rules: s.rules, OnDecision: s.fleet.denials.Note, Logger: cfg.Logger,
+		Timeout: time.Second, // more than the default: Redis, both servers and the browser share one machine
+	}
 	var loginErr error
 	s.logins, loginErr = ratelimit.NewSlidingWindow(client, "login", ratelimit.PerMinute(30), common)
-	err = errors.Join(loginErr, s.limits(client, common), s.guessing(client, common), s.penalties(client, common), s.fallback(client, common))
-	if err == nil && len(s.fleet.servers) == 0 {
-		startup.Check(s.sessions.Check, s.rules.Check, startup.Limits(s.limiters()...))
-	}
-	return err
+	return errors.Join(loginErr, s.limits(client, common), s.guessing(client, common), s.penalties(client, common), s.fallback(client, common))
 }
 
 func (s *Server) limiters() []ratelimit.Limiter {

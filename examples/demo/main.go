@@ -79,6 +79,8 @@ func run(ctx context.Context) error {
 		server.Port = listener.Addr().(*net.TCPAddr).Port
 	}
 	// end
+	of := fleet.servers[0] // the other one has the same Redis
+	startup.Check(of.sessions.Check, of.rules.Check, startup.Limits(of.limiters()...))
 	fmt.Printf("Sessions and limits are kept in %s.\n", where)
 	ended := make(chan error, len(listeners))
 	for i, listener := range listeners {
