@@ -14,7 +14,7 @@ document.addEventListener("submit", async event => {
   try {
     const r = await fetch(form.action, { method: "POST", headers: { Accept: "text/plain" }, body: new URLSearchParams(new FormData(form)), redirect: "manual" })
     // A redirect means done. What became of a guess is in the log.
-    if (r.type !== "opaqueredirect" && !r.ok && form.id !== "try") $("notice").textContent = r.status + ": " + (await r.text()).trim()
+    if (r.type !== "opaqueredirect" && !r.ok && (form.id !== "try" || r.status >= 500)) $("notice").textContent = r.status + ": " + (await r.text()).trim()
   } catch {
     $("notice").textContent = "The server does not answer."
   }

@@ -79,6 +79,7 @@ func (s *Server) edge(run *Run) {
 	sliding, fixed, bucket := run.lanes[0], run.lanes[1], run.lanes[2]
 	run.as(s.fleet.client("198.51.100"), run.lanes...)
 
+	run.say("The fixed window has begun. The bursts follow just before and just after its edge.")
 	// A fixed window begins with its first request. That one is given back, so that it does not count.
 	for _, l := range run.lanes {
 		s.send(l)

@@ -75,7 +75,7 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request) {
 }
 
 func newRun(length time.Duration, limit ratelimit.Limit, lanes ...*lane) *Run {
-	run := &Run{length: length, limit: limit, lanes: lanes}
+	run := &Run{length: length, limit: limit, lanes: lanes, says: "Nothing has been sent yet."}
 	for _, l := range lanes {
 		l.run = run
 	}

@@ -117,8 +117,8 @@ func TestDemoShowsTheBurstAtTheEdge(t *testing.T) {
 	one := start(t)
 	two := one.tab()
 	one.open(serverA)
-	run(one, chromedp.Click("#burst"))
 	run(one, chromedp.Click("#hammer"))
+	run(one, chromedp.Click("#burst"))
 	one.says("edge-says", "sliding window 10, fixed window 20, token bucket 1")
 	one.says("bans-says", "and was banned")
 	for _, b := range []*browser{one, two} {
@@ -160,25 +160,35 @@ func TestDemoLimitsFailedLogins(t *testing.T) {
 
 // Redis is taken away and given back, by somebody who is logged in.
 func TestDemoGoesOnWithoutRedis(t *testing.T) {
-	serverA, _ := startDemo(t)
+	serverA, serverB := startDemo(t)
 	b := start(t)
 	b.open(serverA)
 	b.logIn("ann")
-	run(b, chromedp.Click("#away"))
+	run(b, chromedp.Focus("#away"))
+	run(b, chromedp.KeyEvent("\r"))
 	b.says("redis-says", "Redis is away")
+	b.until(`document.activeElement.id === "back"`) // for those who go on with the keyboard
 	b.says("where", "Redis is away")
 	b.says("notice", "503")
 	b.says("outage", "12 pass (A 6, B 6)")
 	b.says("outage", "12 × 503")
 	b.says("outage", "A 503")
 	b.says("live", "Live")
-	if text := b.open(serverA); !strings.Contains(text, "503: who are you?") {
+	other := b.tab()
+	if text := other.open(serverB); !strings.Contains(text, "503: who are you?") {
 		t.Error(text)
 	}
-	run(b, chromedp.Click("#back"))
-	b.says("redis-says", "later both servers asked it again")
-	b.says("user", "ann")
-	b.says("where", "One Redis")
+	run(other, chromedp.Click("#back"))
+	other.says("redis-says", "later both servers asked it again")
+	other.says("user", "ann")
+	other.says("where", "One Redis")
+
+	// The stream has outlived the outage, and ends as ever.
+	two := b.stranger(t)
+	two.open(serverB)
+	two.logIn("ann")
+	run(two, chromedp.Click(`//button[contains(., "End all others")]`))
+	b.says("live", "Closed at once: this session was ended from another device")
 }
 
 // The session needs no script.
@@ -226,8 +236,8 @@ func TestDemoOnAPhone(t *testing.T) {
 	b.says("redis-says", "Redis is away")
 	run(b, chromedp.Click("#back"))
 	b.says("redis-says", "Redis is back")
-	run(b, chromedp.Click("#burst"))
 	run(b, chromedp.Click("#hammer"))
+	run(b, chromedp.Click("#burst"))
 	b.says("edge-says", "fixed window 20")
 	b.says("bans-says", "and was banned")
 	for _, scheme := range []string{"light", "dark"} {
