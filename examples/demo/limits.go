@@ -67,10 +67,12 @@ func passed(w http.ResponseWriter, r *http.Request) {
 }
 
 func edgeRun() *Run {
-	return newRun(12*time.Second, ten,
+	run := newRun(12*time.Second, ten,
 		&lane{Name: "Sliding window", path: "/api/sliding"},
 		&lane{Name: "Fixed window", path: "/api/fixed"},
 		&lane{Name: "Token bucket", path: "/api/bucket"})
+	run.edge = ten.Window
+	return run
 }
 
 // edge sends the same traffic to the three limits: a burst just before the edge of the fixed
@@ -102,7 +104,8 @@ func (s *Server) edge(run *Run) {
 			run.say("The first burst is sent. The next one follows after the edge.")
 		}
 	}
-	run.say(fmt.Sprintf("Most in any 10 s, of a limit of 10: sliding window %d, fixed window %d, token bucket %d.", run.most(sliding), run.most(fixed), run.most(bucket)))
+	run.say(fmt.Sprintf("Most in any 10 s, of a limit of 10: sliding window %d, fixed window %d, token bucket %d.%s",
+		run.most(sliding), run.most(fixed), run.most(bucket), run.caveat()))
 }
 
 // left is what each server says that a client has left under a limiter, without spending any.

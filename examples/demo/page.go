@@ -136,10 +136,8 @@ func (f *Fleet) chart(run *Run) (c Chart) {
 		Lanes  []drawn `json:"lanes"`
 	}{Length: run.length.Milliseconds(), Window: run.limit.Window.Milliseconds(), Limit: run.limit.Requests}
 	drawing.Now = min(drawing.Length, time.Since(run.start).Milliseconds())
-	if !run.edge.IsZero() {
-		drawing.Edge = run.edge.Sub(run.start).Milliseconds()
-		c.In = max(0, int(time.Until(run.edge).Seconds()+.5))
-	}
+	drawing.Edge = run.edge.Milliseconds()
+	c.In = max(0, int(time.Until(run.start.Add(run.edge)).Seconds()+.5))
 	for _, l := range run.lanes {
 		most, end := l.most()
 		drawing.Lanes = append(drawing.Lanes, drawn{l.Name, l.dots, most, end})

@@ -18,9 +18,10 @@ type Run struct {
 	mu     sync.Mutex
 	start  time.Time
 	length time.Duration
-	edge   time.Time // of the fixed window, if there is one
+	edge   time.Duration // of the fixed window, after the start; 0: there is none
 	limit  ratelimit.Limit
 	lanes  []*lane
+	alone  int // decisions without Redis
 	says   string
 	done   bool
 }
@@ -82,6 +83,16 @@ func newRun(length time.Duration, limit ratelimit.Limit, lanes ...*lane) *Run {
 	return run
 }
 
+// caveat says that Redis was away, if it was: then limits are kept by each server alone.
+func (run *Run) caveat() string {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	if run.alone == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" Redis was away: %d were decided by a server alone.", run.alone)
+}
+
 // as says which client the requests of lanes are from.
 func (run *Run) as(addr string, lanes ...*lane) {
 	run.mu.Lock()
@@ -95,7 +106,7 @@ func (run *Run) as(addr string, lanes ...*lane) {
 func (run *Run) forget(edge time.Time) {
 	run.mu.Lock()
 	defer run.mu.Unlock()
-	run.edge = edge
+	run.edge = edge.Sub(run.start)
 	for _, l := range run.lanes {
 		l.dots = nil
 	}
@@ -133,6 +144,9 @@ func (s *Server) note(d middleware.Decision) {
 	l.run.mu.Lock()
 	defer l.run.mu.Unlock()
 	l.last = d
+	if d.Err != nil {
+		l.run.alone++
+	}
 	l.dots = append(l.dots, dot{time.Since(l.run.start).Milliseconds(), s.Name, what})
 }
 

@@ -35,7 +35,8 @@ func cut() map[string]*code {
 				name, title, _ := strings.Cut(strings.TrimSpace(marker), ": ")
 				in, indent = &code{Title: title}, line[:len(line)-len(trimmed)]
 				found[name] = in
-			} else if trimmed == "// end\n" {
+			} else if trimmed == "// end\n" && in != nil {
+				in.Text = strings.TrimSpace(in.Text)
 				in = nil
 			} else if in != nil {
 				in.Text += strings.ReplaceAll(strings.TrimPrefix(line, indent), "\t", "    ")
