@@ -78,8 +78,8 @@ bench-quick: redis ## The same in short, to see that it runs
 .PHONY: screenshots
 screenshots: redis chromium ## Take the pictures of docs/images anew
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
-		(cd internal/dev/browsertest && GATEHOUSE_TEST_SCREENSHOTS=$$dir go test -count=1 -run Console .) && \
-		for name in explain-light explain-dark account-light overview-phone-dark; do cp $$dir/console-$$name.png docs/images/ || exit 1; done
+		(cd internal/dev/browsertest && GATEHOUSE_TEST_SCREENSHOTS=$$dir go test -count=1 -run 'Console|DemoOn' .) && \
+		for name in console-explain-light console-explain-dark console-account-light console-overview-phone-dark demo-light demo-dark demo-phone-dark; do cp $$dir/$$name.png docs/images/ || exit 1; done
 
 .PHONY: plots
 plots: redis ## Draw the plots of docs/choosing-a-limiter.md anew

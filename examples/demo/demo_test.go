@@ -129,5 +129,6 @@ func server(t *testing.T, b redistest.Backend, secret string) http.Handler {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(handler.Close)
 	return handler
 }

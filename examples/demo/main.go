@@ -1,7 +1,7 @@
-// Command demo is a web service with sessions and rate limits, to try them in
-// a browser or with curl.
+// Command demo is two web servers with sessions and rate limits over one Redis, to try them in a
+// browser or with curl.
 //
-//	ADDR                where it listens; default :8080
+//	ADDR                where the first one listens; default :8080. The other takes a free port
 //	REDIS_URL           such as redis://localhost:6379/0; default: a Redis inside
 //	                    the process, which is gone when the demo is
 //	SESSION_SECRET      signs cookies and seals records, at least 32 bytes;
@@ -38,35 +38,73 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	client, where, err := connect(os.Getenv("REDIS_URL"))
+	direct, where, err := connect(os.Getenv("REDIS_URL"))
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	handler, err := New(client, Config{
-		Secret: os.Getenv("SESSION_SECRET"), KeySecret: os.Getenv("SESSION_KEY_SECRET"), Logger: log,
-	})
-	if err != nil {
-		return err
+	defer direct.Close()
+	cfg := Config{
+		Secret: os.Getenv("SESSION_SECRET"), KeySecret: os.Getenv("SESSION_KEY_SECRET"),
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
-	listener, err := net.Listen("tcp", cmp.Or(os.Getenv("ADDR"), ":8080"))
-	if err != nil {
-		return err
-	}
-	fmt.Printf("Sessions and limits are kept in %s.\n", where)
-	fmt.Printf("Open http://localhost:%d/ (Ctrl-C ends it).\n", listener.Addr().(*net.TCPAddr).Port)
 
+	first, err := net.Listen("tcp", cmp.Or(os.Getenv("ADDR"), ":8080"))
+	if err != nil {
+		return err
+	}
+	defer first.Close()
+	host, _, err := net.SplitHostPort(cmp.Or(os.Getenv("ADDR"), ":8080"))
+	if err != nil {
+		return err
+	}
+	second, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return err
+	}
+	defer second.Close()
+
+	// snippet fleet: two servers over one Redis
+	cable := new(Cable) // which the page can cut
+	fleet := NewFleet(cable, ctx.Done())
+	listeners := []net.Listener{first, second}
+	for _, listener := range listeners {
+		cfg.Fleet = fleet
+		client := cable.Client(direct.Options()) // a server has its own
+		defer client.Close()
+		server, err := New(client, cfg)
+		if err != nil {
+			return err
+		}
+		defer server.Close()
+		server.Port = listener.Addr().(*net.TCPAddr).Port
+	}
+	// end
+	of := fleet.servers[0] // the other one has the same Redis
+	startup.Check(of.sessions.Check, of.rules.Check, startup.Limits(of.limiters()...))
+	fmt.Printf("Sessions and limits are kept in %s.\n", where)
+	ended := make(chan error, len(listeners))
+	for i, listener := range listeners {
+		go func() { ended <- serve(ctx, listener, fleet.servers[i]) }()
+		fmt.Printf("Server %s: http://localhost:%d/\n", fleet.servers[i].Name, fleet.servers[i].Port)
+	}
+	fmt.Println("Open one of them, or both (Ctrl-C ends it).")
+	return errors.Join(<-ended, <-ended)
+}
+
+// serve serves until ctx ends.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		<-ctx.Done()
+	quiet := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		defer close(quiet)
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_ = server.Shutdown(ctx)
-	}()
+	})
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
+	<-quiet
 	return nil
 }
 
