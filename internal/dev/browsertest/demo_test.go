@@ -15,27 +15,44 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// demoBinary is examples/demo, which is a program of another module.
-var demoBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "demo")
-	if err != nil {
-		return "", err
+// demoBinary is examples/demo, which is a program of another module. It is there while tests use it.
+var demoBinary struct {
+	mu   sync.Mutex
+	uses int
+	dir  string
+}
+
+// buildDemo returns the path of the demo, until t ends.
+func buildDemo(t *testing.T) string {
+	t.Helper()
+	d := &demoBinary
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.uses == 0 {
+		d.dir = must(os.MkdirTemp("", "gatehouse-demo"))
+		build := exec.Command("go", "build", "-o", d.dir, "./demo")
+		build.Dir = "../../../examples"
+		if out, err := build.CombinedOutput(); err != nil {
+			_ = os.RemoveAll(d.dir)
+			t.Fatalf("%v: %s", err, out)
+		}
 	}
-	path := filepath.Join(dir, "demo")
-	build := exec.Command("go", "build", "-o", path, "./demo")
-	build.Dir = "../../../examples"
-	build.Stderr = os.Stderr
-	return path, build.Run()
-})
+	d.uses++
+	t.Cleanup(func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.uses--; d.uses == 0 {
+			_ = os.RemoveAll(d.dir)
+		}
+	})
+	return filepath.Join(d.dir, "demo")
+}
 
 // startDemo starts the demo until t ends, and returns the addresses of its servers.
 func startDemo(t *testing.T) (a, b string) {
 	t.Helper()
-	path, err := demoBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	demo := exec.Command(path)
+	chromium(t) // or there is nothing to start it for
+	demo := exec.Command(buildDemo(t))
 	demo.Env = append(os.Environ(), "ADDR=localhost:0", "REDIS_URL=")
 	out, err := demo.StdoutPipe()
 	if err != nil {
