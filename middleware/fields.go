@@ -100,21 +100,30 @@ func (v *singles) of(s string) []string {
 // already, so that is where they are compared; a value in the request's context
 // would copy the request once for each limiter.
 func (f *Fields) describe(h http.Header, res *ratelimit.Result, values *singles) {
-	if setRetryAfter(h, res, values); f.None {
+	if f.None {
+		setRetryAfter(h, res, values)
 		return
 	}
 	reset := epochSeconds(res)
 	others := h[f.Names.Remaining]
 	if !res.Allowed || len(others) == 0 || f.tighter(res.Remaining, reset, others[0], h) {
-		var buf [64]byte // three numbers, and one allocation for their digits
+		var buf [80]byte // four numbers, and one allocation for their digits
 		b := strconv.AppendInt(buf[:0], int64(res.Limit.Requests), 10)
 		limit := len(b)
 		b = strconv.AppendInt(b, int64(res.Remaining), 10)
 		remaining := len(b)
-		digits := string(strconv.AppendInt(b, reset, 10))
+		b = strconv.AppendInt(b, reset, 10)
+		until := len(b)
+		if canRetry(res) {
+			b = strconv.AppendInt(b, retrySeconds(res), 10)
+		}
+		digits := string(b)
 		h[f.Names.Limit] = values.of(digits[:limit])
 		h[f.Names.Remaining] = values.of(digits[limit:remaining])
-		h[f.Names.Reset] = values.of(digits[remaining:])
+		h[f.Names.Reset] = values.of(digits[remaining:until])
+		if until < len(digits) {
+			h["Retry-After"] = values.of(digits[until:])
+		}
 		if f.IETF {
 			describeIETF(h, res)
 		} else if len(others) > 0 {
@@ -130,10 +139,12 @@ func (f *Fields) describe(h http.Header, res *ratelimit.Result, values *singles)
 
 // setRetryAfter says when a request that was denied can be allowed, if ever.
 func setRetryAfter(h http.Header, res *ratelimit.Result, values *singles) {
-	if !res.Allowed && res.RetryAfter != ratelimit.Never {
+	if canRetry(res) {
 		h["Retry-After"] = values.of(strconv.FormatInt(retrySeconds(res), 10))
 	}
 }
+
+func canRetry(res *ratelimit.Result) bool { return !res.Allowed && res.RetryAfter != ratelimit.Never }
 
 // describeIETF writes the fields of draft-ietf-httpapi-ratelimit-headers, which
 // speak of whole seconds only: a window is rounded up, so that a client that
@@ -141,7 +152,7 @@ func setRetryAfter(h http.Header, res *ratelimit.Result, values *singles) {
 // has lists, but nothing that says which member a Retry-After belongs to.
 func describeIETF(h http.Header, res *ratelimit.Result) {
 	within := ceilSeconds(res.ResetAfter)
-	if !res.Allowed && res.RetryAfter != ratelimit.Never {
+	if canRetry(res) {
 		within = retrySeconds(res) // section 6: Retry-After is not before the end of the effective window
 	}
 	policy := httpsfv.NewItem(res.Policy)
