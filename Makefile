@@ -79,7 +79,7 @@ bench-quick: redis ## The same in short, to see that it runs
 screenshots: redis chromium ## Take the pictures of docs/images anew
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 		(cd internal/dev/browsertest && GATEHOUSE_TEST_SCREENSHOTS=$$dir go test -count=1 -run 'Console|DemoOn' .) && \
-		for name in console-explain-light console-explain-dark console-account-light console-overview-phone-dark demo-light demo-dark demo-phone-dark; do cp $$dir/$$name.png docs/images/ || exit 1; done
+		for name in console-explain-light console-explain-dark console-account-light console-overview-phone-dark demo-limits demo-light demo-dark demo-phone-dark; do cp $$dir/$$name.png docs/images/ || exit 1; done
 
 .PHONY: plots
 plots: redis ## Draw the plots of docs/choosing-a-limiter.md anew

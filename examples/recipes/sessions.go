@@ -109,7 +109,10 @@ func accessToken(ctx context.Context, sessions *session.Manager, renew func(ctx 
 			return t.Access, nil
 		}
 		old, mine, err := refresh.PopOnce(ctx, sessions)
-		if err != nil {
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return "", errLoginAgain
+		case err != nil:
 			return "", err
 		}
 		if mine {
@@ -127,7 +130,7 @@ func accessToken(ctx context.Context, sessions *session.Manager, renew func(ctx 
 		case <-ctx.Done():
 			return "", errLoginAgain
 		}
-		if err := sessions.Reload(ctx); err != nil {
+		if err := sessions.Reload(ctx); err != nil && ctx.Err() == nil {
 			return "", err
 		}
 	}

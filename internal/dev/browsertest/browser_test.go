@@ -183,7 +183,20 @@ func (b *browser) picture(name string) {
 	if screenshots == "" {
 		return
 	}
-	if err := os.WriteFile(filepath.Join(screenshots, name+".png"), run(b, chromedp.FullScreenshot(100)), 0o644); err != nil {
+	b.keep(name, run(b, chromedp.FullScreenshot(100)))
+}
+
+// pictureOf keeps a picture of a part of the page, if anybody wants one.
+func (b *browser) pictureOf(selector, name string) {
+	b.t.Helper()
+	if screenshots != "" {
+		b.keep(name, run(b, chromedp.Screenshot(selector)))
+	}
+}
+
+func (b *browser) keep(name string, png []byte) {
+	b.t.Helper()
+	if err := os.WriteFile(filepath.Join(screenshots, name+".png"), png, 0o644); err != nil {
 		b.t.Fatal(err)
 	}
 }

@@ -270,6 +270,9 @@ func TestDemoOnAPhone(t *testing.T) {
 				t.Errorf("%s%s: dark %v", name, scheme, dark)
 			}
 			b.picture("demo-" + name + scheme)
+			if scheme == "light" && name == "" {
+				b.pictureOf("#edge", "demo-limits")
+			}
 			run(b, chromedp.Evaluate[chromedp.Void](`document.querySelectorAll("details").forEach(d => d.open = true)`))
 			if run(b, chromedp.Evaluate[bool](isFaint)) {
 				t.Errorf("%s%s: text is too faint", name, scheme)
