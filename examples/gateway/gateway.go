@@ -92,6 +92,7 @@ func (g *Gateway) mount(client redis.UniversalClient) (err error) {
 		Limiters:  []ratelimit.Limiter{g.perMinute, g.perDay},
 		Rules:     g.rules,
 		Denials:   denials,
+		Redis:     []redis.UniversalClient{client},
 	}
 	if err := errors.Join(budget.Validate(), ops.Validate()); err != nil {
 		return err

@@ -193,3 +193,119 @@ func TestClientsAndPlans(t *testing.T) {
 		}
 	}
 }
+
+// What the README shows is a service.
+func TestREADME(t *testing.T) {
+	server := sessiontest.NewServer(t)
+	secret := []byte(strings.Repeat("s", 32))
+	mux := http.NewServeMux()
+	sessions, h, err := site(server.Client, secret, secret, mux)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("password") != "right" {
+			http.Error(w, "wrong", http.StatusForbidden)
+			return
+		}
+		middleware.Succeeded(r)
+		if err := login(sessions, r, "ann"); err != nil {
+			t.Error(err)
+		}
+	})
+	mux.HandleFunc("GET /api/me", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Me", sessions.UserID(r.Context())+" "+theme.Get(r.Context(), sessions))
+	})
+	limited, err := limits(server.Client, sessions, mux)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h = middleware.Sessions{Manager: sessions}.Handler(limited)
+	var cookie *http.Cookie
+	post := func(password string) int {
+		r := httptest.NewRequest("POST", "/login?password="+password, nil)
+		res := send(h, r)
+		for _, c := range res.Cookies() {
+			cookie = c
+		}
+		return res.StatusCode
+	}
+	for range 8 {
+		if got := post("right"); got != 200 {
+			t.Fatal(got)
+		}
+	}
+	r := httptest.NewRequest("GET", "/api/me", nil)
+	r.AddCookie(cookie)
+	if res := send(h, r); res.Header.Get("X-Me") != "ann dark" || res.Header.Get("X-RateLimit-Remaining") == "" {
+		t.Errorf("%v", res.Header)
+	}
+	for i := range 7 {
+		if got := post("wrong"); (got == 429) != (i >= 5) {
+			t.Errorf("wrong guess %d: %d", i+1, got)
+		}
+	}
+	ctx, err := sessions.Load(t.Context(), cookie.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ofUser(ctx, sessions, "ann", "handle")
+	if ctx, err = sessions.Load(t.Context(), cookie.Value); err != nil || sessions.UserID(ctx) != "" {
+		t.Errorf("%q after EndAll, %v", sessions.UserID(ctx), err)
+	}
+}
+
+// A stream ends with its session, and a service knows its Redis before it serves.
+func TestStreamsAndClients(t *testing.T) {
+	server := sessiontest.NewServer(t)
+	sessions := server.Manager(t, session.Config{})
+	stop := make(chan struct{})
+	sent := make(chan error, 1)
+	h := middleware.Sessions{Manager: sessions}.Handler(liveEvents(sessions, stop, func(w http.ResponseWriter) error {
+		_, err := w.Write([]byte("data: x\n\n"))
+		select {
+		case sent <- err:
+		default:
+		}
+		return err
+	}))
+	done := make(chan *http.Response, 1)
+	go func() {
+		done <- send(h, sessiontest.LoggedIn(t, sessions, httptest.NewRequest("GET", "/", nil), "ann"))
+	}()
+	<-sent
+	if _, err := sessions.EndAll(t.Context(), "ann", session.Cause{}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the stream goes on")
+	}
+	rules, err := ratelimit.NewRules(server.Client, ratelimit.RulesConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rules.Close()
+	if _, err := startUp(t.Context(), sessions, rules); err != nil {
+		t.Error(err)
+	}
+	server.Fail(errors.New("down"))
+	if _, err := startUp(t.Context(), sessions, rules); err == nil {
+		t.Error("no error without Redis")
+	}
+	r := httptest.NewRequest("GET", "/", nil)
+	r.RemoteAddr = "192.0.2.7:1"
+	key := ""
+	middleware.Sessions{Manager: sessions}.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		key, _ = userElseAddress(sessions)(r)
+	})).ServeHTTP(httptest.NewRecorder(), r)
+	if key != "ip:192.0.2.7" {
+		t.Error(key)
+	}
+	for _, c := range []interface{ Close() error }{overTLS(), withSentinels(), overCluster(), nearCache()} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -29,6 +29,7 @@ func operated(client redis.UniversalClient, sessions *session.Manager, authorize
 		Rules:     rules,
 		Denials:   denials,
 		Sessions:  sessions,
+		Redis:     []redis.UniversalClient{client},
 	}
 	if err := ops.Validate(); err != nil {
 		return nil, err

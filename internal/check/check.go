@@ -131,18 +131,12 @@ func Servers(ctx context.Context, client redis.UniversalClient, loss Loss) (warn
 		}
 		return nil
 	}
-	switch c := client.(type) {
-	case *redis.Client:
-		err = look(ctx, c)
-	case *redis.ClusterClient:
+	if c, ok := client.(*redis.ClusterClient); ok {
 		if o := c.Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
 			warnings = append(warnings, "the client reads from replicas, which may be behind")
 		}
-		err = c.ForEachMaster(ctx, look)
-	case *redis.Ring:
-		err = c.ForEachShard(ctx, look)
 	}
-	if err != nil {
+	if err := each(ctx, client, look); err != nil {
 		errs = append(errs, fmt.Errorf("check: %w", err))
 	}
 	slices.Sort(warnings)
@@ -156,18 +150,12 @@ func server(ctx context.Context, c *redis.Client, loss Loss) (warnings []string,
 			warnings = append(warnings, fmt.Sprintf("the clock of Redis is %v off this server's", off.Round(time.Second)))
 		}
 	}
-	text, err := c.Info(ctx).Result()
+	info, err := infoOf(ctx, c)
 	if redis.HasErrorPrefix(err, "NOPERM") {
 		return append(warnings, "INFO is not permitted, so that version, eviction and persistence were not looked at"), nil
 	}
 	if err != nil {
 		return warnings, err
-	}
-	info := map[string]string{}
-	for line := range strings.Lines(text) {
-		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
-			info[name] = value
-		}
 	}
 	if major, _, ok := strings.Cut(info["redis_version"], "."); ok {
 		if n, err := strconv.Atoi(major); err == nil && n < 7 {
@@ -184,6 +172,67 @@ func server(ctx context.Context, c *redis.Client, loss Loss) (warnings []string,
 		warnings = append(warnings, "there is no append-only file: "+loss.Forgotten)
 	}
 	return warnings, nil
+}
+
+func infoOf(ctx context.Context, c *redis.Client) (map[string]string, error) {
+	text, err := c.Info(ctx).Result()
+	info := map[string]string{}
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			info[name] = value
+		}
+	}
+	return info, err
+}
+
+// Server is what a Redis says of itself.
+type Server struct {
+	Addr      string        `json:"addr"`
+	Error     string        `json:"error,omitempty"` // it did not say
+	Role      string        `json:"role,omitempty"`
+	Version   string        `json:"version,omitempty"`
+	Up        time.Duration `json:"up"`        // ns
+	Clients   int           `json:"clients"`   // connections
+	Memory    int64         `json:"memory"`    // bytes in use
+	MaxMemory int64         `json:"maxMemory"` // 0: no limit
+	Policy    string        `json:"policy,omitempty"`
+	AOF       bool          `json:"aof"` // it has an append-only file
+}
+
+// Describe asks each server that client writes to about itself.
+func Describe(ctx context.Context, client redis.UniversalClient) ([]Server, error) {
+	var mu sync.Mutex
+	var list []Server
+	err := each(ctx, client, func(ctx context.Context, c *redis.Client) error {
+		s := Server{Addr: c.Options().Addr}
+		if info, err := infoOf(ctx, c); err != nil {
+			s.Error = err.Error()
+		} else {
+			number := func(name string) int64 { n, _ := strconv.ParseInt(info[name], 10, 64); return n }
+			s.Role, s.Version, s.Policy, s.AOF = info["role"], info["redis_version"], info["maxmemory_policy"], info["aof_enabled"] == "1"
+			s.Up = time.Duration(number("uptime_in_seconds")) * time.Second
+			s.Clients, s.Memory, s.MaxMemory = int(number("connected_clients")), number("used_memory"), number("maxmemory")
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		list = append(list, s)
+		return nil
+	})
+	slices.SortFunc(list, func(a, b Server) int { return strings.Compare(a.Addr, b.Addr) })
+	return list, err
+}
+
+// each calls f for each server that client writes to.
+func each(ctx context.Context, client redis.UniversalClient, f func(context.Context, *redis.Client) error) error {
+	switch c := client.(type) {
+	case *redis.Client:
+		return f(ctx, c)
+	case *redis.ClusterClient:
+		return c.ForEachMaster(ctx, f)
+	case *redis.Ring:
+		return c.ForEachShard(ctx, f)
+	}
+	return nil
 }
 
 // NearCache looks at a client's own cache of what it reads. loss says what it shows for too long

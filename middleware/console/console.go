@@ -26,6 +26,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 	"github.com/gatehouse-go/gatehouse/session"
 )
@@ -59,6 +61,9 @@ type Console struct {
 	// Sessions are those of the service; nil: there are none. With Events what happened to
 	// an account is shown, and who has ended its sessions.
 	Sessions *session.Manager
+	// Redis are the clients of all of them, whose servers the page of the state shows; nil: it
+	// shows none.
+	Redis []redis.UniversalClient
 
 	// Logger gets what goes wrong. nil: slog.Default().
 	Logger *slog.Logger

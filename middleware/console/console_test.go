@@ -66,7 +66,7 @@ func newService(t *testing.T, client redis.UniversalClient) *service {
 			}
 			return "", None
 		},
-		Limiters: []ratelimit.Limiter{s.api, s.login}, Rules: s.rules, Denials: denials, Sessions: s.sessions,
+		Limiters: []ratelimit.Limiter{s.api, s.login}, Rules: s.rules, Denials: denials, Sessions: s.sessions, Redis: []redis.UniversalClient{client},
 	}
 	return s
 }
@@ -621,4 +621,25 @@ func Example() {
 	// Output:
 	// 200 allowed by api: 100 of 100 in 1h left, asked redis
 	// 403 You may not see this.
+}
+
+// The state names each server of Redis, in a cluster each master.
+func TestStateNamesTheServers(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
+		h := newService(t, b.Client).console.Handler()
+		_, body := ask(t, h, "reader", "GET", "/state", nil, "Accept", "application/json")
+		var state stateData
+		if err := json.Unmarshal([]byte(body), &state); err != nil || len(state.Servers) != len(b.Addrs) {
+			t.Fatalf("%v: %s", err, body)
+		}
+		_, page := ask(t, h, "reader", "GET", "/state", nil)
+		for _, s := range state.Servers {
+			if b.Mini == nil && (s.Error != "" || s.Role != "master" || s.Memory == 0 || s.Up < 0) {
+				t.Errorf("%+v", s)
+			}
+			if !strings.Contains(page, s.Addr) {
+				t.Errorf("the page does not name %s", s.Addr)
+			}
+		}
+	})
 }

@@ -2,9 +2,11 @@ package console
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"time"
 
+	"github.com/gatehouse-go/gatehouse/internal/check"
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
 
@@ -12,8 +14,15 @@ type stateData struct {
 	Checks  []checkView  `json:"checks"`
 	Rules   *rulesView   `json:"rules,omitempty"`
 	Secrets *secretsView `json:"secrets,omitempty"`
+	Servers []serverView `json:"servers,omitempty"` // of Redis
 	Users   bool         `json:"-"`
 }
+
+// serverView is what a Redis says of itself, and for the page what to make of it.
+type serverView struct{ check.Server }
+
+// MB is for the page.
+func (s serverView) MB(bytes int64) string { return fmt.Sprintf("%.1f MB", float64(bytes)/(1<<20)) }
 
 // checkView is what Check says of a part.
 type checkView struct {
@@ -62,6 +71,15 @@ func (c Console) state(r *http.Request) (any, error) {
 		add("rules", warnings, err)
 		s := c.Rules.Stats()
 		d.Rules = &rulesView{s.Version, s.Rules, s.Invalid, s.Age}
+	}
+	for _, client := range c.Redis {
+		servers, err := check.Describe(ctx, client)
+		if err != nil {
+			add("servers", nil, err)
+		}
+		for _, s := range servers {
+			d.Servers = append(d.Servers, serverView{s})
+		}
 	}
 	if c.Sessions != nil {
 		warnings, err := c.Sessions.Check(ctx)

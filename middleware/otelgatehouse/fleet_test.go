@@ -1,0 +1,132 @@
+package otelgatehouse
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
+	"github.com/gatehouse-go/gatehouse/session"
+)
+
+const childEnv = "GATEHOUSE_TEST_METRICS"
+
+// told is what a process prints: what its callers saw, and what was collected.
+type told struct{ Saw, Collected map[string]float64 }
+
+// TestFleetChild is a process of TestAFleetIsAddedUp.
+func TestFleetChild(t *testing.T) {
+	addr := os.Getenv(childEnv)
+	if addr == "" {
+		t.Skip("not started by TestAFleetIsAddedUp")
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	client := redis.NewClient(&redis.Options{Addr: addr})
+	defer client.Close()
+	m := newMetrics()
+	limit := must(ratelimit.NewSlidingWindow(client, "api", ratelimit.PerHour(40), ratelimit.Config{Logger: quiet}))
+	sessions := must(session.New(client, session.Config{Logger: quiet}))
+	defer must(Register(Config{MeterProvider: m, Limiters: []ratelimit.Limiter{limit}, Managers: []*session.Manager{sessions}}))()
+	saw := map[string]float64{}
+	cookie := ""
+	for start, n := time.Now(), 0; time.Since(start) < 3*time.Second; n++ {
+		res, err := limit.Take(t.Context(), fmt.Sprint("k", n%20), 1)
+		switch {
+		case err != nil:
+			saw["error"]++
+		case res.Allowed:
+			saw["allowed"]++
+		default:
+			saw["denied"]++
+		}
+		if err == nil && res.Source == ratelimit.FromRedis {
+			saw["redis"]++
+		}
+		ctx, err := sessions.Load(context.Background(), cookie)
+		if err != nil {
+			saw["load error"]++
+			continue
+		}
+		saw["load"]++
+		sessions.Put(ctx, "n", n)
+		switch out, err := sessions.Finish(ctx); {
+		case errors.Is(err, session.ErrUnavailable):
+			saw["commit error"]++
+		case err != nil:
+			t.Error(err)
+		case out.Value != "":
+			cookie = out.Value
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(told{saw, m.values(t)}); err != nil {
+		t.Error(err)
+	}
+	os.Exit(0) // nothing more is printed
+}
+
+// The figures of several processes are what their callers saw, and what came to Redis, through its
+// death and its return.
+func TestAFleetIsAddedUp(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	proxy := redistest.NewProxy(t, server.Addr())
+	type output struct {
+		text []byte
+		err  error
+	}
+	var fleet [3]chan output
+	for i := range fleet {
+		fleet[i] = make(chan output, 1)
+		child := exec.Command(os.Args[0], "-test.run=^TestFleetChild$")
+		child.Env = append(os.Environ(), childEnv+"="+proxy.Addr())
+		child.Stderr = os.Stderr
+		go func() {
+			text, err := child.Output()
+			fleet[i] <- output{text, err}
+		}()
+	}
+	time.Sleep(time.Second)
+	server.Kill()
+	time.Sleep(time.Second)
+	server.Restart()
+	var redis float64
+	for i := range fleet {
+		out := <-fleet[i]
+		var of told
+		if err := json.Unmarshal(out.text, &of); err != nil || out.err != nil {
+			t.Fatalf("%v, %v: %s", err, out.err, out.text)
+		}
+		redis += of.Saw["redis"]
+		if of.Saw["error"] == 0 || of.Saw["allowed"] == 0 || of.Saw["denied"] == 0 || of.Saw["load error"] == 0 {
+			t.Errorf("process %d saw %v", i, of.Saw)
+		}
+		for what, parts := range map[string][]string{
+			"allowed": {"ratelimit.decisions", "outcome=allowed"}, "denied": {"ratelimit.decisions", "outcome=denied"},
+			"error": {"ratelimit.decisions", "outcome=error", "source=redis"}, "redis": {"ratelimit.decisions", "source=redis", "outcome=allowed"},
+			"load error": {"session.loads", "result=error"}, "commit error": {"session.commits", "result=error"},
+		} {
+			got, want := sum(of.Collected, parts...), of.Saw[what]
+			if what == "redis" {
+				got += sum(of.Collected, "ratelimit.decisions", "source=redis", "outcome=denied")
+			}
+			if got != want {
+				t.Errorf("process %d, %s: %v collected, its callers saw %v", i, what, got, want)
+			}
+		}
+		if got := sum(of.Collected, "session.loads", "result=found") + sum(of.Collected, "session.loads", "result=none"); got != of.Saw["load"] {
+			t.Errorf("process %d: %v loads, its callers saw %v", i, got, of.Saw["load"])
+		}
+	}
+	if n := float64(proxy.Forwarded("evalsha")); n < redis {
+		t.Errorf("%v decisions by Redis, which got %v scripts", redis, n)
+	}
+}
