@@ -16,5 +16,14 @@
 //   - [github.com/gatehouse-go/gatehouse/ratelimit] is the limiters, without HTTP.
 //   - [github.com/gatehouse-go/gatehouse/scripts] is what both run inside Redis.
 //
+// Around them:
+//
+//   - [github.com/gatehouse-go/gatehouse/session/events] reads what happened to sessions, for audit trails.
+//   - [github.com/gatehouse-go/gatehouse/session/profile] caches what the database knows of a user.
+//   - [github.com/gatehouse-go/gatehouse/middleware/console] says to operators why somebody is limited,
+//     and lifts it.
+//   - [github.com/gatehouse-go/gatehouse/session/sessiontest] and
+//     [github.com/gatehouse-go/gatehouse/ratelimit/ratelimittest] test handlers without Redis.
+//
 // There is nothing in this package itself.
 package gatehouse
