@@ -97,7 +97,7 @@ func (m *Manager) Finish(ctx context.Context) (out Outcome, err error) {
 		defer cancel()
 		err = m.finish(ctx, st, d, turn)
 	}
-	if errors.Is(err, ErrEnded) || errors.Is(err, ErrMoved) {
+	if errors.Is(err, ErrEnded) {
 		err = nil
 	}
 	if err == nil && d.login == nil {

@@ -20,6 +20,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -37,8 +38,9 @@ var (
 	ErrEnded = errors.New("session: the session has ended")
 	// ErrMoved is returned when the session lives on where this request does not find it: mostly
 	// under an ID that another has given it, more than Rotation.Grace ago or by Confirm or a Login.
-	// The request's changes are not saved, but by a Login; what it has read stays.
-	ErrMoved = errors.New("session: the session is not found under the ID of the request")
+	// The request's changes are not saved, but by a Login; what it has read stays. It wraps ErrEnded:
+	// for this request the session is over.
+	ErrMoved = fmt.Errorf("%w for this request: it lives on under another ID", ErrEnded)
 	// ErrStaleLogin is returned by Login and BeginLogin when the user's sessions were ended
 	// since what they rest on was checked: since the request was loaded, or since BeginLogin.
 	// Have the user begin again.

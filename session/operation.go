@@ -74,7 +74,7 @@ func (m *Manager) done(ctx context.Context, op operation, user string, began tim
 	default:
 		m.operations.refused[op].Add(1)
 	}
-	if *err != nil && (op == opCommit || op == opFinish) && !errors.Is(*err, ErrEnded) && !errors.Is(*err, ErrMoved) && !errors.Is(*err, context.Canceled) {
+	if *err != nil && (op == opCommit || op == opFinish) && !errors.Is(*err, ErrEnded) && !errors.Is(*err, context.Canceled) {
 		m.operations.notSaved.Add(1)
 	}
 	if began.IsZero() && op != opLoad {

@@ -19,7 +19,7 @@ type Stats struct {
 	Found      uint64              // calls of Load that found a session
 	None       uint64              // calls of Load that found none
 	Saved      uint64              // times that changes of a request were written
-	NotSaved   uint64              // errors of Commit and Finish, but for ErrEnded, ErrMoved and those of clients that hung up
+	NotSaved   uint64              // errors of Commit and Finish, but for ErrEnded and those of clients that hung up
 
 	Unreadable uint64 // records that could not be read: corrupt, or sealed under another secret
 	Conflicts  uint64 // commits that met a concurrent change and were merged
