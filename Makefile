@@ -20,7 +20,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: ## Start the demo (ADDR, default :8080; REDIS_URL, default an embedded miniredis)
+run: ## Start the demo (ADDR, default localhost:8080; REDIS_URL, default an embedded miniredis)
 	cd examples && go run ./demo
 
 .PHONY: test

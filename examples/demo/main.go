@@ -1,7 +1,7 @@
 // Command demo is two web servers with sessions and rate limits over one Redis, to try them in a
 // browser or with curl.
 //
-//	ADDR                where the first one listens; default :8080. The other takes a free port
+//	ADDR                where the first one listens; default localhost:8080. The other takes a free port
 //	REDIS_URL           such as redis://localhost:6379/0; default: a Redis inside
 //	                    the process, which is gone when the demo is
 //	SESSION_SECRET      signs cookies and seals records, at least 32 bytes;
@@ -48,12 +48,12 @@ func run(ctx context.Context) error {
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 
-	first, err := net.Listen("tcp", cmp.Or(os.Getenv("ADDR"), ":8080"))
+	first, err := net.Listen("tcp", cmp.Or(os.Getenv("ADDR"), "localhost:8080"))
 	if err != nil {
-		return err
+		return fmt.Errorf("%w (ADDR is another address)", err)
 	}
 	defer first.Close()
-	host, _, err := net.SplitHostPort(cmp.Or(os.Getenv("ADDR"), ":8080"))
+	host, _, err := net.SplitHostPort(cmp.Or(os.Getenv("ADDR"), "localhost:8080"))
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -156,7 +157,7 @@ func TestClientsAndPlans(t *testing.T) {
 	if got := key(behindNginx, "10.1.2.3", "X-Forwarded-For", "203.0.113.9, 192.0.2.7"); got != "ip:192.0.2.7" {
 		t.Error(got)
 	}
-	if got := key(behindCloudflare, "173.245.48.1", "CF-Connecting-IP", "192.0.2.7"); got != "ip:192.0.2.7" {
+	if got := key(behindCloudflare([]netip.Prefix{netip.MustParsePrefix("173.245.48.0/20")}), "173.245.48.1", "CF-Connecting-IP", "192.0.2.7"); got != "ip:192.0.2.7" {
 		t.Error(got)
 	}
 	if got := key(behindNginx, "198.51.100.1", "X-Forwarded-For", "192.0.2.7"); got != "ip:198.51.100.1" {

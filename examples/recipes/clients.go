@@ -19,9 +19,11 @@ import (
 // X-Forwarded-For, as nginx with $proxy_add_x_forwarded_for, HAProxy and AWS's ALB do.
 var behindNginx = middleware.ByIP(middleware.ForwardedFor(netip.MustParsePrefix("10.0.0.0/8")))
 
-// behindCloudflare trusts a field that its servers set. The prefixes are those that it publishes.
-var behindCloudflare = middleware.ByIP(middleware.SingleHeader("CF-Connecting-IP",
-	netip.MustParsePrefix("173.245.48.0/20"), netip.MustParsePrefix("2400:cb00::/32")))
+// behindCloudflare trusts a field that Cloudflare's servers set. cloudflare are all of the prefixes
+// at https://www.cloudflare.com/ips: clients behind one that is missing share a key.
+func behindCloudflare(cloudflare []netip.Prefix) middleware.KeyFunc {
+	return middleware.ByIP(middleware.SingleHeader("CF-Connecting-IP", cloudflare...))
+}
 
 // userElseAddress counts a user by name, and visitors by their address.
 func userElseAddress(sessions *session.Manager) middleware.KeyFunc {

@@ -25,11 +25,13 @@ func loginLimit(client redis.UniversalClient) (middleware.RateLimit, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return middleware.RateLimit{}, err
 	}
+	// As the lookup of the user reads it: what that takes for one account must be one key.
+	canonical := func(email string) string { return strings.ToLower(strings.TrimSpace(email)) }
 	part := func(i int) func(string) string { return func(key string) string { return ratelimit.SplitKey(key)[i] } }
 	both, err := ratelimit.All(ratelimit.Keyed(byAccount, part(0)), ratelimit.Keyed(byAddress, part(1)))
 	return middleware.RateLimit{
 		Limiter:      both,
-		Key:          middleware.Join(middleware.ByForm("email", strings.ToLower), middleware.ByIP(middleware.PeerIP)),
+		Key:          middleware.Join(middleware.ByForm("email", canonical), middleware.ByIP(middleware.PeerIP)),
 		FailuresOnly: true, // the handler calls middleware.Succeeded(r) once the password was right
 	}, err
 }

@@ -26,7 +26,7 @@ import (
 // What the pages show stands in code that is compiled and tested.
 func TestPagesShowThisCode(t *testing.T) {
 	var code strings.Builder
-	for _, pattern := range []string{"*.go", "../../internal/dev/stacktest/*.go", "../observability/*.go", "../readme/*.go", "../started/*.go", "../../internal/dev/movingtest/*.go", "../../middleware/*_test.go"} {
+	for _, pattern := range []string{"*.go", "../../internal/dev/stacktest/*.go", "../observability/*.go", "../gateway/*.go", "../readme/*.go", "../started/*.go", "../../internal/dev/movingtest/*.go", "../../middleware/*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatal(pattern, err)
@@ -97,7 +97,7 @@ func TestLoginLimit(t *testing.T) {
 		}
 	}
 	for range 10 { // what the account's limit refuses costs the address nothing
-		if got := login("ann@example.com", "wrong", "192.0.2.9"); got != 429 {
+		if got := login("\t ANN@example.com ", "wrong", "192.0.2.9"); got != 429 {
 			t.Fatal(got)
 		}
 	}

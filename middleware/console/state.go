@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/check"
@@ -52,48 +54,62 @@ const checkTime = 10 * time.Second
 // state looks at Redis. What it counts, it counts only if asked to by secrets=1, since that scans
 // all keys.
 func (c Console) state(r *http.Request) (any, error) {
+	if r.FormValue("secrets") != "" && visitorOf(r).Access != Write {
+		return nil, failure{http.StatusForbidden, "Only who may change something may have all sessions counted."}
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), checkTime)
 	defer cancel()
 	d := stateData{Users: c.Sessions != nil}
-	add := func(part string, warnings []string, err error) {
-		v := checkView{Part: part, Warnings: warnings}
-		if err != nil {
-			v.Error = err.Error()
-		}
-		d.Checks = append(d.Checks, v)
+	var parts []func(v *checkView) error // each with a card of its own, asked at once
+	part := func(name string, look func(v *checkView) error) {
+		d.Checks = append(d.Checks, checkView{Part: name})
+		parts = append(parts, look)
 	}
 	if len(c.Limiters) > 0 {
-		warnings, err := ratelimit.Check(ctx, c.Limiters...)
-		add("limits", warnings, err)
+		part("limits", func(v *checkView) (err error) {
+			v.Warnings, err = ratelimit.Check(ctx, c.Limiters...)
+			return err
+		})
 	}
 	if c.Rules != nil {
-		warnings, err := c.Rules.Check(ctx)
-		add("rules", warnings, err)
+		part("rules", func(v *checkView) (err error) {
+			v.Warnings, err = c.Rules.Check(ctx)
+			return err
+		})
 		s := c.Rules.Stats()
 		d.Rules = &rulesView{s.Version, s.Rules, s.Invalid, s.Age}
 	}
-	for _, client := range c.Redis {
-		servers, err := check.Describe(ctx, client)
-		if err != nil {
-			add("servers", nil, err)
-		}
-		for _, s := range servers {
-			d.Servers = append(d.Servers, serverView{s})
-		}
-	}
 	if c.Sessions != nil {
-		warnings, err := c.Sessions.Check(ctx)
-		add("sessions", warnings, err)
-		if r.FormValue("secrets") != "" {
-			if visitorOf(r).Access != Write {
-				return nil, failure{http.StatusForbidden, "Only who may change something may have all sessions counted."}
+		part("sessions", func(v *checkView) (err error) {
+			v.Warnings, err = c.Sessions.Check(ctx)
+			return err
+		})
+	}
+	servers := make([][]check.Server, len(c.Redis))
+	for i, client := range c.Redis {
+		part("servers", func(*checkView) (err error) {
+			servers[i], err = check.Describe(ctx, client)
+			return err
+		})
+	}
+	var all sync.WaitGroup
+	for i, look := range parts {
+		all.Go(func() {
+			if err := look(&d.Checks[i]); err != nil {
+				d.Checks[i].Error = err.Error()
 			}
-			use, err := c.Sessions.SecretUse(ctx)
-			if err != nil {
-				return nil, err
-			}
-			d.Secrets = &secretsView{use.Secrets, use.Unsealed, use.Unknown}
+		})
+	}
+	all.Wait()
+	for _, s := range slices.Concat(servers...) {
+		d.Servers = append(d.Servers, serverView{s})
+	}
+	if c.Sessions != nil && r.FormValue("secrets") != "" {
+		use, err := c.Sessions.SecretUse(ctx)
+		if err != nil {
+			return nil, err
 		}
+		d.Secrets = &secretsView{use.Secrets, use.Unsealed, use.Unknown}
 	}
 	return d, nil
 }

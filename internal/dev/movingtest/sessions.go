@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/alexedwards/scs/goredisstore"
@@ -22,8 +23,16 @@ import (
 func fromSCS(client *redis.Client, mux http.Handler) (*session.Manager, http.Handler, error) {
 	manager, err := session.New(client, session.Config{
 		Legacy: session.Legacy{
-			Store:    goredisstore.New(client),
-			User:     func(values map[string]any) string { id, _ := values["userID"].(string); return id },
+			Store: goredisstore.New(client),
+			User: func(values map[string]any) string { // as it was put: by PutInt it is an int
+				switch id := values["userID"].(type) {
+				case string:
+					return id
+				case int:
+					return strconv.Itoa(id)
+				}
+				return ""
+			},
 			Lifetime: 24 * time.Hour, // of the old manager
 		},
 		Persistent:  true, // as scs's Cookie.Persist, which is its default
