@@ -138,8 +138,9 @@ func TestLeases(t *testing.T) {
 func TestLeasesWhenTheClockSteps(t *testing.T) {
 	client := redistest.Shared(t).Client()
 	c := must(NewConcurrency(client, fmt.Sprintf("steps-%x", rand.Uint64()), 1, Config{Timeout: 5 * time.Second, Lease: 10 * time.Second}))
-	now := time.Now().Add(time.Hour)
-	c.clock = func() int64 { return now.UnixMicro() }
+	var now atomic.Int64 // leases are renewed meanwhile
+	now.Store(time.Now().Add(time.Hour).UnixMicro())
+	c.clock = now.Load
 	try := func() bool {
 		lease, _, err := c.Acquire(ctx, "k")
 		if err != nil {
@@ -150,11 +151,11 @@ func TestLeasesWhenTheClockSteps(t *testing.T) {
 	if !try() || try() {
 		t.Fatal("not one at once")
 	}
-	now = now.Add(-30 * time.Minute)
+	now.Add(-(30 * time.Minute).Microseconds())
 	if try() {
 		t.Fatal("two at once")
 	}
-	now = now.Add(10 * time.Second)
+	now.Add((10 * time.Second).Microseconds())
 	if !try() {
 		t.Fatal("locked out for longer than a lease")
 	}

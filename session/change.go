@@ -108,7 +108,7 @@ func (st *state) changed(m *Manager, d draft, r *record, p *pending) bool {
 	st.epoch++
 	st.record, st.login, st.named, st.begun = r, p, nil, nil
 	st.facts = r.facts()
-	st.dead, st.rotate, st.loggedOut, st.stood, st.ended = false, false, false, true, ""
+	st.dead, st.moved, st.rotate, st.loggedOut, st.stood, st.ended = false, false, false, false, true, ""
 	if p.anew {
 		st.values.restart(r.values, d.serial)
 	} else {

@@ -465,7 +465,7 @@ func (st *state) lost(m *Manager, epoch uint64, why Reason) {
 		st.named = append(st.named, named{st.record.id, ended})
 	}
 	st.record, st.login, st.begun = nil, nil, nil
-	st.dead, st.rotate, st.stood = true, false, false
+	st.dead, st.moved, st.rotate, st.stood = true, false, false, false
 	st.ended = cmp.Or(why, st.ended)
 	st.values = working{serial: st.values.serial}
 	st.facts = facts{persistent: m.persistent}

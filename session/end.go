@@ -85,7 +85,7 @@ func (st *state) loggingOut(m *Manager, ended map[id]bool) (next []*record) {
 func (st *state) leave(m *Manager) {
 	st.epoch++
 	st.record, st.login, st.begun = nil, nil, nil
-	st.dead, st.rotate, st.loggedOut, st.stood, st.ended = false, false, true, false, ""
+	st.dead, st.moved, st.rotate, st.loggedOut, st.stood, st.ended = false, false, false, true, false, ""
 	st.values = working{serial: st.values.serial}
 	st.facts = facts{persistent: m.persistent}
 }

@@ -14,8 +14,8 @@ import (
 // Watch returns a context that ends with the session, whichever server ends it: then its
 // cause is [ErrEnded], and [Manager.Ended] says why. It is for what outlives a request, such
 // as server-sent events and WebSockets. A rotation, a Confirm, and a Login of the same user do
-// not end it; a Login over a visitor's session does. After a rotation ctx goes on under the new ID. Without a session there is nothing to
-// watch, and the context is ctx.
+// not end it; a Login over a visitor's session does. After a rotation ctx goes on under the new
+// ID. Without a session there is nothing to watch, and the context is ctx.
 //
 // Ends are heard of at once by a channel of Redis, on which each process has one subscription,
 // and for certain within ten seconds. The watch is over when ctx is done.
