@@ -751,48 +751,48 @@ func TestRulesThatChangeWithinAll(t *testing.T) {
 
 // Rules are read page by page while others change them; in the end each process has all.
 func TestRulesThatChangeWhileTheyAreRead(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
-		admin, reader := newRules(t, b.Client, RulesConfig{}), newRules(t, b.NewClient(t), RulesConfig{})
-		must(NewLocal("api", PerHour(10), Config{Rules: admin}))
-		l := must(NewLocal("api", PerHour(10), Config{Rules: reader}))
-		many := map[string]any{"": "first"}
-		for i := range 2000 {
-			field, value := admin.write(Rule{Policy: "api", Key: fmt.Sprint("k", i), Requests: 5, Actor: "a", Reason: strings.Repeat("r", 100)})
-			many[field] = value
-		}
-		b.Client.HSet(t.Context(), admin.keys()[0], many)
-		var g sync.WaitGroup
-		for w := range 2 {
-			g.Go(func() {
-				for i := range 20 {
-					key := fmt.Sprint("k", 40*i+w)
-					if err := admin.Set(t.Context(), Rule{Policy: "api", Key: key, Requests: 7 + w, Actor: "a", Reason: "r"}); err != nil {
-						t.Error(err)
-					}
-					if err := admin.Remove(t.Context(), Rule{Policy: "api", Key: fmt.Sprint("k", 40*i+10+w), Actor: "a", Reason: "r"}); err != nil {
-						t.Error(err)
-					}
+	server := redistest.Start(t)
+	client := server.Client()
+	admin, reader := newRules(t, client, RulesConfig{}), newRules(t, server.Client(), RulesConfig{})
+	must(NewLocal("api", PerHour(10), Config{Rules: admin}))
+	l := must(NewLocal("api", PerHour(10), Config{Rules: reader}))
+	many := map[string]any{"": "first"}
+	for i := range 600 {
+		field, value := admin.write(Rule{Policy: "api", Key: fmt.Sprint("k", i), Requests: 5, Actor: "a", Reason: strings.Repeat("r", 100)})
+		many[field] = value
+	}
+	client.HSet(t.Context(), admin.keys()[0], many)
+	var g sync.WaitGroup
+	for w := range 2 {
+		g.Go(func() {
+			for i := range 6 {
+				key := fmt.Sprint("k", 40*i+w)
+				if err := admin.Set(t.Context(), Rule{Policy: "api", Key: key, Requests: 7 + w, Actor: "a", Reason: "r"}); err != nil {
+					t.Error(err)
 				}
-			})
-		}
-		g.Wait()
-		eventually(t, "the same version", func() bool { return reader.Stats().Version == admin.Stats().Version })
-		if s := reader.Stats(); s.Rules != 1960 || s.Invalid != 0 {
-			t.Errorf("%+v", s)
-		}
-		for i := range 2000 {
-			want := 5
-			switch n := i % 40; {
-			case i < 800 && n < 2:
-				want = 7 + n
-			case i < 800 && n >= 10 && n < 12:
-				want = 10
+				if err := admin.Remove(t.Context(), Rule{Policy: "api", Key: fmt.Sprint("k", 40*i+10+w), Actor: "a", Reason: "r"}); err != nil {
+					t.Error(err)
+				}
 			}
-			if res := takes(t, l, fmt.Sprint("k", i)); res.Limit.Requests != want {
-				t.Errorf("k%d: %v, want %d", i, res.Limit, want)
-			}
+		})
+	}
+	g.Wait()
+	eventually(t, "the same version", func() bool { return reader.Stats().Version == admin.Stats().Version })
+	if s := reader.Stats(); s.Rules != 588 || s.Invalid != 0 {
+		t.Errorf("%+v", s)
+	}
+	for i := range 600 {
+		want := 5
+		switch n := i % 40; {
+		case i < 240 && n < 2:
+			want = 7 + n
+		case i < 240 && n >= 10 && n < 12:
+			want = 10
 		}
-	})
+		if res := takes(t, l, fmt.Sprint("k", i)); res.Limit.Requests != want {
+			t.Errorf("k%d: %v, want %d", i, res.Limit, want)
+		}
+	}
 }
 
 // elsewhere is a hook under which pages after the first come from another server, as after a failover.

@@ -26,6 +26,9 @@ func TestRows(t *testing.T) {
 		}
 		t.Run(r.name, func(t *testing.T) {
 			contenders, err := measure(t.Context(), s, r, pace{rounds: 1, warmUp: 5 * time.Millisecond, measure: 10 * time.Millisecond})
+			if err == nil && slices.ContainsFunc(contenders, func(c *contender) bool { return !c.valid() }) { // the machine may have stood still
+				contenders, err = measure(t.Context(), s, r, pace{rounds: 1, warmUp: 5 * time.Millisecond, measure: 200 * time.Millisecond})
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
