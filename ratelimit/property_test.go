@@ -21,7 +21,7 @@ var decisions = flag.Int("decisions", ordinaryDecisions(), "decisions of the pro
 // ordinaryDecisions are many more than any of the broken scripts below has lived through: 700.
 func ordinaryDecisions() int {
 	if redistest.RaceDetector {
-		return 40_000
+		return 25_000
 	}
 	return 120_000
 }

@@ -98,6 +98,9 @@ func (m *Manager) Finish(ctx context.Context) (out Outcome, err error) {
 		err = m.finish(ctx, st, d, turn)
 	}
 	if errors.Is(err, ErrEnded) {
+		if errors.Is(err, ErrMoved) { // what it has changed is lost, and must not look as if it stood
+			st.lost(m, d.epoch, "")
+		}
 		err = nil
 	}
 	if err == nil && d.login == nil {

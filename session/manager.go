@@ -38,8 +38,8 @@ var (
 	ErrEnded = errors.New("session: the session has ended")
 	// ErrMoved is returned when the session lives on where this request does not find it: mostly
 	// under an ID that another has given it, more than Rotation.Grace ago or by Confirm or a Login.
-	// The request's changes are not saved, but by a Login; what it has read stays. It wraps ErrEnded:
-	// for this request the session is over.
+	// The request's changes are not saved; what it has read stays, until Finish or a Login. It wraps
+	// ErrEnded: for this request the session is over.
 	ErrMoved = fmt.Errorf("%w for this request: it lives on under another ID", ErrEnded)
 	// ErrStaleLogin is returned by Login and BeginLogin when the user's sessions were ended
 	// since what they rest on was checked: since the request was loaded, or since BeginLogin.

@@ -28,7 +28,7 @@ var races = flag.Int("session.races", ordinaryRaces(), "races of logout, and par
 
 func ordinaryRaces() int {
 	if redistest.RaceDetector {
-		return 3000
+		return 2000
 	}
 	return 10_000
 }
