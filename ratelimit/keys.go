@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 	"github.com/gatehouse-go/gatehouse/internal/seal"
 )
 
@@ -97,17 +98,7 @@ func deleteAll(ctx context.Context, client redis.UniversalClient, prefix string)
 			}
 		}
 	}
-	var err error
-	switch c := client.(type) {
-	case *redis.Client:
-		err = on(ctx, c)
-	case *redis.ClusterClient:
-		err = c.ForEachMaster(ctx, on)
-	case *redis.Ring:
-		err = c.ForEachShard(ctx, on)
-	default:
-		err = fmt.Errorf("the masters of a %T are not known", client)
-	}
+	err := roundtrip.EachMaster(ctx, client, on)
 	if err != nil {
 		err = failure(ctx, err)
 	}

@@ -290,54 +290,62 @@ func TestRulesGoByTheClockOfRedis(t *testing.T) {
 	})
 }
 
-// fails is a hook under which scripts of a source fail, or hang.
-type fails struct {
-	redis.Hook
-	script string
-	on     atomic.Bool
-	hangs  chan struct{} // until it is closed; nil: they fail
+// around is a hook around each command that is not sent in a pipeline.
+type around func(ctx context.Context, cmd redis.Cmder, next func(context.Context, redis.Cmder) error) error
+
+func (h around) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error { return h(ctx, cmd, next) }
+}
+func (around) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (around) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
 }
 
-func (f *fails) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		if args := cmd.Args(); f.on.Load() && len(args) > 1 && args[1] == f.script {
-			if f.hangs != nil {
-				<-f.hangs
-			}
-			return errors.New("cut off")
-		}
-		return next(ctx, cmd)
+// loads reports whether a command reads rules, and where the page begins.
+func loads(cmd redis.Cmder) (cursor any, ok bool) {
+	args := cmd.Args()
+	if len(args) < 7 || args[1] != rulesLoad.SHA1() {
+		return nil, false
 	}
-}
-func (f *fails) DialHook(next redis.DialHook) redis.DialHook { return next }
-func (f *fails) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
+	return args[6], true
 }
 
 // Who sets a rule and hears nothing of it is not told that it holds here.
 func TestRulesThatAreSetAndNotLoaded(t *testing.T) {
 	client := redistest.Start(t).Client()
-	f := &fails{script: rulesLoad.SHA1()}
-	client.AddHook(f)
+	var cut atomic.Bool
+	client.AddHook(around(func(ctx context.Context, cmd redis.Cmder, next func(context.Context, redis.Cmder) error) error {
+		if _, ok := loads(cmd); ok && cut.Load() {
+			return errors.New("cut off")
+		}
+		return next(ctx, cmd)
+	}))
 	rules := newRules(t, client, RulesConfig{})
 	l := must(NewLocal("api", PerHour(10), Config{Rules: rules}))
 	rules.set(t, Rule{Policy: "api", Key: "other", Mode: Deny})
-	f.on.Store(true)
+	cut.Store(true)
 	err := rules.Set(t.Context(), Rule{Policy: "api", Key: "k", Mode: Deny, Actor: "a", Reason: "r"})
 	if !errors.Is(err, ErrUnavailable) || !takes(t, l, "k").Allowed {
 		t.Error(err)
 	}
-	f.on.Store(false)
+	cut.Store(false)
 	eventually(t, "it holds", func() bool { return !takes(t, l, "k").Allowed })
 }
 
-// Figures are told while Redis hangs.
+// Stats returns while Redis hangs.
 func TestRulesStatsWaitForNobody(t *testing.T) {
 	client := redistest.Start(t).Client()
-	f := &fails{script: rulesLoad.SHA1(), hangs: make(chan struct{})}
-	client.AddHook(f)
+	var hangs atomic.Bool
+	let := make(chan struct{})
+	client.AddHook(around(func(ctx context.Context, cmd redis.Cmder, next func(context.Context, redis.Cmder) error) error {
+		if _, ok := loads(cmd); ok && hangs.Load() {
+			<-let
+			return errors.New("cut off")
+		}
+		return next(ctx, cmd)
+	}))
 	rules := newRules(t, client, RulesConfig{Timeout: 20 * time.Second})
-	f.on.Store(true)
+	hangs.Store(true)
 	done := make(chan error, 1)
 	go func() { done <- rules.load(t.Context()) }()
 	eventually(t, "a load", func() bool {
@@ -354,7 +362,7 @@ func TestRulesStatsWaitForNobody(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("Stats waits")
 	}
-	close(f.hangs)
+	close(let)
 	<-done
 }
 
@@ -795,27 +803,6 @@ func TestRulesThatChangeWhileTheyAreRead(t *testing.T) {
 	}
 }
 
-// elsewhere is a hook under which pages after the first come from another server, as after a failover.
-type elsewhere struct {
-	redis.Hook
-	to    redis.UniversalClient
-	pages atomic.Int64 // left to be read there
-}
-
-func (e *elsewhere) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		args := cmd.Args()
-		if len(args) > 6 && args[1] == rulesLoad.SHA1() && args[6] != "0" && e.pages.Add(-1) >= 0 {
-			return e.to.Process(ctx, cmd)
-		}
-		return next(ctx, cmd)
-	}
-}
-func (e *elsewhere) DialHook(next redis.DialHook) redis.DialHook { return next }
-func (e *elsewhere) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
-}
-
 // Where a page begins only one server knows: a failover between two pages loses no rule.
 func TestRulesAreAllReadOverAFailover(t *testing.T) {
 	client, promoted := redistest.Start(t).Client(), redistest.Start(t).Client()
@@ -833,13 +820,18 @@ func TestRulesAreAllReadOverAFailover(t *testing.T) {
 	}
 	over := redis.NewClient(client.Options())
 	defer over.Close()
-	e := &elsewhere{to: promoted}
-	e.pages.Store(10)
-	over.AddHook(e)
+	var pages atomic.Int64 // after the first ones, to be read from the other server
+	pages.Store(10)
+	over.AddHook(around(func(ctx context.Context, cmd redis.Cmder, next func(context.Context, redis.Cmder) error) error {
+		if cursor, ok := loads(cmd); ok && cursor != "0" && pages.Add(-1) >= 0 {
+			return promoted.Process(ctx, cmd)
+		}
+		return next(ctx, cmd)
+	}))
 	reader := newRules(t, over, RulesConfig{})
 	l := must(NewLocal("api", PerHour(1000), Config{Rules: reader}))
 	eventually(t, "its rules", func() bool { return reader.Stats().Version == "first" })
-	if e.pages.Load() > 0 {
+	if pages.Load() > 0 {
 		t.Fatal("no page came from the other server")
 	}
 	for i := range 3000 {

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/check"
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
@@ -88,7 +89,7 @@ func (s *records) strangers(ctx context.Context) bool {
 		}
 		return nil
 	}
-	_ = eachServer(ctx, s.redis.Client(), look) // what cannot be asked is told of by others
+	_ = roundtrip.EachMaster(ctx, s.redis.Client(), look) // what cannot be asked is told of by others
 	return found.Load()
 }
 

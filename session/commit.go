@@ -98,9 +98,7 @@ func (m *Manager) Finish(ctx context.Context) (out Outcome, err error) {
 		err = m.finish(ctx, st, d, turn)
 	}
 	if errors.Is(err, ErrEnded) {
-		if errors.Is(err, ErrMoved) { // what it has changed is lost, and must not look as if it stood
-			st.lost(m, d.epoch, "")
-		}
+		st.abandon(m) // what it has changed is lost, and must not look as if it stood
 		err = nil
 	}
 	if err == nil && d.login == nil {
@@ -499,6 +497,16 @@ func (st *state) nowMoved() (first bool) {
 	defer st.mu.Unlock()
 	first, st.moved = !st.moved, true
 	return first
+}
+
+// abandon is lost, if the session is where this request does not find it.
+func (st *state) abandon(m *Manager) {
+	st.mu.Lock()
+	moved, epoch := st.moved, st.epoch
+	st.mu.Unlock()
+	if moved {
+		st.lost(m, epoch, "")
+	}
 }
 
 // lose is lost, with a line in the log if changes are.

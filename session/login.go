@@ -148,12 +148,7 @@ func (m *Manager) Confirm(ctx context.Context) (err error) {
 // enter makes the record of a Login or a BeginLogin, and has ctx hold it.
 func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*record, *pending, entry)) error {
 	if st := m.state(ctx); st != nil {
-		st.mu.Lock()
-		moved, epoch := st.moved, st.epoch
-		st.mu.Unlock()
-		if moved { // a login beside the session, and not over it
-			st.lost(m, epoch, "")
-		}
+		st.abandon(m) // a login stands beside the session, and not over it
 	}
 	if m.state(ctx) == nil {
 		return ErrNoSession

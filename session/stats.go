@@ -3,12 +3,12 @@ package session
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 	"github.com/gatehouse-go/gatehouse/internal/seal"
 )
 
@@ -111,23 +111,10 @@ func (s *records) secretUse(ctx context.Context, pages int) (SecretUse, error) {
 			}
 		}
 	}
-	if err := eachServer(ctx, s.redis.Client(), scan); err != nil {
+	if err := roundtrip.EachMaster(ctx, s.redis.Client(), scan); err != nil {
 		return SecretUse{}, unavailable(ctx, err)
 	}
 	return use, nil
-}
-
-// eachServer calls f for each server that a client writes to.
-func eachServer(ctx context.Context, client redis.UniversalClient, f func(context.Context, *redis.Client) error) error {
-	switch c := client.(type) {
-	case *redis.ClusterClient:
-		return c.ForEachMaster(ctx, f)
-	case *redis.Ring:
-		return c.ForEachShard(ctx, f)
-	case *redis.Client:
-		return f(ctx, c)
-	}
-	return fmt.Errorf("session: cannot list the servers of a %T", client)
 }
 
 // readHeads returns the first bytes of every record of some owners.

@@ -29,8 +29,8 @@ func bansRun() *Run {
 	return newRun(14*time.Second, three, &lane{Name: "Hammers", path: "/api/patience"}, &lane{Name: "Waits", path: "/api/patience"})
 }
 
-// hammer has two clients want more than they may. One tries again at once, the other waits for as
-// long as it is told to.
+// hammer has two clients want more than they may. One tries again at once, the other waits for
+// Retry-After.
 func (s *Server) hammer(run *Run) {
 	hammers, waits := run.lanes[0], run.lanes[1]
 	run.as(s.fleet.client("203.0.113"), hammers)

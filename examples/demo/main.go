@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -48,12 +47,13 @@ func run(ctx context.Context) error {
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 
-	first, err := net.Listen("tcp", cmp.Or(os.Getenv("ADDR"), "localhost:8080"))
+	addr := cmp.Or(os.Getenv("ADDR"), "localhost:8080")
+	first, err := net.Listen("tcp", addr)
 	if err != nil {
 		return fmt.Errorf("%w (ADDR is another address)", err)
 	}
 	defer first.Close()
-	host, _, err := net.SplitHostPort(cmp.Or(os.Getenv("ADDR"), "localhost:8080"))
+	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return err
 	}
@@ -84,28 +84,11 @@ func run(ctx context.Context) error {
 	fmt.Printf("Sessions and limits are kept in %s.\n", where)
 	ended := make(chan error, len(listeners))
 	for i, listener := range listeners {
-		go func() { ended <- serve(ctx, listener, fleet.servers[i]) }()
+		go func() { ended <- startup.ServeOn(ctx, listener, fleet.servers[i], 5*time.Second) }()
 		fmt.Printf("Server %s: http://localhost:%d/\n", fleet.servers[i].Name, fleet.servers[i].Port)
 	}
 	fmt.Println("Open one of them, or both (Ctrl-C ends it).")
 	return errors.Join(<-ended, <-ended)
-}
-
-// serve serves until ctx ends.
-func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
-	quiet := make(chan struct{})
-	context.AfterFunc(ctx, func() {
-		defer close(quiet)
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		_ = server.Shutdown(ctx)
-	})
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	<-quiet
-	return nil
 }
 
 // connect returns a client of the Redis at url, or of one inside the process.

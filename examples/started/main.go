@@ -85,7 +85,7 @@ func (u *users) byID(id string) user {
 }
 
 // byEmail returns the user with an address. Where there is none it returns one whose password
-// nobody knows: the check then takes as long, and tells nobody which addresses exist.
+// nobody knows: the check then takes as long, so that its time does not reveal which addresses exist.
 func (u *users) byEmail(email string) user {
 	u.mu.Lock()
 	defer u.mu.Unlock()

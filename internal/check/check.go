@@ -174,6 +174,7 @@ func server(ctx context.Context, c *redis.Client, loss Loss) (warnings []string,
 	return warnings, nil
 }
 
+// infoOf returns what INFO says, by name.
 func infoOf(ctx context.Context, c *redis.Client) (map[string]string, error) {
 	text, err := c.Info(ctx).Result()
 	info := map[string]string{}
@@ -222,15 +223,10 @@ func Describe(ctx context.Context, client redis.UniversalClient) ([]Server, erro
 	return list, err
 }
 
-// each calls f for each server that client writes to.
+// each is EachMaster, and nothing for a client whose masters are not known.
 func each(ctx context.Context, client redis.UniversalClient, f func(context.Context, *redis.Client) error) error {
-	switch c := client.(type) {
-	case *redis.Client:
-		return f(ctx, c)
-	case *redis.ClusterClient:
-		return c.ForEachMaster(ctx, f)
-	case *redis.Ring:
-		return c.ForEachShard(ctx, f)
+	if err := roundtrip.EachMaster(ctx, client, f); !errors.Is(err, roundtrip.ErrMasters) {
+		return err
 	}
 	return nil
 }

@@ -8,8 +8,8 @@
 -- ARGV[4]  about how many rules a page has
 --
 -- Reply: {now, version, where the next page begins, {fields and values...}, number of fields}, without
--- the last three if the version is the caller's. now is Redis's time in µs. Where there are no rules there is no hash,
--- and the version is "". After the last page "0" comes next.
+-- the last three if the version is the caller's. now is Redis's time in µs. Where there are no rules
+-- there is no hash, and the version is "". After the last page "0" comes next.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local version = redis.call('HGET', KEYS[1], '') or ''

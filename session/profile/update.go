@@ -40,7 +40,7 @@ func (c *Cache[T]) Update(ctx context.Context, id string, write func(context.Con
 	}
 	core := c.core
 	at, token, began := core.place(id), fresh(), time.Now()
-	told := context.WithoutCancel(ctx) // what is done is told, also after the caller has gone
+	told := context.WithoutCancel(ctx) // Redis learns of what is done also after the caller has gone
 	begun, err := core.redis.Run(ctx, beginScript, at.keys, token, fresh(), core.lease.Microseconds(), core.versionTTL().Milliseconds())
 	switch {
 	case err != nil:

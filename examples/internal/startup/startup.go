@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log"
+	"net"
 	"net/http"
 	"time"
 
@@ -59,7 +60,16 @@ func Check(checks ...Checker) {
 
 // Serve serves until ctx ends, and then for as long as grace what is under way.
 func Serve(ctx context.Context, addr string, handler http.Handler, grace time.Duration) error {
-	server := &http.Server{Addr: addr, Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	return ServeOn(ctx, listener, handler, grace)
+}
+
+// ServeOn is Serve on a listener.
+func ServeOn(ctx context.Context, listener net.Listener, handler http.Handler, grace time.Duration) error {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
 	quiet := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(quiet)
@@ -67,7 +77,7 @@ func Serve(ctx context.Context, addr string, handler http.Handler, grace time.Du
 		defer cancel()
 		_ = server.Shutdown(ctx)
 	})
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		stop()
 		return err
 	}

@@ -13,9 +13,9 @@ import (
 )
 
 // asideCache stands for rueidisaside, which cannot be downloaded as a module. It sends what that
-// sends, over the same client: reads go through the client's cache; whoever finds nothing sets a mark
-// of its own, loads, and exchanges the mark for the value; the others wait until Redis says that the
-// key has changed.
+// sends, over the same client: reads go through the client's cache; a caller that finds nothing sets a
+// mark of its own, loads, and exchanges the mark for the value; the others wait until Redis says that
+// the key has changed.
 type asideCache struct {
 	client rueidis.Client
 	mark   string
