@@ -459,6 +459,43 @@ func TestLogoutWithoutTheRecord(t *testing.T) {
 	})
 }
 
+// A logout with the cookie of a user's session ends the login of that user which took its place,
+// also when the session itself had ended before, and the login is another session.
+func TestLogoutWithTheCookieOfAnEndedSession(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, _ redistest.Backend, m *Manager) {
+		for name, end := range map[string]func(ctx context.Context) error{
+			"Logout":  m.Logout,
+			"another": func(ctx context.Context) error { return m.Login(ctx, "bob") },
+		} {
+			b := begin(t, m, "ann")
+			held, other := load(t, m, b.cookie), load(t, m, b.cookie)
+			before := m.Info(held).Handle
+			if err := end(other); err != nil {
+				t.Fatal(err)
+			}
+			finish(t, m, other)
+			if err := m.Login(held, "ann"); err != nil {
+				t.Fatal(err)
+			}
+			if m.Info(held).Handle == before {
+				t.Errorf("%s: the handle of what has ended", name)
+			}
+			out := finish(t, m, held)
+			if answering(t, m, out.Value) != 1 {
+				t.Fatalf("%s: there is no login", name)
+			}
+			l := load(t, m, b.cookie)
+			if err := m.Logout(l); err != nil {
+				t.Fatal(err)
+			}
+			finish(t, m, l)
+			if answering(t, m, out.Value) != 0 {
+				t.Errorf("%s: the login still answers", name)
+			}
+		}
+	})
+}
+
 // A logout with a visitor's cookie of before a login does not end the login: it may have been
 // planted.
 func TestLogoutWithTheVisitorsCookie(t *testing.T) {

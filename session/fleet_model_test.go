@@ -71,7 +71,8 @@ type fleetSession struct {
 	log      []*fleetRequest
 }
 
-// fleetKin are sessions of one handle, where a logout or login of one may end another.
+// fleetKin are sessions of one user that took each other's place, where a logout or login of one
+// may end another.
 type fleetKin struct{ ends []*fleetAct }
 
 // fleetAct is what a request may have done to a session.
@@ -601,10 +602,9 @@ func (m *fleetModel) settle(r *fleetRequest, a *fleetAnswer) {
 				r.mine, r.gones = nil, nil
 			}
 			if r.cur.user == l.user {
+				l.kin = r.cur.kin
 				switch {
-				case l.handle == r.cur.handle:
-					l.kin = r.cur.kin
-				case r.cur != r.x:
+				case l.handle == r.cur.handle, r.cur != r.x:
 				case r.x.why == "" && r.x.deadAt == never && !m.expiring(r.x, now) && !m.contested(r.x, r, r, 0, now):
 					m.fault(r, "a login of the same user has handle %s, not %s, which stands", l.handle, r.x.handle)
 				}

@@ -105,32 +105,33 @@ func TestLostRepliesLeaveThePoolFree(t *testing.T) {
 	}
 	var stop atomic.Bool
 	var good, bad atomic.Int64
-	var healed atomic.Bool
 	var wg sync.WaitGroup
 	for range 100 {
 		wg.Go(func() {
 			for !stop.Load() {
-				counts := healed.Load()
-				_, err := run(t.Context(), s, "k", "0")
-				switch {
-				case counts && err == nil:
+				if _, err := run(t.Context(), s, "k", "0"); err == nil {
 					good.Add(1)
-				case counts:
+				} else {
 					bad.Add(1)
 				}
 				time.Sleep(2 * time.Millisecond)
 			}
 		})
 	}
+	defer wg.Wait()
+	defer stop.Store(true)
 	proxy.LoseReply("evalsha")
 	time.Sleep(4 * time.Second)
 	proxy.Delay(0) // what hangs goes on hanging
-	time.Sleep(2 * time.Second)
-	healed.Store(true)
-	time.Sleep(time.Second)
-	stop.Store(true)
-	wg.Wait()
-	if good.Load() == 0 || bad.Load() > good.Load()/100 {
-		t.Errorf("afterwards %d calls are answered, %d are not", good.Load(), bad.Load())
+	// A busy machine may hold up some calls for the timeout once more; a full pool would for a minute.
+	for range 20 {
+		time.Sleep(2 * timeout)
+		good.Store(0)
+		bad.Store(0)
+		time.Sleep(time.Second)
+		if g, b := good.Load(), bad.Load(); g > 0 && b <= g/100 {
+			return
+		}
 	}
+	t.Errorf("of the last second %d calls are answered, %d are not", good.Load(), bad.Load())
 }
