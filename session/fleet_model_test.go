@@ -604,7 +604,7 @@ func (m *fleetModel) settle(r *fleetRequest, a *fleetAnswer) {
 			if r.cur.user == l.user {
 				l.kin = r.cur.kin
 				switch {
-				case l.handle == r.cur.handle, r.cur != r.x:
+				case l.handle == r.cur.handle, r.cur != r.x, r.has("logout"): // one that failed may have ended it
 				case r.x.why == "" && r.x.deadAt == never && !m.expiring(r.x, now) && !m.contested(r.x, r, r, 0, now):
 					m.fault(r, "a login of the same user has handle %s, not %s, which stands", l.handle, r.x.handle)
 				}
