@@ -232,7 +232,7 @@ func TestPatienceIsNotPunished(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%v, %d clients, %d servers, up to %v late", a, test.clients, test.servers, test.lag), func(t *testing.T) {
 				seed := rand.Uint64()
-				if testing.Short() {
+				if redistest.RaceDetector || testing.Short() {
 					test.d /= 10
 				}
 				g := guard(t, a, test.servers, client, PerSecond(2), Penalty{Strikes: 3})

@@ -56,6 +56,9 @@ var skipped = map[string]bool{"Pacific/Apia": true, "Pacific/Fakaofo": true}
 func TestPeriodsOfEveryZone(t *testing.T) {
 	total := 0
 	for _, name := range zones(t) {
+		if !redistest.Turn(4) {
+			continue
+		}
 		zone, err := time.LoadLocation(name)
 		if err != nil {
 			t.Fatal(err)

@@ -531,7 +531,7 @@ func TestWaitDecidesAsGoDoes(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		freezeMini(b)
 		rounds := 1000
-		if b.Name != "standalone" || testing.Short() {
+		if b.Name != "standalone" || redistest.RaceDetector || testing.Short() {
 			rounds = b.Rounds(100)
 		}
 		take, settle := engineScript(bucket), scripts.Get("limit/bucket_settle.lua")

@@ -115,6 +115,9 @@ func forCrashes(acts []act, f func(x act, c crash) bool) {
 	for _, x := range acts {
 		for _, start := range []string{"", "ann"} {
 			for i := range 8 {
+				if !redistest.Turn(2) {
+					continue
+				}
 				c := crash{start: start, meanwhile: i&1 > 0, lost: i&2 > 0, forGood: i&4 > 0}
 				for c.k = 1; f(x, c); c.k++ {
 				}

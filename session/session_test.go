@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"testing"
@@ -120,10 +119,6 @@ func idOf(t testing.TB, m *Manager, cookie string) id {
 // each runs a test on every kind of Redis, plain and sealed.
 func each(t *testing.T, cfg Config, f func(t *testing.T, b redistest.Backend, m *Manager)) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
-		// Under the race detector miniredis takes longer than all the others: it has its turn.
-		if redistest.RaceDetector && b.Mini != nil && os.Getenv("GATEHOUSE_TEST_REDIS") != "off" && rand.IntN(3) > 0 {
-			t.Skip("another time")
-		}
 		for _, secrets := range [][][]byte{nil, {secret}} {
 			if b.Mini != nil && secrets == nil && os.Getenv("GATEHOUSE_TEST_REDIS") != "off" {
 				continue // as sealed

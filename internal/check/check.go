@@ -131,16 +131,20 @@ func Servers(ctx context.Context, client redis.UniversalClient, loss Loss) (warn
 		}
 		return nil
 	}
-	if c, ok := client.(*redis.ClusterClient); ok {
-		if o := c.Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
-			warnings = append(warnings, "the client reads from replicas, which may be behind")
-		}
+	if ReadsReplicas(client) {
+		warnings = append(warnings, "the client reads from replicas, which may be behind")
 	}
 	if err := each(ctx, client, look); err != nil {
 		errs = append(errs, fmt.Errorf("check: %w", err))
 	}
 	slices.Sort(warnings)
 	return slices.Compact(warnings), errors.Join(errs...)
+}
+
+// ReadsReplicas reports whether commands of client that only read may be answered by replicas.
+func ReadsReplicas(client redis.UniversalClient) bool {
+	c, ok := client.(*redis.ClusterClient)
+	return ok && (c.Options().ReadOnly || c.Options().RouteByLatency || c.Options().RouteRandomly)
 }
 
 func server(ctx context.Context, c *redis.Client, loss Loss) (warnings []string, err error) {

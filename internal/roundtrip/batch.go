@@ -50,13 +50,17 @@ type ask struct {
 
 // sent is a command of a batch: that of a call, or one that decides asks.
 type sent struct {
+	first  command // of a call, whose other command comes next and ends it
 	call   *call
 	script *script
 	asks   []ask
 }
 
 func (s sent) cmd() command {
-	if s.call != nil {
+	switch {
+	case s.first != nil:
+		return s.first
+	case s.call != nil:
 		return s.call.cmd
 	}
 	return s.script
@@ -99,6 +103,9 @@ func (b *batch) clear() {
 // could decide about, which is done if join says so.
 func (b *batch) pack(join bool) (joinable bool) {
 	for _, c := range b.calls {
+		if c.first != nil {
+			b.sent = append(b.sent, sent{first: c.first})
+		}
 		if c.cmd != nil {
 			b.sent = append(b.sent, sent{call: c})
 		} else {

@@ -58,6 +58,23 @@ type hget struct {
 func (c *hget) bind(by *redis.Client)               { c.by = by }
 func (c *hget) bound() (*redis.Client, redis.Cmder) { return c.by, &c.StringCmd }
 
+type hmget struct {
+	redis.SliceCmd
+	by *redis.Client
+}
+
+func newHMGet(ctx context.Context, f Fields) *hmget {
+	args := make([]any, 0, 2+len(f.Names))
+	args = append(args, "hmget", f.Key)
+	for _, name := range f.Names {
+		args = append(args, name)
+	}
+	return &hmget{SliceCmd: *redis.NewSliceCmd(ctx, args...)}
+}
+
+func (c *hmget) bind(by *redis.Client)               { c.by = by }
+func (c *hmget) bound() (*redis.Client, redis.Cmder) { return c.by, &c.SliceCmd }
+
 // divert is a hook that has bound commands processed by the client that they are
 // bound to. That one, made by WithTimeout, has none of the hooks of its origin:
 // going through the origin, the command meets those that were there before this

@@ -45,6 +45,7 @@ func newNode(s *shared, addr string, server *redis.Client) *node {
 type call struct {
 	of       *shared
 	ctx      context.Context
+	first    command // sent in one go with cmd, if it is not nil
 	cmd      command // nil: question
 	question Question
 	answer   Answer // of question
@@ -82,7 +83,7 @@ func (c *call) release() {
 	if c.state.Load() == callAbandoned {
 		return
 	}
-	c.ctx, c.cmd, c.question, c.answer, c.err, c.next = nil, nil, Question{}, Answer{}, nil, nil
+	c.ctx, c.first, c.cmd, c.question, c.answer, c.err, c.next = nil, nil, nil, Question{}, Answer{}, nil, nil
 	c.state.Store(callQueued)
 	c.of.calls.Put(c)
 }
@@ -158,7 +159,14 @@ func (s *Sender) alone(n *node, c *call) error {
 // process sends cmd, which is that of c, and returns its error.
 func (s *Sender) process(ctx context.Context, n *node, c *call, cmd command) error {
 	cmd.bind(s.bounded)
-	_ = s.client.Process(ctx, cmd)
+	if c.first == nil {
+		_ = s.client.Process(ctx, cmd)
+	} else {
+		c.first.bind(s.bounded)
+		pipe := s.client.Pipeline()
+		_ = pipe.BatchProcess(ctx, c.first, cmd)
+		_, _ = pipe.Exec(ctx)
+	}
 	err := cmd.Err()
 	n.learn(err, c.before)
 	if err == context.DeadlineExceeded && n.poolIsHeld() {

@@ -2,7 +2,7 @@
 // every call by a deadline, sends calls that happen at the same time together, stops asking a
 // server that does not answer, and never sends a command twice that may have run.
 //
-// The path of a call: Sender.Run, Ask or HGet makes it; Sender.do has its caller send it, or
+// The path of a call: Sender.Run, Ask, HGet or HMGetTwo makes it; Sender.do has its caller send it, or
 // queues it (node.go) for a lane, which sends pipelines (lanes.go); a batch makes one script of
 // many questions (batch.go). The circuit of the node learns from each outcome (circuit.go).
 //
@@ -110,4 +110,27 @@ func (s *Sender) HGet(ctx context.Context, key, field string) ([]byte, error) {
 		return nil, err
 	}
 	return cmd.Bytes()
+}
+
+// Fields names fields of the hash at Key.
+type Fields struct {
+	Key   string
+	Names []string
+}
+
+// HMGetTwo returns fields of two hashes, whose keys are of one slot; nil for those that are not
+// there, else strings. It is one round trip, but not one moment, and neither is read before the
+// other.
+func (s *Sender) HMGetTwo(ctx context.Context, a, b Fields) (ofA, ofB []any, err error) {
+	first, second := newHMGet(ctx, a), newHMGet(ctx, b)
+	c := s.newCall(ctx)
+	defer c.release()
+	c.first, c.cmd = first, second
+	if err := s.do(c, b.Key); err != nil {
+		return nil, nil, err
+	}
+	if err := first.Err(); err != nil {
+		return nil, nil, unquoted(err)
+	}
+	return first.Val(), second.Val(), nil
 }

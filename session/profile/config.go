@@ -9,6 +9,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/internal/check"
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 	"github.com/gatehouse-go/gatehouse/internal/seal"
 )
@@ -129,7 +130,7 @@ func (cfg Config) check(client redis.UniversalClient, name string, load bool) (*
 	}
 	redis := roundtrip.New(client, cfg.Timeout, cfg.Logger)
 	return &core{
-		name: name, cfg: cfg, redis: redis, near: redis.Cached(),
+		name: name, cfg: cfg, redis: redis, near: redis.Cached(), masters: !check.ReadsReplicas(client),
 		prefix: cfg.Prefix + "profile:" + name + ":", ids: seal.NewDigest(cfg.KeySecret, "profile ID"), ring: ring,
 		lease: cfg.LoadTimeout + 2*cfg.Timeout,
 		turns: make(map[string]*turn), away: make(map[string]*turn), slots: make(chan struct{}, max(0, cfg.MaxLoads)),

@@ -101,15 +101,13 @@ func (c *core) get(ctx context.Context, id string, accept func([]byte) error) (h
 	if id == "" {
 		return hit, ErrNoID
 	}
-	at := c.place(id)
-	if now := time.Now().UnixMicro(); c.near && at.slot.Load() < now && c.allChanged.Load() < now {
-		if text, err := c.nearby(ctx, at); err == nil && accept(text) == nil {
-			return hit, nil
-		} else if err == ErrNotFound {
-			return hit, err
-		}
+	at, began := c.place(id), c.redis.Now()
+	if text, err := c.read(ctx, at, began); err == nil && accept(text) == nil {
+		return hit, nil
+	} else if err == ErrNotFound {
+		return hit, err
 	}
-	patience := time.NewTimer(c.lease)
+	patience := time.NewTimer(c.lease - c.redis.Since(began))
 	defer patience.Stop()
 	var mine *turn // this Get waits for all of this process
 	defer func() {
@@ -240,7 +238,9 @@ func (c *core) look(ctx context.Context, at place, unreadable string) (seen, err
 	what, _ := list[1].(string)
 	value, _ := list[2].(string)
 	left, _ := list[3].(int64)
-	c.ahead.Store(now - time.Now().UnixMicro())
+	here := c.redis.Now().UnixMicro()
+	c.ahead.Store(now - here)
+	c.asked.Store(here)
 	return seen{what, []byte(value), time.Duration(left) * time.Microsecond, token}, nil
 }
 
@@ -252,26 +252,57 @@ func (c *core) afterLoss(err error, undo func()) {
 	}
 }
 
-// nearby reads through the client's cache. A value that is near its end, as far as can be told from
-// here, is left to the script: it knows the time and refreshes.
-func (c *core) nearby(ctx context.Context, at place) ([]byte, error) {
-	version, err := c.redis.HGet(ctx, at.keys[1], "v")
-	if err != nil {
-		return nil, err
-	}
-	raw, err := c.redis.HGet(ctx, at.keys[0], c.form)
-	if err != nil {
-		return nil, err
-	}
-	if len(raw) < headLen || string(raw[:16]) != string(version) {
+// read returns what is cached without asking the script, whose work is most of what a hit costs. It
+// fails for all that is not plainly good, for errors of Redis, too: they are left to the script,
+// which knows the time and what is to be done.
+//
+// A version is never used twice, and a value of one is only written while that is the version. So
+// there was a moment during the call in which both were there, whichever was read first.
+func (c *core) read(ctx context.Context, at place, now time.Time) ([]byte, error) {
+	here := now.UnixMicro()
+	if age := here - c.asked.Load(); !c.masters || age < 0 || age > askAgain.Microseconds() {
 		return nil, errUnreadable
 	}
-	due, err := strconv.ParseInt(string(raw[32:headLen]), 10, 64)
-	if err != nil || due <= time.Now().UnixMicro()+c.ahead.Load() {
+	read := c.reads
+	if c.near && at.slot.Load() < here && c.allChanged.Load() < here {
+		read = c.nearby
+	}
+	version, value, err := read(ctx, at)
+	if err != nil || len(value) < headLen || string(value[:16]) != version {
 		return nil, errUnreadable
 	}
-	return c.unpack(at, raw)
+	due, err := strconv.ParseInt(string(value[32:headLen]), 10, 64)
+	if now := here + c.ahead.Load(); err != nil || due <= now || due-now > c.versionTTL().Microseconds() { // longer if the clock was set back
+		return nil, errUnreadable
+	}
+	return c.unpack(at, value)
 }
+
+// nearby reads the version and the value of a place through the client's cache.
+func (c *core) nearby(ctx context.Context, at place) (version string, value []byte, err error) {
+	v, err := c.redis.HGet(ctx, at.keys[1], "v")
+	if err != nil {
+		return "", nil, err
+	}
+	value, err = c.redis.HGet(ctx, at.keys[0], c.form)
+	return string(v), value, err
+}
+
+// reads reads them from Redis.
+func (c *core) reads(ctx context.Context, at place) (version string, value []byte, err error) {
+	ofPartition, ofID, err := c.redis.HMGetTwo(ctx, roundtrip.Fields{Key: at.keys[1], Names: theVersion}, roundtrip.Fields{Key: at.keys[0], Names: c.fields})
+	if err != nil || len(ofPartition) != 1 || len(ofID) != 2 || ofID[1] != nil { // an update is under way, or died
+		return "", nil, errUnreadable
+	}
+	version, _ = ofPartition[0].(string)
+	text, _ := ofID[0].(string)
+	return version, []byte(text), nil
+}
+
+var theVersion = []string{"v"}
+
+// askAgain is how old may be what is known of Redis's clock.
+const askAgain = time.Minute
 
 // loadFor loads a value and keeps it under a lease. t, if there is one, ends with that; without one
 // it is a refresh.

@@ -145,7 +145,7 @@ func TestNothingIsSharedAndNotRemembered(t *testing.T) {
 		db.mu.Lock()
 		delete(db.rows, "ann")
 		db.mu.Unlock()
-		b.Advance(t, 60*time.Second)
+		advance(t, b, 60*time.Second, c)
 		_, _ = c.Get(t.Context(), "ann") // begins the refresh
 		eventually(t, "it is gone", func() bool { _, err := c.Get(t.Context(), "ann"); return err == ErrNotFound })
 	})
@@ -258,7 +258,7 @@ func TestTimesThatAreOver(t *testing.T) {
 		b.Client.Del(t.Context(), at.keys[0])
 		wants(t, c, "ann", "old")
 		db.set("ann", "new")
-		b.Advance(t, -time.Hour)
+		advance(t, b, -time.Hour, c)
 		wants(t, c, "ann", "new")
 	})
 }

@@ -67,17 +67,20 @@ type Cache[T any] struct{ core *core }
 
 // core is a Cache without its type.
 type core struct {
-	name   string
-	cfg    Config
-	redis  *roundtrip.Sender
-	near   bool   // the client caches reads in process
-	prefix string // of keys
-	form   string // the field of values, by the fingerprint of their type
-	ids    *seal.Digest
-	ring   *seal.Ring
-	lease  time.Duration
-	load   func(context.Context, string) ([]byte, error)
-	ahead  atomic.Int64 // by how many µs Redis's clock is ahead of this process's, about
+	name    string
+	cfg     Config
+	redis   *roundtrip.Sender
+	near    bool     // the client caches reads in process
+	prefix  string   // of keys
+	form    string   // the field of values, by the fingerprint of their type
+	fields  []string // form, and the updates under way
+	masters bool     // the client reads from masters only
+	ids     *seal.Digest
+	ring    *seal.Ring
+	lease   time.Duration
+	load    func(context.Context, string) ([]byte, error)
+	ahead   atomic.Int64 // by how many µs Redis's clock is ahead of this process's, about
+	asked   atomic.Int64 // when that was learned, µs
 
 	// What this process has changed it reads from Redis for a while, not from its near cache. Places
 	// share a slot of changed; in it is when that ends, in µs. allChanged is that of all places.
@@ -102,6 +105,7 @@ func New[T any](client redis.UniversalClient, name string, load func(ctx context
 		return nil, err
 	}
 	c.form = formOf[T]()
+	c.fields = []string{c.form, "u"}
 	c.load = func(ctx context.Context, id string) ([]byte, error) {
 		v, err := load(ctx, id)
 		if err != nil {

@@ -77,6 +77,15 @@ func (d *database) update(c *Cache[user], id, name string) error {
 	return err
 }
 
+// advance moves Redis's time, and has caches learn of it.
+func advance(t *testing.T, b redistest.Backend, d time.Duration, caches ...*Cache[user]) {
+	t.Helper()
+	b.Advance(t, d)
+	for _, c := range caches {
+		c.core.asked.Store(0)
+	}
+}
+
 func newCache[T any](t testing.TB, client redis.UniversalClient, load func(context.Context, string) (T, error), cfg Config) *Cache[T] {
 	t.Helper()
 	if cfg.Timeout == 0 {
@@ -169,12 +178,12 @@ func TestRefreshAheadOfTheEnd(t *testing.T) {
 		b.Advance(t, 0)
 		wants(t, fleet[0], "ann", "old")
 		db.set("ann", "new")
-		b.Advance(t, 35*time.Second)
+		advance(t, b, 35*time.Second, fleet...)
 		wants(t, fleet[0], "ann", "old")
 		if n := db.loads.Load(); n != 1 {
 			t.Fatalf("%d loads before a refresh is due", n)
 		}
-		b.Advance(t, 20*time.Second) // 55 of 90 to 100
+		advance(t, b, 20*time.Second, fleet...) // 55 of 90 to 100
 		var wg sync.WaitGroup
 		for i := range 200 {
 			wg.Go(func() {
@@ -191,7 +200,7 @@ func TestRefreshAheadOfTheEnd(t *testing.T) {
 		// A refresh that fails leaves the value, and is not repeated for the time of a lease.
 		bad := errors.New("away")
 		db.fail.Store(&bad)
-		b.Advance(t, 55*time.Second)
+		advance(t, b, 55*time.Second, fleet...)
 		for range 50 {
 			wants(t, fleet[1], "ann", "new")
 		}
