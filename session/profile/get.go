@@ -301,7 +301,8 @@ func (c *core) reads(ctx context.Context, at place) (version string, value []byt
 
 var theVersion = []string{"v"}
 
-// askAgain is how old may be what is known of Redis's clock.
+// askAgain is how old may be what is known of Redis's clock. For so long a clock that is set goes
+// unnoticed: values end all the same, since Redis removes them.
 const askAgain = time.Minute
 
 // loadFor loads a value and keeps it under a lease. t, if there is one, ends with that; without one

@@ -61,7 +61,7 @@ var (
 // so that it may be ahead of the others.
 //
 // In a Redis Cluster values are spread over 64 partitions, each in one slot together with its own
-// version, since a value and its version must be read by one script. So ForgetAll sends 64 commands,
+// version, since one script changes a value by its version. So ForgetAll sends 64 commands,
 // however many values there are.
 type Cache[T any] struct{ core *core }
 

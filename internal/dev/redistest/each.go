@@ -55,7 +55,9 @@ func Each(t *testing.T, f func(t *testing.T, b Backend)) {
 
 // Turn reports whether one of many cases that a test goes through has its turn: under the race
 // detector, which makes each of them several times slower, one of n by chance; without it, each.
-func Turn(n int) bool { return !RaceDetector || rand.IntN(n) == 0 }
+func Turn(n int) bool { return !RaceDetector || noTurns || rand.IntN(n) == 0 }
+
+var noTurns bool // for tests
 
 // Rounds returns how many of n rounds to play: all of them, but on miniredis under the race
 // detector, where a script takes ten times as long as on a server, a quarter. Without servers
