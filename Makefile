@@ -13,7 +13,8 @@ export GORACE ?= atexit_sleep_ms=50
 # The tests that are parallel mostly wait. Go would run as many at a time as there are CPUs.
 PARALLEL ?= 4
 
-# Tests the module $$1, and notes in the file $$failed if that fails. What is in internal/dev serves
+# Tests the module $$1, and notes in the file $$failed if that fails; $$2 is a flag, or the package
+# to begin with, which takes the longest. What is in internal/dev serves
 # the others' tests: the race detector has nothing to find there.
 TEST = test_module() { \
 	race=$(RACE); case "$$1" in ./internal/dev/*) race= ;; esac; \
@@ -36,7 +37,7 @@ test: redis postgres prometheus chromium ## Run all tests on a real Redis; GATEH
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@$(TEST); dir=$$(mktemp -d) && failed=$$dir/failed && trap 'rm -rf "$$dir"' EXIT && trap 'kill 0' INT TERM && touch "$$failed" || exit 1; \
 	for m in $(filter-out .,$(MODULES)); do test_module $$m -p=1; done > "$$dir/others" 2>&1 & \
-	test_module .; wait; cat "$$dir/others"; \
+	test_module . ./session; wait; cat "$$dir/others"; \
 	[ ! -s "$$failed" ] || { echo "FAILED:" $$(cat "$$failed") >&2; exit 1; }
 
 .PHONY: lint
