@@ -57,7 +57,7 @@ func Each(t *testing.T, f func(t *testing.T, b Backend)) {
 // detector, which makes each of them several times slower, one of n by chance; without it, each.
 func Turn(n int) bool { return !RaceDetector || noTurns || rand.IntN(n) == 0 }
 
-var noTurns bool // for tests
+var noTurns bool // in the tests of this package
 
 // Rounds returns how many of n rounds to play: all of them, but on miniredis under the race
 // detector, where a script takes ten times as long as on a server, a quarter. Without servers

@@ -103,7 +103,6 @@ func TestStrictChild(t *testing.T) {
 	if os.Getenv("REDISTEST_CHILD_STRICT") == "" {
 		return
 	}
-	noTurns = true
 	ctx := context.Background()
 	t.Run("each", func(t *testing.T) {
 		for name, leave := range map[string]func(b Backend){

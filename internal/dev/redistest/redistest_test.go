@@ -15,6 +15,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+func init() { noTurns = true }
+
 func TestMain(m *testing.M) {
 	if patterns := os.Getenv("REDISTEST_CHILD_STRICT"); patterns != "" {
 		MainStrict(m, patterns)
