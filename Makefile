@@ -13,13 +13,12 @@ export GORACE ?= atexit_sleep_ms=50
 # The tests that are parallel mostly wait. Go would run as many at a time as there are CPUs.
 PARALLEL ?= 4
 
-# Tests the module $$1, and notes in the file $$failed if that fails; $$2 is a flag, or the package
-# to begin with, which takes the longest. What is in internal/dev serves
-# the others' tests: the race detector has nothing to find there.
+# Tests the module $$1; $$2 is a flag, or the package to begin with, which takes the longest. The
+# race detector has nothing to find in the benchmark, and in what drives a browser.
 TEST = test_module() { \
-	race=$(RACE); case "$$1" in ./internal/dev/*) race= ;; esac; \
+	race=$(RACE); case "$$1" in */bench | */browsertest) race= ;; esac; \
 	echo "== test $$1"; \
-	(cd "$$1" && go test $$race -shuffle=on -parallel $(PARALLEL) -timeout 15m $$2 ./...) || echo "$$1" >> "$$failed"; \
+	(cd "$$1" && go test $$race -shuffle=on -parallel $(PARALLEL) -timeout 15m $$2 ./...) || { echo "FAILED: $$1"; return 1; }; \
 }
 
 .DEFAULT_GOAL := help
@@ -35,10 +34,9 @@ run: ## Start the demo (ADDR, default localhost:8080; REDIS_URL, default an embe
 .PHONY: test
 test: redis postgres prometheus chromium ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off: on miniredis alone
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
-	@$(TEST); dir=$$(mktemp -d) && failed=$$dir/failed && trap 'rm -rf "$$dir"' EXIT && trap 'kill 0' INT TERM && touch "$$failed" || exit 1; \
-	for m in $(filter-out .,$(MODULES)); do test_module $$m -p=1; done > "$$dir/others" 2>&1 & \
-	test_module . ./session; wait; cat "$$dir/others"; \
-	[ ! -s "$$failed" ] || { echo "FAILED:" $$(cat "$$failed") >&2; exit 1; }
+	@$(TEST); out=$$(mktemp) && trap 'rm -f "$$out"' EXIT && trap 'trap "" INT TERM; kill 0; exit 130' INT TERM || exit 1; \
+	(rc=0; for m in $(filter-out .,$(MODULES)); do test_module $$m -p=1 || rc=1; done; exit $$rc) > "$$out" 2>&1 & others=$$!; \
+	rc=0; test_module . ./session || rc=1; wait $$others || rc=1; cat "$$out"; exit $$rc
 
 .PHONY: lint
 lint: ## Check formatting, go vet, staticcheck, and that go.mod and go.sum are tidy

@@ -189,7 +189,11 @@ func (r *fleetRequest) phase(i int) time.Duration {
 }
 
 func (r *fleetRequest) has(do string) bool {
-	return slices.ContainsFunc(r.acts, func(a fleetDo) bool { return a.Do == do })
+	return tried(r.acts, do)
+}
+
+func tried(acts []fleetDo, do string) bool {
+	return slices.ContainsFunc(acts, func(a fleetDo) bool { return a.Do == do })
 }
 
 // begin notes a request that is about to be sent.
@@ -604,7 +608,7 @@ func (m *fleetModel) settle(r *fleetRequest, a *fleetAnswer) {
 			if r.cur.user == l.user {
 				l.kin = r.cur.kin
 				switch {
-				case l.handle == r.cur.handle, r.cur != r.x, r.has("logout"): // one that failed may have ended it
+				case l.handle == r.cur.handle, r.cur != r.x, tried(r.acts[:r.at], "logout"): // one that failed may have ended it
 				case r.x.why == "" && r.x.deadAt == never && !m.expiring(r.x, now) && !m.contested(r.x, r, r, 0, now):
 					m.fault(r, "a login of the same user has handle %s, not %s, which stands", l.handle, r.x.handle)
 				}

@@ -131,7 +131,7 @@ func Servers(ctx context.Context, client redis.UniversalClient, loss Loss) (warn
 		}
 		return nil
 	}
-	if ReadsReplicas(client) {
+	if _, cluster := client.(*redis.ClusterClient); cluster && !ReadsMasters(client) {
 		warnings = append(warnings, "the client reads from replicas, which may be behind")
 	}
 	if err := each(ctx, client, look); err != nil {
@@ -141,10 +141,17 @@ func Servers(ctx context.Context, client redis.UniversalClient, loss Loss) (warn
 	return slices.Compact(warnings), errors.Join(errs...)
 }
 
-// ReadsReplicas reports whether commands of client that only read may be answered by replicas.
-func ReadsReplicas(client redis.UniversalClient) bool {
-	c, ok := client.(*redis.ClusterClient)
-	return ok && (c.Options().ReadOnly || c.Options().RouteByLatency || c.Options().RouteRandomly)
+// ReadsMasters reports whether masters answer the commands of client that only read. Of a client of
+// another type that is not known.
+func ReadsMasters(client redis.UniversalClient) bool {
+	switch c := client.(type) {
+	case *redis.Client, *redis.Ring:
+		return true
+	case *redis.ClusterClient:
+		o := c.Options()
+		return !o.ReadOnly && !o.RouteByLatency && !o.RouteRandomly
+	}
+	return false
 }
 
 func server(ctx context.Context, c *redis.Client, loss Loss) (warnings []string, err error) {

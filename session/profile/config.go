@@ -130,7 +130,7 @@ func (cfg Config) check(client redis.UniversalClient, name string, load bool) (*
 	}
 	redis := roundtrip.New(client, cfg.Timeout, cfg.Logger)
 	return &core{
-		name: name, cfg: cfg, redis: redis, near: redis.Cached(), masters: !check.ReadsReplicas(client),
+		name: name, cfg: cfg, redis: redis, near: redis.Cached(), masters: check.ReadsMasters(client),
 		prefix: cfg.Prefix + "profile:" + name + ":", ids: seal.NewDigest(cfg.KeySecret, "profile ID"), ring: ring,
 		lease: cfg.LoadTimeout + 2*cfg.Timeout,
 		turns: make(map[string]*turn), away: make(map[string]*turn), slots: make(chan struct{}, max(0, cfg.MaxLoads)),

@@ -362,7 +362,7 @@ func TestNearCaches(t *testing.T) {
 	for range 20 { // warm
 		wants(t, there, "ann", "0")
 	}
-	count := func() int { return proxy.Forwarded("evalsha") + proxy.Forwarded("hget") }
+	count := func() int { return proxy.Forwarded("evalsha") + proxy.Forwarded("hget") + proxy.Forwarded("hmget") }
 	before := count()
 	for range 1000 {
 		wants(t, there, "ann", "0")

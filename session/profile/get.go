@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
@@ -102,13 +104,21 @@ func (c *core) get(ctx context.Context, id string, accept func([]byte) error) (h
 		return hit, ErrNoID
 	}
 	at, began := c.place(id), c.redis.Now()
-	if text, err := c.read(ctx, at, began); err == nil && accept(text) == nil {
+	text, err := c.read(ctx, at, began)
+	switch {
+	case err == nil && accept(text) == nil:
 		return hit, nil
-	} else if err == ErrNotFound {
+	case err == ErrNotFound:
 		return hit, err
 	}
 	patience := time.NewTimer(c.lease - c.redis.Since(began))
 	defer patience.Stop()
+	if ctx.Err() != nil {
+		return hit, ctx.Err()
+	}
+	if err != nil && err != errUnreadable && !answered(err) {
+		return c.without(ctx, id, at, accept, patience.C, err)
+	}
 	var mine *turn // this Get waits for all of this process
 	defer func() {
 		if mine != nil {
@@ -223,6 +233,7 @@ type seen struct {
 
 func (c *core) look(ctx context.Context, at place, unreadable string) (seen, error) {
 	token := fresh()
+	here := c.redis.Now().UnixMicro()
 	raw, err := c.redis.Run(ctx, getScript, at.keys, c.form, token, fresh(), c.lease.Microseconds(), unreadable, c.versionTTL().Milliseconds())
 	if err != nil {
 		c.afterLoss(err, func() {
@@ -238,8 +249,7 @@ func (c *core) look(ctx context.Context, at place, unreadable string) (seen, err
 	what, _ := list[1].(string)
 	value, _ := list[2].(string)
 	left, _ := list[3].(int64)
-	here := c.redis.Now().UnixMicro()
-	c.ahead.Store(now - here)
+	c.ahead.Store(now - here) // or less: what is due is rather found too early, by the script then
 	c.asked.Store(here)
 	return seen{what, []byte(value), time.Duration(left) * time.Microsecond, token}, nil
 }
@@ -252,9 +262,15 @@ func (c *core) afterLoss(err error, undo func()) {
 	}
 }
 
+// answered reports whether an error is Redis's own.
+func answered(err error) bool {
+	var answer redis.Error
+	return errors.As(err, &answer)
+}
+
 // read returns what is cached without asking the script, whose work is most of what a hit costs. It
-// fails for all that is not plainly good, for errors of Redis, too: they are left to the script,
-// which knows the time and what is to be done.
+// fails with errUnreadable, or an error of Redis, for all that is not plainly good: that is left to the
+// script, which knows the time and what is to be done.
 //
 // A version is never used twice, and a value of one is only written while that is the version. So
 // there was a moment during the call in which both were there, whichever was read first.
@@ -268,11 +284,19 @@ func (c *core) read(ctx context.Context, at place, now time.Time) ([]byte, error
 		read = c.nearby
 	}
 	version, value, err := read(ctx, at)
-	if err != nil || len(value) < headLen || string(value[:16]) != version {
+	if err != nil {
+		return nil, err
+	}
+	if len(value) < headLen || string(value[:16]) != version {
+		return nil, errUnreadable
+	}
+	clock := here + c.ahead.Load()
+	end, err := strconv.ParseInt(string(value[16:32]), 10, 64)
+	if err != nil || end-clock > c.versionTTL().Microseconds() { // from before the clock was set back
 		return nil, errUnreadable
 	}
 	due, err := strconv.ParseInt(string(value[32:headLen]), 10, 64)
-	if now := here + c.ahead.Load(); err != nil || due <= now || due-now > c.versionTTL().Microseconds() { // longer if the clock was set back
+	if err != nil || min(due, end) <= clock {
 		return nil, errUnreadable
 	}
 	return c.unpack(at, value)
@@ -291,7 +315,10 @@ func (c *core) nearby(ctx context.Context, at place) (version string, value []by
 // reads reads them from Redis.
 func (c *core) reads(ctx context.Context, at place) (version string, value []byte, err error) {
 	ofPartition, ofID, err := c.redis.HMGetTwo(ctx, roundtrip.Fields{Key: at.keys[1], Names: theVersion}, roundtrip.Fields{Key: at.keys[0], Names: c.fields})
-	if err != nil || len(ofPartition) != 1 || len(ofID) != 2 || ofID[1] != nil { // an update is under way, or died
+	switch {
+	case err != nil:
+		return "", nil, err
+	case len(ofPartition) != 1 || len(ofID) != 2 || ofID[1] != nil: // an update is under way, or died
 		return "", nil, errUnreadable
 	}
 	version, _ = ofPartition[0].(string)
@@ -301,8 +328,8 @@ func (c *core) reads(ctx context.Context, at place) (version string, value []byt
 
 var theVersion = []string{"v"}
 
-// askAgain is how old may be what is known of Redis's clock. For so long a clock that is set goes
-// unnoticed: values end all the same, since Redis removes them.
+// askAgain is how old may be what is known of Redis's clock. For so long it may go unnoticed that a
+// clock was set, and a value may be used past its end; most end all the same, as Redis removes them.
 const askAgain = time.Minute
 
 // loadFor loads a value and keeps it under a lease. t, if there is one, ends with that; without one

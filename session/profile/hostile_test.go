@@ -73,7 +73,7 @@ func TestALostReplyHoldsUpNobody(t *testing.T) {
 			_ = far.Forget(t.Context(), "warm") // connected, and its scripts are known
 			_, _ = far.Get(t.Context(), "warm")
 			_, _ = far.Update(t.Context(), "warm", func(context.Context) (user, error) { return user{}, nil })
-			p.LoseReply()
+			p.LoseReply("evalsha", "eval")
 			if err := lose(t.Context(), far); !errors.Is(err, ErrUnavailable) {
 				t.Fatal(err)
 			}
@@ -213,6 +213,7 @@ func TestARefreshThatCannotBeLeased(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := c.Stats()
+		c.core.asked.Store(0) // it is told that the refresh is due
 		wants(t, c, "ann", "old")
 		if s := c.Stats(); s.Hits != before.Hits+1 || s.Direct != before.Direct {
 			t.Errorf("%v: %+v", set, s)
