@@ -13,7 +13,7 @@ export GORACE ?= atexit_sleep_ms=50
 # The tests that are parallel mostly wait. Go would run as many at a time as there are CPUs.
 PARALLEL ?= 4
 
-# Tests the module $$1; $$2 is a flag, or the package to begin with, which takes the longest. The
+# Tests the module $$1; $$2 is the package to begin with, which takes the longest. The
 # race detector has nothing to find in the benchmark, and in what drives a browser.
 TEST = test_module() { \
 	race=$(RACE); case "$$1" in */bench | */browsertest) race= ;; esac; \
@@ -35,8 +35,9 @@ run: ## Start the demo (ADDR, default localhost:8080; REDIS_URL, default an embe
 test: redis postgres prometheus chromium ## Run all tests on a real Redis; GATEHOUSE_TEST_REDIS=off: on miniredis alone
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@$(TEST); out=$$(mktemp) && trap 'rm -f "$$out"' EXIT && trap 'trap "" INT TERM; kill 0; exit 130' INT TERM || exit 1; \
-	(rc=0; for m in $(filter-out .,$(MODULES)); do test_module $$m -p=1 || rc=1; done; exit $$rc) > "$$out" 2>&1 & others=$$!; \
-	rc=0; test_module . ./session || rc=1; wait $$others || rc=1; cat "$$out"; exit $$rc
+	rc=0; test_module . ./session || rc=1; \
+	(rc=0; for m in $(filter-out . ./examples,$(MODULES)); do test_module $$m || rc=1; done; exit $$rc) > "$$out" 2>&1 & others=$$!; \
+	test_module ./examples || rc=1; wait $$others || rc=1; cat "$$out"; exit $$rc
 
 .PHONY: lint
 lint: ## Check formatting, go vet, staticcheck, and that go.mod and go.sum are tidy

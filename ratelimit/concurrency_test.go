@@ -192,17 +192,17 @@ func TestLeasesOverAHiccup(t *testing.T) {
 		name   string
 		freeze time.Duration
 		lost   bool
-	}{{"shorter than a lease", 350 * time.Millisecond, false}, {"longer than a lease", 3 * time.Second, true}} {
+	}{{"shorter than a lease", 800 * time.Millisecond, false}, {"longer than a lease", 6 * time.Second, true}} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			server := redistest.Start(t)
-			cfg := Config{Timeout: 100 * time.Millisecond, Lease: 2 * time.Second}
+			cfg := Config{Timeout: 250 * time.Millisecond, Lease: 4 * time.Second}
 			here := must(NewConcurrency(server.Client(func(o *redis.Options) { o.MaxRetries = -1 }), "jobs", 1, cfg))
 			lease, res, err := here.Acquire(ctx, "k")
 			if err != nil || !res.Allowed {
 				t.Fatal(res, err)
 			}
-			time.Sleep(500 * time.Millisecond) // the freeze begins before the first renewal
+			time.Sleep(time.Second) // the freeze begins before the first renewal
 			server.Pause()
 			if _, _, err := here.Acquire(ctx, "k"); err == nil { // opens the breaker
 				t.Error("a frozen server has answered")
@@ -238,7 +238,7 @@ func TestLeasesOverAHiccup(t *testing.T) {
 
 // While Redis is not asked, since calls got lost, leases are renewed all the same.
 func TestLeasesWhileRedisIsNotAsked(t *testing.T) {
-	const length = 600 * time.Millisecond
+	const length = 2 * time.Second
 	server := redistest.Shared(t)
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1})
@@ -330,7 +330,7 @@ func TestALostLeaseStaysLost(t *testing.T) {
 // another connection, also if Timeout is longer than the lease.
 func TestALeaseOutlivesOneHungConnection(t *testing.T) {
 	t.Parallel() // with others that wait
-	const length = 600 * time.Millisecond
+	const length = 2 * time.Second
 	server := redistest.Shared(t)
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1})

@@ -115,6 +115,10 @@ func accessToken(ctx context.Context, sessions *session.Manager, renew func(ctx 
 		case err != nil:
 			return "", err
 		}
+		if t := access.Get(ctx, sessions); mine && time.Until(t.Expires) > time.Minute { // another one has renewed it meanwhile
+			refresh.Put(ctx, sessions, old)
+			return t.Access, sessions.Commit(ctx)
+		}
 		if mine {
 			t, next, err := renew(ctx, old)
 			if err != nil {

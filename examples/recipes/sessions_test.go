@@ -150,6 +150,13 @@ func TestAccessToken(t *testing.T) {
 		token, err := accessToken(r.Context(), m, renew)
 		fmt.Fprint(w, token, err)
 	})
+	came, gate := make(chan bool), make(chan bool)
+	mux.HandleFunc("/late", func(w http.ResponseWriter, r *http.Request) { // its session was loaded before
+		close(came)
+		<-gate
+		token, err := accessToken(r.Context(), m, renew)
+		fmt.Fprint(w, token, err)
+	})
 	j := newJar(middleware.Sessions{Manager: m}.Handler(mux))
 	j.send("GET", "/begin", nil)
 	for _, want := range []string{"a1<nil>", "a2<nil>"} {
@@ -171,6 +178,18 @@ func TestAccessToken(t *testing.T) {
 	fail.Store(false)
 	if got := text(j.send("GET", "/", nil)); got != "a3<nil>" {
 		t.Errorf("after an outage: %q", got)
+	}
+
+	j.send("GET", "/expire", nil)
+	late := make(chan string)
+	go func() { late <- text((&jar{j.h, j.cookies, j.host}).send("GET", "/late", nil)) }()
+	<-came
+	if got := text(j.send("GET", "/", nil)); got != "a4<nil>" {
+		t.Errorf("%q", got)
+	}
+	close(gate)
+	if got := <-late; got != "a4<nil>" {
+		t.Errorf("who was loaded before the renewal: %q", got)
 	}
 }
 

@@ -232,7 +232,7 @@ func TestShutdown(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- run(ctx) }()
-	for range 100 {
+	for range 600 { // the machine may be busy
 		if res, err := http.Get("http://" + addr + "/login"); err == nil {
 			res.Body.Close()
 			break
