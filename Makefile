@@ -14,7 +14,7 @@ export GORACE ?= atexit_sleep_ms=50
 PARALLEL ?= 4
 
 # Tests the module $$1; $$2 is the package to begin with, which takes the longest. The
-# race detector has nothing to find in the benchmark, and in what drives a browser.
+# race detector is left out for the benchmark, which is slow enough, and for what drives a browser.
 TEST = test_module() { \
 	race=$(RACE); case "$$1" in */bench | */browsertest) race= ;; esac; \
 	echo "== test $$1"; \

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log"
 	"net/http"
 	"os"
@@ -60,11 +61,14 @@ func newHandler(client redis.UniversalClient) (http.Handler, error) {
 
 	login := func(c *gin.Context) {
 		// Check the password here.
-		if err := sessions.Login(c.Request.Context(), c.PostForm("user")); err != nil {
+		switch err := sessions.Login(c.Request.Context(), c.PostForm("user")); {
+		case errors.Is(err, session.ErrNoUser):
 			c.String(http.StatusBadRequest, "user is missing\n")
-			return
+		case err != nil:
+			c.String(http.StatusServiceUnavailable, "please try again\n")
+		default:
+			c.String(http.StatusOK, "welcome\n")
 		}
-		c.String(http.StatusOK, "welcome\n")
 	}
 	hello := func(c *gin.Context) {
 		c.String(http.StatusOK, "hello, %s\n", sessions.UserID(c.Request.Context()))

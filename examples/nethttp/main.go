@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net/http"
@@ -59,11 +60,14 @@ func newHandler(client redis.UniversalClient) (http.Handler, error) {
 
 	login := func(w http.ResponseWriter, r *http.Request) {
 		// Check the password here.
-		if err := sessions.Login(r.Context(), r.FormValue("user")); err != nil {
+		switch err := sessions.Login(r.Context(), r.FormValue("user")); {
+		case errors.Is(err, session.ErrNoUser):
 			http.Error(w, "user is missing", http.StatusBadRequest)
-			return
+		case err != nil:
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		default:
+			fmt.Fprintln(w, "welcome")
 		}
-		fmt.Fprintln(w, "welcome")
 	}
 	hello := func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "hello, %s\n", sessions.UserID(r.Context()))

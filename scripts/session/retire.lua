@@ -2,7 +2,8 @@
 --
 -- Completes a change of ID without grace within one owner: the record that a login has
 -- made beside the old one gets its own life, and the old ID is ended, with what replaced
--- it meanwhile: of two logins at once from one ID, one stays.
+-- it meanwhile: of two logins at once from one ID, one stays. If the session at the old ID had
+-- ended, its tombstone names the new one from then on: a logout with the old cookie ends that.
 --
 -- KEYS[1]  the owner's hash
 -- KEYS[2]  the stream of its partition's events, if they are wanted

@@ -279,7 +279,7 @@ func (c *core) read(ctx context.Context, at place, now time.Time) ([]byte, error
 	if age := here - c.asked.Load(); !c.masters || age < 0 || age > askAgain.Microseconds() {
 		return nil, errUnreadable
 	}
-	read := c.reads
+	read := c.fromRedis
 	if c.near && at.slot.Load() < here && c.allChanged.Load() < here {
 		read = c.nearby
 	}
@@ -312,8 +312,8 @@ func (c *core) nearby(ctx context.Context, at place) (version string, value []by
 	return string(v), value, err
 }
 
-// reads reads them from Redis.
-func (c *core) reads(ctx context.Context, at place) (version string, value []byte, err error) {
+// fromRedis reads them from Redis itself, in one round trip.
+func (c *core) fromRedis(ctx context.Context, at place) (version string, value []byte, err error) {
 	ofPartition, ofID, err := c.redis.HMGetTwo(ctx, roundtrip.Fields{Key: at.keys[1], Names: theVersion}, roundtrip.Fields{Key: at.keys[0], Names: c.fields})
 	switch {
 	case err != nil:
