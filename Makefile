@@ -13,8 +13,8 @@ export GORACE ?= atexit_sleep_ms=50
 # The tests that are parallel mostly wait. Go would run as many at a time as there are CPUs.
 PARALLEL ?= 4
 
-# Tests the module $$1; $$2 is the package to begin with, which takes the longest. The
-# race detector is left out for the benchmark, which is slow enough, and for what drives a browser.
+# Tests the module $$1; $$2 is the package to begin with, which takes the longest. The race detector
+# is left out for the benchmark, which is slow enough, and for what drives a browser.
 TEST = test_module() { \
 	race=$(RACE); case "$$1" in */bench | */browsertest) race= ;; esac; \
 	echo "== test $$1"; \

@@ -89,7 +89,7 @@ func (s *records) strangers(ctx context.Context) bool {
 		}
 		return nil
 	}
-	_ = roundtrip.EachMaster(ctx, s.redis.Client(), look) // what cannot be asked is told of by others
+	_ = roundtrip.EachMaster(ctx, s.redis.Client(), look) // the other checks report a server that cannot be asked
 	return found.Load()
 }
 

@@ -147,12 +147,11 @@ func (m *Manager) Confirm(ctx context.Context) (err error) {
 
 // enter makes the record of a Login or a BeginLogin, and has ctx hold it.
 func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*record, *pending, entry)) error {
-	if st := m.state(ctx); st != nil {
-		st.abandon(m) // a login stands beside the session, and not over it
-	}
-	if m.state(ctx) == nil {
+	st := m.state(ctx)
+	if st == nil {
 		return ErrNoSession
 	}
+	st.abandon(m) // a login stands beside the session, and not over it
 	if err := checkUserID(userID); err != nil {
 		return err
 	}

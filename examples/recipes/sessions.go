@@ -115,11 +115,11 @@ func accessToken(ctx context.Context, sessions *session.Manager, renew func(ctx 
 		case err != nil:
 			return "", err
 		}
-		if t := access.Get(ctx, sessions); mine && time.Until(t.Expires) > time.Minute { // another one has renewed it meanwhile
-			refresh.Put(ctx, sessions, old)
-			return t.Access, sessions.Commit(ctx)
-		}
 		if mine {
+			if t := access.Get(ctx, sessions); time.Until(t.Expires) > time.Minute { // another request has renewed it
+				refresh.Put(ctx, sessions, old)
+				return t.Access, sessions.Commit(ctx)
+			}
 			t, next, err := renew(ctx, old)
 			if err != nil {
 				refresh.Put(ctx, sessions, old) // for another try

@@ -13,8 +13,8 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
-// scriptsRun returns how many scripts a server has run.
-func scriptsRun(t *testing.T, server *redistest.Server) (n int) {
+// scriptsRun returns how many scripts a server has run, and how long they took.
+func scriptsRun(t *testing.T, server *redistest.Server) (n int, took time.Duration) {
 	t.Helper()
 	stats, err := server.Client().Info(t.Context(), "commandstats").Result()
 	if err != nil {
@@ -22,13 +22,14 @@ func scriptsRun(t *testing.T, server *redistest.Server) (n int) {
 	}
 	for line := range strings.Lines(stats) {
 		for _, command := range []string{"evalsha", "eval"} {
-			var calls int
-			if _, err := fmt.Sscanf(line, "cmdstat_"+command+":calls=%d", &calls); err == nil {
+			var calls, usec int
+			if _, err := fmt.Sscanf(line, "cmdstat_"+command+":calls=%d,usec=%d", &calls, &usec); err == nil {
 				n += calls
+				took += time.Duration(usec) * time.Microsecond
 			}
 		}
 	}
-	return n
+	return n, took
 }
 
 // A hit runs no script, with one caller and with many, but for one a minute, which says what time it
@@ -41,9 +42,10 @@ func TestAHitRunsNoScript(t *testing.T) {
 	c := newCache(t, client, db.load, Config{})
 	wants(t, c, "ann", "ann")
 	ran := func(hits int, parallel bool) int {
-		before := scriptsRun(t, server)
+		before, _ := scriptsRun(t, server)
 		inParallel(t, hits, parallel, func() { wants(t, c, "ann", "ann") })
-		return scriptsRun(t, server) - before
+		after, _ := scriptsRun(t, server)
+		return after - before
 	}
 	for _, parallel := range []bool{false, true} {
 		if n := ran(200, parallel); n != 0 {

@@ -24,8 +24,8 @@ type Backend struct {
 
 // Each runs f as a subtest on miniredis, on the shared standalone server and on the shared
 // cluster; under the race detector on miniredis in one run of three, as its scripts take longer than
-// those of both others. Each flushes them before and after f, and undoes [Backend.Advance], so neither its
-// callers nor its subtests may be parallel to others that use the shared servers. Under
+// those of both others. Each flushes them before and after f, and undoes [Backend.Advance], so
+// neither its callers nor its subtests may be parallel to others that use the shared servers. Under
 // [MainStrict] a subtest fails that leaves keys which are unlisted or have no TTL.
 func Each(t *testing.T, f func(t *testing.T, b Backend)) {
 	t.Helper()
