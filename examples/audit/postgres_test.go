@@ -100,14 +100,20 @@ func startPostgres(t *testing.T, options ...string) *postgres {
 			t.Logf("PostgreSQL's log:\n%s", text[max(0, len(text)-3000):])
 		}
 	})
+	p.open().Close()
+	return p
+}
+
+// open waits for a server that starts: what it answers meanwhile depends on how far it is.
+func (p *postgres) open() *DB {
+	p.t.Helper()
 	for until := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		db, err := Open(t.Context(), p.url)
+		db, err := Open(p.t.Context(), p.url)
 		if err == nil {
-			db.Close()
-			return p
+			return db
 		}
 		if time.Now().After(until) {
-			t.Fatal(err)
+			p.t.Fatal(err)
 		}
 	}
 }

@@ -186,17 +186,7 @@ func TestAuditSurvives(t *testing.T) {
 	all.Wait()
 
 	told := toldBy(t, client, m)
-	db, err := Open(t.Context(), cfg.Database)
-	for range 100 {
-		if err == nil || !strings.Contains(err.Error(), "starting up") {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-		db, err = Open(t.Context(), cfg.Database)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	db := database.open()
 	defer db.Close()
 	newDevices, seen := map[string]bool{}, map[string]time.Time{}
 	labels, ids := map[string]bool{}, map[string]bool{}
