@@ -261,10 +261,9 @@ func TestCheckFindsReplicaReadsAndAnOldRedis(t *testing.T) {
 	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
 	for name, set := range map[string]func(*redis.ClusterOptions){
-		"ReadOnly":       func(o *redis.ClusterOptions) { o.ReadOnly = true },
-		"RouteByLatency": func(o *redis.ClusterOptions) { o.RouteByLatency = true },
-		"RouteRandomly":  func(o *redis.ClusterOptions) { o.RouteRandomly = true },
-		"masters":        func(*redis.ClusterOptions) {},
+		"ReadOnly":      func(o *redis.ClusterOptions) { o.ReadOnly = true },
+		"RouteRandomly": func(o *redis.ClusterOptions) { o.RouteRandomly = true },
+		"masters":       func(*redis.ClusterOptions) {},
 	} {
 		m := managerOver(t, cluster.Client(set), Config{Timeout: 10 * time.Second})
 		warnings, err := m.Check(t.Context())

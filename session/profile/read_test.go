@@ -115,9 +115,8 @@ func TestWhatIsNotPlainlyGoodIsLoaded(t *testing.T) {
 func TestNoPlainReadsFromReplicas(t *testing.T) {
 	cluster := redistest.SharedCluster(t)
 	for name, set := range map[string]func(*redis.ClusterOptions){
-		"ReadOnly":       func(o *redis.ClusterOptions) { o.ReadOnly = true },
-		"RouteByLatency": func(o *redis.ClusterOptions) { o.RouteByLatency = true },
-		"RouteRandomly":  func(o *redis.ClusterOptions) { o.RouteRandomly = true },
+		"ReadOnly":      func(o *redis.ClusterOptions) { o.ReadOnly = true },
+		"RouteRandomly": func(o *redis.ClusterOptions) { o.RouteRandomly = true },
 	} {
 		var db database
 		db.set(name, "old")

@@ -3,6 +3,7 @@
 package servicetest
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
@@ -78,7 +79,7 @@ func (c *Client) Do(want int, method, path, form string) (body string, header ht
 		case status != http.StatusServiceUnavailable || tries == 5:
 			c.t.Fatalf("%s %s: status %d, want %d; body %q", method, path, status, want, body)
 		}
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(1100 * time.Millisecond) // after a second Redis is asked again
 	}
 }
 
@@ -133,6 +134,22 @@ func (c *Client) Cookies() map[string]string {
 	return m
 }
 
+// connect has a client connect to all servers, which on a busy machine takes longer than a service
+// waits for an answer.
+func connect(t *testing.T, client redis.UniversalClient) {
+	t.Helper()
+	ping := func(ctx context.Context, c *redis.Client) error { return c.Ping(ctx).Err() }
+	var err error
+	if cluster, ok := client.(*redis.ClusterClient); ok {
+		err = cluster.ForEachMaster(t.Context(), ping)
+	} else {
+		err = client.Ping(t.Context()).Err()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Run checks one of the small services on every kind of Redis.
 func Run(t *testing.T, newHandler func(redis.UniversalClient) (http.Handler, error)) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
@@ -140,6 +157,7 @@ func Run(t *testing.T, newHandler func(redis.UniversalClient) (http.Handler, err
 		if err != nil {
 			t.Fatal(err)
 		}
+		connect(t, b.Client)
 		ann := NewClient(t, handler)
 
 		ann.Do(http.StatusUnauthorized, "POST", "/orders", "")
