@@ -139,13 +139,13 @@ type inProcess struct {
 	template *http.Request
 	request  http.Request
 	response response
-	own      http.Header // of a caller that sends the cookie it was given last, else nil
+	own      []http.Header // of a caller that sends the cookies it was given last, else nil
+	turn     int           // of own
 	end      context.CancelFunc
 }
 
-// newInProcess returns the n-th caller of a load, whose requests have the headers of their subject.
-// With follow its subject is always the n-th, whose cookie it keeps up to date as a browser does.
-func newInProcess(handler http.Handler, headers []http.Header, n int, follow bool) *inProcess {
+// newInProcess returns a caller whose requests have the headers of their subject.
+func newInProcess(handler http.Handler, headers []http.Header) *inProcess {
 	// Like that of a server's request the context can be cancelled: code that waits for it has
 	// to pay for that.
 	ctx, cancel := context.WithCancel(context.Background())
@@ -155,10 +155,15 @@ func newInProcess(handler http.Handler, headers []http.Header, n int, follow boo
 		response: response{header: make(http.Header)},
 		end:      cancel,
 	}
-	if follow {
-		c.own = headers[n%len(headers)].Clone()
-	}
 	return c
+}
+
+// follow has a caller visit subjects of its own in turn, and keep their cookies up to date as a
+// browser does: the n-th of so many callers.
+func (c *inProcess) follow(n, callers int) {
+	for i := n; i < len(c.headers); i += callers {
+		c.own = append(c.own, c.headers[i].Clone())
+	}
 }
 
 func (c *inProcess) call(i int) (int, error) {
@@ -166,13 +171,14 @@ func (c *inProcess) call(i int) (int, error) {
 	c.request = *c.template
 	c.request.Header = c.headers[i]
 	if c.own != nil {
-		c.request.Header = c.own
+		c.request.Header = c.own[c.turn]
+		c.turn = (c.turn + 1) % len(c.own)
 	}
 	c.response.reset()
 	c.handler.ServeHTTP(&c.response, &c.request)
 	if c.own != nil {
 		if cookie := cookieOf(c.response.header); cookie != "" {
-			c.own["Cookie"] = []string{cookie}
+			c.request.Header["Cookie"] = []string{cookie}
 		}
 	}
 	return c.response.status, nil

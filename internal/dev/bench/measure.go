@@ -88,7 +88,10 @@ func (e *env) redigo() *redigo.Pool {
 func (e *env) callers(h http.Handler, headers []http.Header, follow bool) []caller {
 	callers := make([]caller, e.inFlight)
 	for n := range callers {
-		c := newInProcess(h, headers, n, follow)
+		c := newInProcess(h, headers)
+		if follow {
+			c.follow(n, e.inFlight)
+		}
 		e.onClose(c.end)
 		callers[n] = c
 	}
@@ -101,7 +104,7 @@ func (e *env) each(h http.Handler, headers []http.Header, see func(i int, r *res
 	var wg sync.WaitGroup
 	for n := range e.inFlight {
 		wg.Go(func() {
-			c := newInProcess(h, headers, n, false)
+			c := newInProcess(h, headers)
 			defer c.end()
 			for i := n; i < len(headers) && errs[n] == nil; i += e.inFlight {
 				if _, errs[n] = c.call(i); errs[n] == nil {

@@ -291,8 +291,8 @@ func (e *env) loggedIn(kit sessionKit) ([]http.Header, error) {
 	return headers, err
 }
 
-// sessionWork returns the entrants of a row about sessions. With follow each caller has a session
-// of its own and sends the cookie that it was given last.
+// sessionWork returns the entrants of a row about sessions. With follow each caller has sessions
+// of its own and sends the cookies that it was given last.
 func sessionWork(idle time.Duration, work func(sessionKit) http.HandlerFunc, follow bool, libraries ...sessionLibrary) []entrant {
 	var entrants []entrant
 	for _, lib := range libraries {
