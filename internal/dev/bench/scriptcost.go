@@ -27,12 +27,12 @@ type scriptWork struct {
 // scriptWorks returns the scripts that a request can cost, each as a request would call it.
 func scriptWorks() []scriptWork {
 	const limit, window = "100", "1000000" // a second, in µs
-	const lifetime, idle = 24 * 3_600_000_000, 3_600_000_000
+	const lifetime, idle, step = 24 * 3_600_000_000, 3_600_000_000, 180_000_000
 	field, revision := "field of 16 byte", "revision"
 	head := "\x01\x01" + "\x00\x00\x00\x00" + revision + "handle of"
 	boxes := strings.Repeat("b", 330)
 	now := time.Now().UnixMicro()
-	record := head + micros7(now) + micros7(now+lifetime) + micros7(now) + micros7(now+idle) + "\x00" + boxes
+	record := head + micros7(now) + micros7(now+lifetime) + micros7(now) + micros7(now+idle) + "\x1c" + "\x00" + boxes
 	put := func(ctx context.Context, c redis.Cmdable, key string) error {
 		if err := c.HSet(ctx, key, field, record).Err(); err != nil {
 			return err
@@ -49,8 +49,8 @@ func scriptWorks() []scriptWork {
 		{name: "fixed window", source: scripts.Get("limit/fixed.lua").Source(), args: []any{limit, 999}},
 		{name: "token bucket", source: scripts.Get("limit/bucket.lua").Source(), args: []any{limit, 11_002, window}},
 		{name: "quota", source: scripts.Get("limit/quota.lua").Source(), args: []any{limit, periods}},
-		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, lifetime, idle, ""}, before: put},
-		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "", "", "", lifetime, idle, ""}, before: put},
+		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, lifetime, idle, "", step, idle}, before: put},
+		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "\x01", "", "", lifetime, idle, "", step, idle}, before: put},
 	}
 }
 

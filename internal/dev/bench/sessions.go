@@ -308,8 +308,9 @@ func sessionWork(idle time.Duration, work func(sessionKit) http.HandlerFunc, fol
 				}
 				h := kit.wrap(work(kit))
 				if lib.cached {
-					// The first read of each session belongs to the set-up, not to the turn.
-					if err := e.spend(h, headers, 1); err != nil {
+					// The first two reads of each session belong to the set-up: one past the cache, as the
+					// session was just written, and one that fills it.
+					if err := e.spend(h, headers, 2); err != nil {
 						return nil, err
 					}
 				}
