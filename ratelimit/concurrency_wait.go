@@ -11,7 +11,8 @@ import (
 // one process get theirs in the order in which they asked, and at once when a lease of this
 // process is released. For the places of other processes the first in line asks again every 10 to
 // 50 ms; between processes, and between Wait and Acquire, there is no order. ctx bounds the waiting
-// alone: the Lease is renewed until Release.
+// alone: the Lease is renewed until Release. Under a [Rule] that denies it waits, too, for the rule
+// to be lifted.
 //
 // Its errors are those of Acquire, and that of ctx if it ends before there is a place: then none
 // is held.
