@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gatehouse-go/gatehouse/internal/untold"
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
 
@@ -16,6 +17,9 @@ import (
 // Once a request has waited for maxWait, nothing has come back meanwhile, and no handler is under
 // way here, what is spent are failures: until a permit is due, others of its key are refused at
 // once. So a success that takes longer on another server may come too late for those who wait.
+//
+// A denial is told to the limiter, whose Penalty counts those who come back too early, only when
+// the client is told of it, and for how long.
 type waiting struct {
 	mu     sync.Mutex
 	queues map[counted]*queue
@@ -49,27 +53,40 @@ const (
 	maxWaiting = 1024 // queues; then those that are final are forgotten, and somebody waits again
 )
 
-// wait has the denial d become what it is in the end.
-func (w *waiting) wait(l *RateLimit, d *Decision) {
-	if d.Result.RetryAfter < 0 { // no permit will do
-		return
+// take is RateLimit.take of a request that may wait.
+func (w *waiting) take(l *RateLimit, d *Decision) {
+	ctx := d.Request.Context()
+	l.take(untold.Context(ctx), d)
+	if d.waits() && w.wait(l, d) {
+		l.take(ctx, d)
 	}
+}
+
+// waits reports whether d is a denial that ends when others succeed.
+func (d *Decision) waits() bool {
+	return d.Status == http.StatusTooManyRequests && d.Result.RetryAfter != ratelimit.Never &&
+		d.Result.Source != ratelimit.FromRule && !d.Result.Banned
+}
+
+// wait has the denial d become what it is in the end. It reports whether that is final: what is
+// spent are failures.
+func (w *waiting) wait(l *RateLimit, d *Decision) (final bool) {
 	of := d.counted()
 	q, full := w.enter(of, d.Cost)
 	switch {
 	case full:
 		d.Result.RetryAfter = min(d.Result.RetryAfter, maxWait)
-		return
+		return false
 	case q == nil:
-		return
+		return true
 	}
-	defer w.leave(q, of, d)
-	ctx := d.Request.Context()
+	defer func() { final = w.leave(q, of, d) }()
+	ctx := untold.Context(d.Request.Context())
 	until := time.Now().Add(maxWait)
 	pause := firstAsk
 	ask := time.NewTimer(pause)
 	defer ask.Stop()
-	for d.Status == http.StatusTooManyRequests && time.Now().Before(until) {
+	for d.waits() && time.Now().Before(until) {
 		select {
 		case <-ctx.Done():
 			d.Err = ctx.Err()
@@ -79,7 +96,7 @@ func (w *waiting) wait(l *RateLimit, d *Decision) {
 		case <-ask.C:
 			pause = min(2*pause, 8*firstAsk)
 			ask.Reset(min(pause/2+rand.N(pause), time.Until(until)))
-			// To ask costs nothing, and is not held against the client.
+			// To ask costs nothing.
 			if res, err := d.limiter.Take(ctx, d.Key, 0); err == nil && !res.Allowed {
 				if d.Cost == 1 {
 					d.Result = res // of now
@@ -87,8 +104,9 @@ func (w *waiting) wait(l *RateLimit, d *Decision) {
 				continue
 			}
 		}
-		l.take(d)
+		l.take(ctx, d)
 	}
+	return false
 }
 
 // of returns a queue. It is called with mu held.
@@ -158,22 +176,25 @@ func (w *waiting) enter(of counted, cost int) (q *queue, full bool) {
 	return q, false
 }
 
-// leave ends a wait, whose outcome is d. It is told when to come back: soon, if permits do.
-func (w *waiting) leave(q *queue, of counted, d *Decision) {
+// leave ends a wait, whose outcome is d, and reports whether that is final. If it is not, the client
+// is told to come back soon, as permits may.
+func (w *waiting) leave(q *queue, of counted, d *Decision) (final bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	q.n--
 	w.n--
 	now := time.Now()
 	switch {
-	case d.Status != http.StatusTooManyRequests:
+	case d.Status == 0:
 		q.moved = now
+	case !d.waits(): // its client has hung up, or a rule denies
 	case q.under > 0 || now.Sub(q.moved) < maxWait:
 		d.Result.RetryAfter = min(d.Result.RetryAfter, maxWait)
 	default:
-		q.final, q.cost = now.Add(d.Result.RetryAfter), d.Cost
+		q.final, q.cost, final = now.Add(d.Result.RetryAfter), d.Cost, true
 	}
 	w.forget(of, q)
+	return final
 }
 
 // free says that permits came back.

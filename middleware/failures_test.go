@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
@@ -292,4 +293,274 @@ func TestALoginByAccountAndAddress(t *testing.T) {
 	if a, b := left(); a != 0 || b != 3 {
 		t.Errorf("%d and %d left, want 0 and 3", a, b)
 	}
+}
+
+// begins mounts limit over a handler that tells of its beginning and then waits. right ends it.
+func begins(limit middleware.RateLimit) (h http.Handler, began chan bool, right chan bool) {
+	began, right = make(chan bool), make(chan bool)
+	return limit.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began <- true
+		if <-right {
+			middleware.Succeeded(r)
+		}
+	})), began, right
+}
+
+func retryAfter(res *http.Response) int {
+	s, err := strconv.Atoi(res.Header.Get("Retry-After"))
+	if err != nil {
+		return -1
+	}
+	return s
+}
+
+// Who waits does so for two seconds, and those who come after it not at all.
+func TestAWaitTakesTwoSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLogins(1, 0, func(int) middleware.RateLimit {
+			return middleware.RateLimit{Limiter: local("l", 5), Key: everybody, FailuresOnly: true}
+		})
+		for range 5 {
+			l.try(0, "wrong")
+		}
+		for _, want := range []time.Duration{2 * time.Second, 0} {
+			began := time.Now()
+			res := l.try(0, "wrong")
+			if after := time.Since(began); after != want || res.StatusCode != 429 || retryAfter(res) < 50 {
+				t.Errorf("%s after %v, Retry-After %d", res.Status, after, retryAfter(res))
+			}
+		}
+	})
+}
+
+// Once somebody gets in again, denials are not final any more.
+func TestAResetLetsOthersWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limiter := local("l", 1)
+		h, began, right := begins(middleware.RateLimit{Limiter: limiter, Key: everybody, FailuresOnly: true})
+		go answer(h, request(""))
+		<-began
+		right <- false
+		if res := answer(h, request("")); res.StatusCode != 429 || retryAfter(res) < 50 {
+			t.Fatalf("%s, Retry-After %d", res.Status, retryAfter(res))
+		}
+		if err := limiter.Reset(t.Context(), "everybody"); err != nil {
+			t.Fatal(err)
+		}
+		go answer(h, request(""))
+		<-began
+		go func() {
+			time.Sleep(time.Second)
+			right <- true
+			<-began
+			right <- true
+		}()
+		if res := answer(h, request("")); res.StatusCode != 200 {
+			t.Errorf("%s, Retry-After %d", res.Status, retryAfter(res))
+		}
+	})
+}
+
+// hidden is a limit of one, of which asking never shows that it has come back, as others are
+// faster.
+type hidden struct {
+	taken atomic.Int64
+	keeps bool // what is given back is gone at once
+}
+
+func (h *hidden) Take(_ context.Context, _ string, cost int) (ratelimit.Result, error) {
+	if cost == 0 || !h.taken.CompareAndSwap(0, 1) {
+		res := denied("l", time.Minute)
+		res.Limit = ratelimit.PerMinute(1)
+		return res, nil
+	}
+	return allowed("l", 1, 0, time.Minute), nil
+}
+
+func (h *hidden) Settle(context.Context, string, ratelimit.Result, int) error {
+	if !h.keeps {
+		h.taken.Store(0)
+	}
+	return nil
+}
+
+func (h *hidden) Refund(ctx context.Context, key string, res ratelimit.Result) error {
+	return h.Settle(ctx, key, res, 0)
+}
+
+// A success wakes who waits: it does not have to ask.
+func TestASuccessWakesWhoWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, began, right := begins(middleware.RateLimit{Limiter: new(hidden), Key: everybody, FailuresOnly: true})
+		go answer(h, request(""))
+		<-began
+		go func() {
+			time.Sleep(time.Second)
+			right <- true
+			<-began
+			right <- true
+		}()
+		start := time.Now()
+		res := answer(h, request(""))
+		if after := time.Since(start); res.StatusCode != 200 || after != time.Second {
+			t.Errorf("%s after %v", res.Status, after)
+		}
+	})
+}
+
+// Who waits while a permit comes back, and does not get it, is told to come back soon: others may
+// follow.
+func TestWhatComesBackIsToldOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, began, right := begins(middleware.RateLimit{Limiter: &hidden{keeps: true}, Key: everybody, FailuresOnly: true})
+		go answer(h, request(""))
+		<-began
+		go func() {
+			time.Sleep(time.Second)
+			right <- true
+		}()
+		if res := answer(h, request("")); res.StatusCode != 429 || retryAfter(res) != 2 {
+			t.Errorf("%s, Retry-After %d", res.Status, retryAfter(res))
+		}
+	})
+}
+
+// A request that hangs up while it waits is no sign that permits come back.
+func TestWhoHangsUpIsNoSuccess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLogins(1, 0, func(int) middleware.RateLimit {
+			return middleware.RateLimit{Limiter: local("l", 5), Key: everybody, FailuresOnly: true}
+		})
+		for range 5 {
+			l.try(0, "wrong")
+		}
+		go func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			answer(l.servers[0], request("").WithContext(ctx))
+		}()
+		if res := l.try(0, "wrong"); retryAfter(res) < 50 {
+			t.Errorf("%s, Retry-After %d", res.Status, retryAfter(res))
+		}
+		synctest.Wait()
+	})
+}
+
+// Two routes of a table with one limit wait for each other's successes.
+func TestRoutesOfOneLimitWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limit := middleware.RateLimit{Limiter: local("l", 5), Key: everybody, FailuresOnly: true}
+		h := middleware.Routes{"POST /login": limit, "POST /confirm": limit}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(4 * time.Second)
+			middleware.Succeeded(r)
+		}))
+		var all sync.WaitGroup
+		for range 5 {
+			all.Go(func() { answer(h, httptest.NewRequest("POST", "/login", nil)) })
+		}
+		synctest.Wait()
+		if res := answer(h, httptest.NewRequest("POST", "/confirm", nil)); res.StatusCode != 429 || retryAfter(res) > 2 {
+			t.Errorf("%s, Retry-After %d", res.Status, retryAfter(res))
+		}
+		all.Wait()
+	})
+}
+
+// What no success can change is answered at once: a plan of 0, a cost above the limit, a rule that
+// denies.
+func TestWhatNeverComesIsNotWaitedFor(t *testing.T) {
+	server := redistest.Start(t)
+	rules := must(ratelimit.NewRules(server.Client(), ratelimit.RulesConfig{}))
+	t.Cleanup(func() { rules.Close() })
+	cfg := patient
+	cfg.Rules = rules
+	l := must(ratelimit.NewSlidingWindow(server.Client(), "never", ratelimit.PerMinute(5), cfg))
+	until := time.Now().Add(time.Hour)
+	if err := rules.Set(t.Context(), ratelimit.Rule{Policy: "never", Key: "denied", Mode: ratelimit.Deny, Until: until, Actor: "x", Reason: "y"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		limit middleware.RateLimit
+		told  bool
+	}{
+		"plan of 0":    {middleware.RateLimit{Limiter: must(l.With(ratelimit.PerMinute(0))), Key: everybody}, false},
+		"cost > limit": {middleware.RateLimit{Limiter: l, Key: everybody, Cost: func(*http.Request) int { return 6 }}, false},
+		"rule":         {middleware.RateLimit{Limiter: l, Key: func(*http.Request) (string, error) { return "denied", nil }}, true},
+	} {
+		tc.limit.FailuresOnly = true
+		h := tc.limit.Handler(hello)
+		var all sync.WaitGroup
+		for range 100 { // more than may wait
+			all.Go(func() {
+				res := answer(h, request(""))
+				if s := retryAfter(res); res.StatusCode != 429 || tc.told && s < 3000 || !tc.told && s != -1 {
+					t.Errorf("%s: %s, Retry-After %d", name, res.Status, s)
+				}
+			})
+		}
+		all.Wait()
+	}
+}
+
+// A Penalty is for those who do not wait as long as they were told, and not for those who were told
+// nothing, or less.
+func TestPatienceIsNoStrike(t *testing.T) {
+	t.Parallel() // with others that wait
+	server := redistest.Start(t)
+	cfg := patient
+	cfg.Penalty = ratelimit.Penalty{Strikes: 1, First: time.Hour}
+	var handlers []http.Handler
+	began, right := make(chan bool, 10), make(chan bool)
+	for range 2 {
+		limiter := must(ratelimit.NewSlidingWindow(server.Client(), "patience", ratelimit.PerMinute(5), cfg))
+		handlers = append(handlers, middleware.RateLimit{Limiter: limiter, Key: everybody, FailuresOnly: true}.Handler(
+			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { began <- true; <-right; middleware.Succeeded(r) })))
+	}
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() { answer(handlers[0], request("")) })
+		<-began
+	}
+	for range 2 { // a client that comes back when it was told to
+		res := answer(handlers[0], request(""))
+		if res.StatusCode != 429 || retryAfter(res) != 2 {
+			t.Fatalf("%s, Retry-After %d", res.Status, retryAfter(res))
+		}
+		time.Sleep(2 * time.Second)
+	}
+	for i := range 2 { // and others that wait, and are told nothing
+		all.Go(func() {
+			if res := answer(handlers[1-i], request("")); res.StatusCode != 200 {
+				t.Errorf("%s, Retry-After %d", res.Status, retryAfter(res))
+			}
+		})
+		time.Sleep(700 * time.Millisecond)
+	}
+	close(right)
+	all.Wait()
+	if res := answer(handlers[0], request("")); res.StatusCode != 200 {
+		t.Errorf("all were right: %s, Retry-After %d", res.Status, retryAfter(res))
+	}
+}
+
+// Who guesses on after a final denial is banned, as under any other limit.
+func TestImpatienceIsAStrike(t *testing.T) {
+	t.Parallel() // with others that wait
+	cfg := patient
+	cfg.Penalty = ratelimit.Penalty{Strikes: 1, First: time.Hour}
+	limiter := must(ratelimit.NewSlidingWindow(redistest.Start(t).Client(), "impatience", ratelimit.PerMinute(5), cfg))
+	l := newLogins(1, 0, func(int) middleware.RateLimit {
+		return middleware.RateLimit{Limiter: limiter, Key: everybody, FailuresOnly: true}
+	})
+	for range 5 {
+		l.try(0, "wrong")
+	}
+	var res *http.Response
+	for range 10 {
+		if res = l.try(0, "wrong"); retryAfter(res) > 60 {
+			return
+		}
+		time.Sleep(700 * time.Millisecond)
+	}
+	t.Errorf("%s, Retry-After %d", res.Status, retryAfter(res))
 }

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,7 +86,12 @@ type RateLimit struct {
 	// A request in flight counts until then, so that of 1,000 guesses at once no more are
 	// checked than the limit allows. One that finds no permit left waits for others to
 	// succeed, two seconds in all; once nothing has come back for that long, further ones are
-	// refused at once. Limiter must be a [ratelimit.Settler].
+	// refused at once. A handler that takes longer, on another server or under another mount
+	// than a Routes with the same limit, may look like a failure to those who wait meanwhile.
+	// Limiter must be a [ratelimit.Settler].
+	//
+	// Where Redis does not answer, OnError: FailLocal gives each server its share of the limit
+	// anew. For guesses at a secret, FailClosed gives none.
 	//
 	// Of two RateLimits on one route the outer one also counts what the inner one refuses;
 	// [ratelimit.All] in one RateLimit counts neither.
@@ -143,7 +149,7 @@ func (l RateLimit) Check(r *http.Request) Decision {
 	d := Decision{Request: r, Cost: 1, Passed: true}
 	if !l.skips(r) {
 		if l.ask(&d) {
-			l.take(&d)
+			l.take(r.Context(), &d)
 		}
 		l.pass(&d)
 	}
@@ -169,9 +175,8 @@ func (l *RateLimit) ask(d *Decision) bool {
 	return d.Status == 0
 }
 
-// take asks the limiter about d, of which limiter, key and cost are known.
-func (l *RateLimit) take(d *Decision) {
-	ctx := d.Request.Context()
+// take asks the limiter about d, of which limiter, key and cost are known. ctx is that of the request.
+func (l *RateLimit) take(ctx context.Context, d *Decision) {
 	d.Result, d.Err = d.limiter.Take(ctx, d.Key, d.Cost)
 	decided := d.Err == nil
 	switch {
@@ -224,7 +229,7 @@ func (l RateLimit) Handler(next http.Handler) http.Handler {
 type mounted struct {
 	RateLimit
 	log     occasional
-	waiting waiting // of FailuresOnly
+	waiting *waiting // of FailuresOnly
 }
 
 func (l RateLimit) mount() *mounted {
@@ -232,7 +237,7 @@ func (l RateLimit) mount() *mounted {
 		panic(err)
 	}
 	l.Fields = l.Fields.withDefaults()
-	return &mounted{RateLimit: l}
+	return &mounted{RateLimit: l, waiting: new(waiting)}
 }
 
 func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -243,12 +248,13 @@ func (m *mounted) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 	d := Decision{Request: r, Cost: 1}
 	up, again := takenOf(r), false // this RateLimit has counted the request
 	if m.ask(&d) {
-		if again = up.countedBy(m, &d); !again {
-			m.take(&d)
+		switch again = up.countedBy(m, &d); {
+		case again:
+		case m.FailuresOnly && !m.Shadow:
+			m.waiting.take(&m.RateLimit, &d)
+		default:
+			m.take(r.Context(), &d)
 		}
-	}
-	if m.FailuresOnly && d.Status == http.StatusTooManyRequests && !m.Shadow && !again {
-		m.waiting.wait(&m.RateLimit, &d)
 	}
 	if m.pass(&d); d.Err != nil {
 		m.undecided(&d)

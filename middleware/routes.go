@@ -19,7 +19,8 @@ import (
 //
 // Routers differ in what they take a path for. A request is counted by each pattern that one
 // of the usual readings leads to: as it is, with its escapes undone, without empty and dot
-// segments, without a slash at its end; its host in small letters and without a final dot.
+// segments, or with these as what a wildcard stands for, without a slash at its end; its host in
+// small letters and without a final dot. What overrides methods belongs outside of it.
 // Another case of a path needs a pattern of its own, where the router behind takes it. The
 // empty table limits nothing.
 type Routes map[string]RateLimit
@@ -42,9 +43,16 @@ func (t Routes) Handler(next http.Handler) http.Handler {
 	}
 	limited := make(map[string]*mounted, len(t))
 	for pattern, limit := range t {
-		if !limit.free() {
-			limited[pattern] = limit.mount()
+		if limit.free() {
+			continue
 		}
+		m := limit.mount()
+		for _, other := range limited {
+			if isSame(m, other) {
+				m.waiting = other.waiting
+			}
+		}
+		limited[pattern] = m
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := next
@@ -84,7 +92,7 @@ func matches(mux *http.ServeMux, r *http.Request) iter.Seq[string] {
 			host, _ = splitPort(host)
 			methods = append(methods, "ANY")
 		}
-		for _, path := range readings(r.URL.Path) {
+		for _, path := range readings(r.URL) {
 			for _, method := range methods {
 				read := &http.Request{Method: method, Host: host, URL: &url.URL{Path: path}}
 				if _, pattern := mux.Handler(read); !slices.Contains(seen, pattern) {
@@ -105,16 +113,20 @@ func isPlainRequest(r *http.Request) bool {
 		(path == "/" || !strings.HasSuffix(path, "/"))
 }
 
-// readings are the paths that routers may take a path for, which has been unescaped once.
-func readings(p string) []string {
-	var all []string
+// readings are the paths that routers may take the path of a URL for.
+func readings(u *url.URL) (all []string) {
+	add := func(p string) {
+		if !slices.Contains(all, p) {
+			all = append(all, p)
+		}
+	}
+	p := u.Path   // unescaped once
 	for range 4 { // an escape of an escape of an escape
 		clean := path.Clean("/" + p)
-		if all = append(all, p); clean != p {
-			all = append(all, clean)
-		}
-		if strings.HasSuffix(p, "/") && clean+"/" != p && clean != "/" {
-			all = append(all, clean+"/")
+		add(p)
+		add(clean)
+		if strings.HasSuffix(p, "/") && clean != "/" {
+			add(clean + "/")
 		}
 		unescaped, err := url.PathUnescape(p)
 		if err != nil || unescaped == p {
@@ -122,7 +134,31 @@ func readings(p string) []string {
 		}
 		p = unescaped
 	}
+	add(u.EscapedPath())
+	add(path.Clean("/" + u.EscapedPath()))
+	for _, p := range all {
+		single := p
+		for strings.Contains(single, "//") {
+			single = strings.ReplaceAll(single, "//", "/")
+		}
+		for _, p := range [...]string{p, single} {
+			add(fill(p))
+			add(fill(strings.TrimRight(p, "/")))
+		}
+	}
 	return all
+}
+
+// fill returns a path in which something stands in each segment that a ServeMux cleans away or takes
+// for an end. The wildcards of other routers take such a segment for any other.
+func fill(p string) string {
+	segments := strings.Split(p, "/")
+	for i, s := range segments {
+		if unescaped, err := url.PathUnescape(s); i > 0 && err == nil && path.Clean("/"+unescaped) == "/" {
+			segments[i] = "\x00"
+		}
+	}
+	return strings.Join(segments, "/")
 }
 
 // plainHost is a host in small letters, without a final dot.

@@ -209,7 +209,7 @@ func (a *allOf) Take(ctx context.Context, key string, cost int) (Result, error) 
 				if err := under.checkSpend(cost); err != nil {
 					return Result{}, err
 				}
-				known := under.known(m.subject, cost)
+				known := under.known(m.subject, cost, under.told(ctx, cost))
 				res, decided = known.res, known.denies
 			}
 			if decided {

@@ -25,6 +25,7 @@ type denial struct {
 	answered time.Duration // the durations in res count from here
 	expires  time.Duration // it denies until here
 	res      Result
+	told     bool // a Penalty has noted it
 
 	impatient atomic.Bool // it was denied again, later than requests that were under way already
 }
@@ -53,13 +54,14 @@ func (d *denials) at(t time.Time) time.Duration {
 
 // remember stores a denial that was asked for at the time sent. The denial is
 // over RetryAfter after Redis decided; from sent on, that is never too late.
-func (d *denials) remember(subject string, cost int, res Result, sent time.Duration) {
+func (d *denials) remember(subject string, cost int, res Result, sent time.Duration, told bool) {
 	now := d.now()
 	entry := &denial{
 		cost:     max(cost, 1),
 		answered: now,
 		expires:  sent + min(res.RetryAfter, maxRemembered),
 		res:      res,
+		told:     told,
 	}
 	if entry.expires <= now {
 		return
@@ -71,7 +73,7 @@ func (d *denials) remember(subject string, cost int, res Result, sent time.Durat
 
 // rememberFrom is remember with a time sent by the clock of o.
 func (d *denials) rememberFrom(o *denials, subject string, cost int, res Result, sent time.Duration) {
-	d.remember(subject, cost, res, d.now()-(o.now()-sent))
+	d.remember(subject, cost, res, d.now()-(o.now()-sent), false)
 }
 
 // recalled is what is known of a key.
@@ -85,8 +87,9 @@ type recalled struct {
 
 // recall answers a Take from a remembered denial: of the same limit, and of no
 // greater cost, for where there is no room for 3, there is none for 5. When there
-// will be room for 5 is not known then; when the whole quota is back, there is.
-func (d *denials) recall(subject string, limit Limit, cost int) recalled {
+// will be room for 5 is not known then; when the whole quota is back, there is. told says that a
+// Penalty notes the denial: it has to know of it, and that the key has come early.
+func (d *denials) recall(subject string, limit Limit, cost int, told bool) recalled {
 	if d.keys.count.Load() == 0 {
 		return recalled{}
 	}
@@ -97,7 +100,10 @@ func (d *denials) recall(subject string, limit Limit, cost int) recalled {
 		return recalled{}
 	}
 	now := d.now()
-	if now >= entry.expires {
+	switch {
+	case now >= entry.expires && !told:
+		return recalled{}
+	case now >= entry.expires:
 		s.mu.Lock()
 		if s.m[subject] == entry { // not a later one
 			d.keys.drop(s, subject)
@@ -105,7 +111,7 @@ func (d *denials) recall(subject string, limit Limit, cost int) recalled {
 		s.mu.Unlock()
 		return recalled{impatient: entry.impatient.Load() && entry.res.Limit == limit}
 	}
-	if entry.res.Limit != limit || max(cost, 1) < entry.cost {
+	if entry.res.Limit != limit || max(cost, 1) < entry.cost || told && !entry.told {
 		return recalled{}
 	}
 	res := entry.res
@@ -115,7 +121,7 @@ func (d *denials) recall(subject string, limit Limit, cost int) recalled {
 		res.at += passed.Microseconds()
 	}
 	passed = passed.Truncate(time.Microsecond)
-	if cost > 0 && passed > min(inFlight, entry.res.RetryAfter/2) && !entry.impatient.Load() {
+	if told && passed > min(inFlight, entry.res.RetryAfter/2) && !entry.impatient.Load() {
 		entry.impatient.Store(true)
 	}
 	switch {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/gatehouse-go/gatehouse/internal/untold"
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
@@ -71,13 +72,16 @@ var penaltyScript = scripts.Get("limit/penalty.lua")
 // was over.
 func (l *remote) askWithPenalty(ctx context.Context, subject string, cost int, impatient bool) (verdict, error) {
 	p := l.config.Penalty.withDefaults()
-	early := ""
-	if impatient {
-		early = "1"
+	how := ""
+	switch {
+	case untold.Is(ctx):
+		how = "untold"
+	case impatient:
+		how = "impatient"
 	}
 	args := []any{
 		l.requests, l.ttl(), l.args.window, cost, 1, l.algorithm.word(),
-		p.Strikes, p.First.Microseconds(), p.Longest.Microseconds(), p.Memory.Microseconds(), early,
+		p.Strikes, p.First.Microseconds(), p.Longest.Microseconds(), p.Memory.Microseconds(), how,
 	}
 	if l.clock != nil {
 		args = append(args, l.clock())

@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
+	"github.com/gatehouse-go/gatehouse/internal/untold"
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
@@ -131,7 +132,8 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 	if err := l.checkSpend(cost); err != nil {
 		return Result{}, err
 	}
-	known := l.known(subject, cost)
+	told := l.told(ctx, cost)
+	known := l.known(subject, cost, told)
 	if known.denies {
 		return known.res, nil
 	}
@@ -147,7 +149,7 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 	res := l.result(a.verdict, a.i, cost, a.sent)
 	switch {
 	case !res.Allowed:
-		l.denials.remember(subject, cost, res, a.sent)
+		l.denials.remember(subject, cost, res, a.sent, told)
 	case cost > 0:
 		res.receipt = l.newReceipt(subject, l.limit.rule(), cost, a.verdict, a.i)
 		l.denials.forget(subject)
@@ -155,12 +157,17 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 	return res, nil
 }
 
-// known is what is known of a subject without Redis.
-func (l *remote) known(subject string, cost int) recalled {
+// told reports whether a Penalty notes a denial.
+func (l *remote) told(ctx context.Context, cost int) bool {
+	return l.config.Penalty.Strikes > 0 && cost > 0 && !untold.Is(ctx)
+}
+
+// known is what is known of a subject without Redis. told is as in denials.recall.
+func (l *remote) known(subject string, cost int, told bool) recalled {
 	if l.limit.Requests == 0 {
 		return recalled{denies: true, res: l.blocked(FromLocal)}
 	}
-	k := l.denials.recall(subject, l.limit, cost)
+	k := l.denials.recall(subject, l.limit, cost, told)
 	k.res.Origin = l.origin // that limit may have been of another one
 	return k
 }

@@ -339,7 +339,7 @@ func TestDenialsAreBounded(t *testing.T) {
 	d := newDenials(1<<12, time.Since)
 	res := Result{Limit: PerHour(1), RetryAfter: time.Hour, ResetAfter: time.Hour}
 	for i := range manyKeys() {
-		d.remember(fmt.Sprint("key-", i), 1, res, d.now())
+		d.remember(fmt.Sprint("key-", i), 1, res, d.now(), false)
 	}
 	n := 0
 	for i := range d.keys.shards {
@@ -361,16 +361,16 @@ func TestDenialsEndInTime(t *testing.T) {
 		} {
 			sent := d.now()
 			time.Sleep(5 * time.Millisecond) // the round trip
-			d.remember("k", 1, Result{Limit: limit, RetryAfter: test.retry, ResetAfter: time.Hour}, sent)
+			d.remember("k", 1, Result{Limit: limit, RetryAfter: test.retry, ResetAfter: time.Hour}, sent, false)
 			time.Sleep(test.want - 5*time.Millisecond - time.Nanosecond)
-			if !d.recall("k", limit, 1).denies {
+			if !d.recall("k", limit, 1, false).denies {
 				t.Errorf("%v: forgotten early", test.retry)
 			}
-			if d.recall("k", PerHour(2), 1).denies {
+			if d.recall("k", PerHour(2), 1, false).denies {
 				t.Errorf("%v: denies under another limit", test.retry)
 			}
 			time.Sleep(time.Nanosecond)
-			if d.recall("k", limit, 1).denies {
+			if d.recall("k", limit, 1, false).denies {
 				t.Errorf("%v: outlives the denial", test.retry)
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -624,5 +625,48 @@ func TestNoSpellingGetsPastRoutes(t *testing.T) {
 				t.Errorf("%d logins", calls)
 			}
 		})
+	}
+}
+
+// Gin's wildcards take empty and dot segments, too.
+func TestNoSpellingGetsPastAWildcard(t *testing.T) {
+	for _, route := range [][2]string{
+		{"/:page", "/{page}"}, {"/:locale/login", "/{locale}/login"}, {"/tenants/:t/login", "/tenants/{t}/login"}, {"/files/:name", "/files/{name}"},
+	} {
+		for name, set := range map[string]func(*gin.Engine){
+			"as it is":  func(*gin.Engine) {},
+			"raw paths": func(r *gin.Engine) { r.UseRawPath, r.UnescapePathValues = true, true },
+			"fixed":     func(r *gin.Engine) { r.RedirectFixedPath, r.RemoveExtraSlash = true, true },
+		} {
+			t.Run(name+" "+route[1], func(t *testing.T) {
+				calls, counted, reached := 0, 0, 0
+				r := gin.New()
+				set(r)
+				r.POST(route[0], func(*gin.Context) { calls++ })
+				h := middleware.Routes{"POST " + route[1]: {
+					Limiter: local(t, "login", 100_000), Key: middleware.ByRoute,
+					OnDecision: func(middleware.Decision) { counted++ },
+				}}.Handler(r)
+				targets := []string{"/", "//", "/en/login", "//login", "/../login", "/%2F/login", "/tenants/a/login", "/tenants//login", "/tenants/./login", "/files/..", "/files/"}
+				parts := []string{"", ".", "..", "%2e", "%2F", "%252F", "a", "login", "tenants", "files", "a%2Fb"}
+				for range 1_000 {
+					target := ""
+					for range 1 + rand.N(4) {
+						target += "/" + parts[rand.N(len(parts))]
+					}
+					targets = append(targets, target)
+				}
+				for _, target := range targets {
+					calls, counted = 0, 0
+					h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "http://example.com"+target, nil))
+					if reached += calls; calls > counted {
+						t.Errorf("%s reached the handler and was not counted", target)
+					}
+				}
+				if reached == 0 {
+					t.Error("none reached the handler")
+				}
+			})
+		}
 	}
 }

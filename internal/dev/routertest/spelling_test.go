@@ -3,6 +3,7 @@ package routertest
 import (
 	"bufio"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -80,6 +81,70 @@ func TestNoSpellingGetsPastTheLimitOfARoute(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Nor does one get past that of a route with wildcards, whatever the router has them take.
+func TestNoSpellingGetsPastTheLimitOfAWildcard(t *testing.T) {
+	targets := []string{"/", "//", "/en/login", "//login", "/./login", "/../login", "/%2e%2e/login", "/%2F/login", "/tenants/a/login", "/tenants//login", "/a/b/x", "/files/", "/files/.."}
+	parts := []string{"", ".", "..", "%2e", "%2E%2e", "%2F", "%252F", "%252e", "a", "login", "tenants", "files", "x", "a%2Fb"}
+	for range 1_000 {
+		target := ""
+		for range 1 + rand.N(4) {
+			target += "/" + parts[rand.N(len(parts))]
+		}
+		targets = append(targets, target)
+	}
+	for _, pattern := range []string{"/{page}", "/{locale}/login", "/tenants/{t}/login", "/files/{name}", "/{a}/{b}/x"} {
+		var calls, counted int
+		login := func(http.ResponseWriter, *http.Request) { calls++ }
+		limiter, err := ratelimit.NewLocal("login", ratelimit.PerHour(1_000_000), ratelimit.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		limits := middleware.Routes{"POST " + pattern: {
+			Limiter: limiter, Key: middleware.ByRoute, OnDecision: func(middleware.Decision) { counted++ },
+		}}
+		mux := http.NewServeMux()
+		mux.HandleFunc("POST "+pattern, login)
+		routes := func(use ...func(http.Handler) http.Handler) http.Handler {
+			r := chi.NewRouter()
+			r.Use(use...)
+			r.Post(pattern, login)
+			return r
+		}
+		for name, router := range map[string]http.Handler{
+			"ServeMux":           mux,
+			"chi":                routes(),
+			"chi, StripSlashes":  routes(chimiddleware.StripSlashes),
+			"chi, CleanPath":     routes(chimiddleware.CleanPath),
+			"chi, without empty": routes(withoutEmpty),
+		} {
+			t.Run(name+" "+pattern, func(t *testing.T) {
+				h, reached := limits.Handler(router), 0
+				for _, target := range targets {
+					calls, counted = 0, 0
+					h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "http://example.com"+target, nil))
+					if reached += calls; calls > counted {
+						t.Errorf("%s reached the handler and was not counted", target)
+					}
+				}
+				if reached == 0 {
+					t.Error("none reached the handler")
+				}
+			})
+		}
+	}
+}
+
+// withoutEmpty has the router see no empty segments.
+func withoutEmpty(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for strings.Contains(r.URL.Path, "//") {
+			r.URL.Path = strings.ReplaceAll(r.URL.Path, "//", "/")
+		}
+		r.URL.RawPath = ""
+		next.ServeHTTP(w, r)
+	})
 }
 
 // send sends a POST as it is: clients tidy their targets up.

@@ -47,13 +47,13 @@ local function strike()
   return left > 0
 end
 left = 0
-if cost > 0 and ARGV[11] == '1' and apart() then
+if cost > 0 and ARGV[11] == 'impatient' and apart() then
   local banned = strike()
   save()
   if banned then return {0, 0, cost > limit and -1 or left, left, now, 0, -1} end
 end
 local verdict = algorithms[ARGV[6]](KEYS[1], limit, ARGV[2], ARGV[3], cost, n, explicit, false)
-if not verdict.err and verdict[1] < n and cost > 0 and cost <= limit then
+if not verdict.err and verdict[1] < n and cost > 0 and cost <= limit and ARGV[11] ~= 'untold' then
   if now < wait and apart() and strike() then
     verdict[3], verdict[4], verdict[7] = math.max(verdict[3], left), math.max(verdict[4], left), -1
   elseif now >= wait then
