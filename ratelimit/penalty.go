@@ -17,7 +17,8 @@ import (
 // was over. A client that waits makes none. Requests within half a second of a denial, or
 // within half of its RetryAfter if that is less, were under way already and make none
 // either; so there is at most one strike in that time, however many requests come. During a
-// ban nothing is allowed or counted, and RetryAfter is its end. Reset lifts it. Strikes and
+// ban nothing is allowed or counted, and RetryAfter is its end. Reset lifts it. A request that waits
+// for others to succeed, as with FailuresOnly of package middleware, makes none. Strikes and
 // bans hold only under the limit that they came from. [All] asks a limiter with a Penalty on
 // its own.
 type Penalty struct {

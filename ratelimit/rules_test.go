@@ -314,9 +314,14 @@ func loads(cmd redis.Cmder) (cursor any, ok bool) {
 func TestRulesThatAreSetAndNotLoaded(t *testing.T) {
 	client := redistest.Start(t).Client()
 	var cut atomic.Bool
+	var under atomic.Int64 // loads
 	client.AddHook(around(func(ctx context.Context, cmd redis.Cmder, next func(context.Context, redis.Cmder) error) error {
-		if _, ok := loads(cmd); ok && cut.Load() {
-			return errors.New("cut off")
+		if _, ok := loads(cmd); ok {
+			under.Add(1)
+			defer under.Add(-1)
+			if cut.Load() {
+				return errors.New("cut off")
+			}
 		}
 		return next(ctx, cmd)
 	}))
@@ -324,6 +329,7 @@ func TestRulesThatAreSetAndNotLoaded(t *testing.T) {
 	l := must(NewLocal("api", PerHour(10), Config{Rules: rules}))
 	rules.set(t, Rule{Policy: "api", Key: "other", Mode: Deny})
 	cut.Store(true)
+	eventually(t, "the load of the first rule is done", func() bool { return under.Load() == 0 })
 	err := rules.Set(t.Context(), Rule{Policy: "api", Key: "k", Mode: Deny, Actor: "a", Reason: "r"})
 	if !errors.Is(err, ErrUnavailable) || !takes(t, l, "k").Allowed {
 		t.Error(err)
