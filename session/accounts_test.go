@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
 
@@ -416,6 +418,73 @@ func TestLoginAfterOnesOwnEndAll(t *testing.T) {
 		}
 		if err := m.Login(ctx, "ann"); !errors.Is(err, ErrStaleLogin) {
 			t.Errorf("before its own: %v", err)
+		}
+	})
+}
+
+// repliesLate holds up the replies of logins.
+type repliesLate struct {
+	onlyCommands
+	by time.Duration
+}
+
+func (l repliesLate) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if nameOf(cmd) == "login" {
+			time.Sleep(l.by)
+		}
+		return err
+	}
+}
+
+func (repliesLate) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A login that is refused since it cannot be told from one of before an end ends nobody's session.
+func TestARefusedLoginEndsNobody(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		if rb.Mini != nil {
+			t.Skip("its clock stands still")
+		}
+		const timeout = 5 * time.Second
+		client := rb.NewClient(t)
+		client.AddHook(repliesLate{by: 200 * time.Millisecond})
+		m, slow := manager(t, rb, Config{Timeout: timeout}), managerOver(t, client, Config{Timeout: timeout})
+		for name, opts := range map[string]func(handle string) []LoginOption{
+			"at the cap":    func(string) []LoginOption { return []LoginOption{MaxSessions(1)} },
+			"in its place":  func(h string) []LoginOption { return []LoginOption{Replacing(h)} },
+			"under the cap": func(h string) []LoginOption { return []LoginOption{MaxSessions(2), Replacing(h)} },
+		} {
+			begin(t, slow, "warm") // it knows the clock of Redis
+			user := "ann " + name
+			b := begin(t, m, user)
+			b.request(func(ctx context.Context) {
+				if _, err := m.EndOthers(ctx, Cause{}); err != nil {
+					t.Fatal(err)
+				}
+			})
+			with := opts(handleOf(t, m, b))
+			time.Sleep(20 * time.Millisecond)
+			if err := slow.Login(load(t, slow), user, with...); !errors.Is(err, ErrStaleLogin) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if answering(t, m, b.cookie) != 1 || len(listed(t, m, t.Context(), user)) != 1 {
+				t.Errorf("%s: it has ended the session that was there", name)
+			}
+			if ctx := load(t, m); m.Login(ctx, user) != nil || answering(t, m, finish(t, m, ctx).Value) != 1 {
+				t.Errorf("%s: a login that ends nobody was refused", name)
+			}
+			// Once the end is longer ago than any reply takes, nothing is in its way.
+			advance(t, rb, timeout, m, slow)
+			ctx := load(t, m)
+			if err := m.Login(ctx, user, with...); err != nil {
+				t.Errorf("%s: later: %v", name, err)
+			}
+			if finish(t, m, ctx); answering(t, m, b.cookie) != 0 {
+				t.Errorf("%s: later it ended nobody", name)
+			}
 		}
 	})
 }

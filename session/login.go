@@ -50,7 +50,9 @@ func Replacing(handle string) LoginOption {
 //
 // What the handler checks before, a password for example, must be checked in this
 // request, or before [Manager.BeginLogin]: a Login is refused if the user's sessions were
-// ended since the request was loaded, or since BeginLogin.
+// ended since the request was loaded, or since BeginLogin. A Login that would end another session
+// may also be refused if the request was loaded within twice Config.Timeout after that end: its
+// reply could come too late to tell, and a refusal ends nothing.
 //
 // A refusal is [ErrStaleLogin], [ErrUnknownHandle] or [ErrTooManySessions], looked at in
 // this order. Other errors are [ErrNoUser], [ErrNoSession], [ErrFinished] when the new
@@ -181,7 +183,7 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*r
 			return nil, nil, err
 		case err == nil && a.outcome == refused:
 			err = ErrConflict // nobody else knows the ID
-		case err == errMargin: // what it has ended at the cap stays ended
+		case err == errMargin:
 			err = ErrStaleLogin
 		case err == nil: // not before it is known that there is a login
 			err = m.overtake(ctx, d)
