@@ -851,6 +851,53 @@ func TestConfirm(t *testing.T) {
 	})
 }
 
+// What another request has saved of Remember goes on in a new ID, unless this one has asked itself.
+func TestRememberBesideANewID(t *testing.T) {
+	each(t, Config{Remembered: Life{Lifetime: 30 * 24 * time.Hour, IdleTimeout: -1}}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		for name, c := range map[string]struct {
+			user string
+			do   func(ctx context.Context, user string) error
+		}{
+			"Confirm":                 {"ann", func(ctx context.Context, _ string) error { return m.Confirm(ctx) }},
+			"EndOthers":               {"ann", func(ctx context.Context, _ string) error { _, err := m.EndOthers(ctx, Cause{}); return err }},
+			"Login":                   {"ann", func(ctx context.Context, user string) error { return m.Login(ctx, user) }},
+			"Login of a visitor":      {"", func(ctx context.Context, user string) error { return m.Login(ctx, user) }},
+			"BeginLogin of a visitor": {"", func(ctx context.Context, user string) error { return m.BeginLogin(ctx, user, time.Minute) }},
+		} {
+			for _, before := range []bool{false, true} {
+				for _, own := range []bool{false, true} {
+					b := begin(t, m, c.user)
+					b.request(func(ctx context.Context) { m.Remember(ctx, before) })
+					mine, other := load(t, m, b.cookie), load(t, m, b.cookie)
+					if own {
+						m.Remember(mine, !before)
+					}
+					if err := c.do(mine, "ann"); err != nil {
+						t.Fatal(err)
+					}
+					if !own {
+						m.Remember(other, !before)
+					}
+					m.Put(other, "a", "b")
+					if err := m.Commit(other); err != nil {
+						t.Fatal(err)
+					}
+					o := finish(t, m, mine)
+					b.take(o)
+					ctx := load(t, m, b.cookie)
+					info := m.Info(ctx)
+					if info.Persistent == before || (o.MaxAge > 0) == before || m.GetString(ctx, "a") != "b" {
+						t.Errorf("%s: before %v, own %v: %+v, cookie for %v", name, before, own, info, o.MaxAge)
+					}
+					if c.user+m.UserID(ctx) != "" && (info.Expires.Sub(info.Created) > 24*time.Hour) == before {
+						t.Errorf("%s: before %v, own %v: of the other kind: %+v", name, before, own, info)
+					}
+				}
+			}
+		}
+	})
+}
+
 // With Secrets nothing of a list can be read in Redis, and what was moved to another place does
 // not open. Nothing that a list shows leads to a session.
 func TestListsAtRest(t *testing.T) {

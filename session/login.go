@@ -77,10 +77,7 @@ func (m *Manager) Login(ctx context.Context, userID string, opts ...LoginOption)
 	}
 	return m.enter(ctx, userID, func(d draft) (*record, *pending, entry) {
 		r, p := m.loginOver(d, userID)
-		r.head.kind = login
-		if r.head.persistent {
-			r.head.kind = remembered
-		}
+		r.head.remember(r.head.persistent)
 		r.who.user, r.who.authenticated = userID, atBirth
 		p.short = len(p.old) > 0 || m.records.accounts.WhenFull == RefuseLogin
 		p.tells, p.undone = 0, told{kind: LoginUndone}
