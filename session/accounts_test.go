@@ -851,6 +851,29 @@ func TestConfirm(t *testing.T) {
 	})
 }
 
+// A login does not become fresh again, or stay so for longer, when Redis's clock is set back.
+func TestFreshAfterTheClockWasSetBack(t *testing.T) {
+	each(t, Config{Timeout: 5 * time.Second}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		b := begin(t, m, "ann")
+		fresh := func(after time.Duration, want bool) {
+			t.Helper()
+			advance(t, rb, after, m)
+			if got := m.AuthenticatedWithin(load(t, m, b.cookie), time.Minute); got != want {
+				t.Errorf("%v", got)
+			}
+		}
+		fresh(-time.Second, true) // as far as the estimate of the clock may be off
+		fresh(-10*time.Minute, false)
+		fresh(9*time.Minute, false)
+		b.request(func(ctx context.Context) {
+			if err := m.Confirm(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+		fresh(0, true)
+	})
+}
+
 // What another request has saved of Remember goes on in a new ID, unless this one has asked itself.
 func TestRememberBesideANewID(t *testing.T) {
 	each(t, Config{Remembered: Life{Lifetime: 30 * 24 * time.Hour, IdleTimeout: -1}}, func(t *testing.T, rb redistest.Backend, m *Manager) {
