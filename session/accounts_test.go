@@ -536,6 +536,11 @@ func TestWhoMakesRoom(t *testing.T) {
 		}
 		advance(t, rb, 10*time.Minute, m)
 		b[0].request(func(context.Context) {}) // the oldest is in use
+		for i, info := range listed(t, m, t.Context(), "ann") {
+			if want := b[[]int{0, 2, 1}[i]]; info.Handle != handleOf(t, m, want) {
+				t.Errorf("place %d of the list is not by the last use", i)
+			}
+		}
 		b[3] = begin(t, m, "ann")
 		if answering(t, m, b[0].cookie, b[2].cookie, b[3].cookie) != 3 || answering(t, m, b[1].cookie) != 0 {
 			t.Error("it was not the idlest")

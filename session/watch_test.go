@@ -128,6 +128,18 @@ func TestWatchOfNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		ends(t, within, 0, "ended before it was watched")
+		// The lives configured now decide, though servers with longer ones have it still.
+		b = begin(t, m, "ann")
+		short := sameSite(t, m, rb.NewClient(t), Config{IdleTimeout: 5 * time.Minute})
+		loaded = load(t, short, b.cookie)
+		advance(t, rb, 20*time.Minute, m, short)
+		if within, err = short.Watch(loaded); err != nil {
+			t.Fatal(err)
+		}
+		ends(t, within, 0, "idle for longer than this server has it")
+		if answering(t, m, b.cookie) != 1 {
+			t.Error("it is over for a server with longer lives")
+		}
 		// A context that is done ends the watch.
 		b = begin(t, m, "bob")
 		parent, cancel := context.WithCancel(load(t, m, b.cookie))
