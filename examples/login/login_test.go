@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"log"
+	"log/slog"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -270,6 +274,29 @@ func TestCodeIsNeededAndPassesOnce(t *testing.T) {
 	}
 	other.post("/totp", "code", s.code()).shows(429, "Too many attempts")
 	b.post("/step-up", "proof", s.code()).shows(429, "Too many attempts")
+}
+
+// A login that has lapsed, or none, leads to the login page, without a word in the log.
+func TestCodesOfNobodyAreNoTrouble(t *testing.T) {
+	var lines bytes.Buffer
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&lines, nil)))
+	t.Cleanup(func() {
+		slog.SetDefault(before)
+		log.SetOutput(os.Stderr)
+	})
+	s := newSite(t)
+	b := s.browser("Firefox")
+	b.password("ann@example.com", password).at("/totp")
+	s.redis.Advance(11 * time.Minute)
+	s.browser("Safari").password("bob@example.com", password).at("/") // the server learns the time from what Redis answers
+	lines.Reset()
+	b.post("/totp", "code", s.code()).at("/login")
+	b.post("/step-up", "proof", s.code()).at("/login")
+	s.browser("curl").post("/totp", "code", s.code()).at("/login")
+	if lines.Len() > 0 {
+		t.Errorf("logged %s", lines.String())
+	}
 }
 
 func TestDeviceBeyondTheThirdReplacesOne(t *testing.T) {
