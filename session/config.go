@@ -83,7 +83,8 @@ type Life struct {
 // login that exceeds them ends the one that was idle for the longest.
 type Accounts struct {
 	// Max bounds the sessions of a user; default 100, at most 1,000. It is kept however
-	// many logins arrive at once.
+	// many logins arrive at once. Servers of different lifetimes each count, and list, the
+	// sessions that answer on them: until all have the same, more may answer on some.
 	Max int
 	// WhenFull says what becomes of a login beyond Max, or beyond its MaxSessions.
 	WhenFull WhenFull

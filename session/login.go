@@ -42,7 +42,9 @@ func Replacing(handle string) LoginOption {
 // in half of a login: then they are cleared. Before it returns Redis has the session, it
 // is listed, and the user has no more sessions than allowed. The old ID works until
 // Finish retires it, or until the request fails or panics: then the login is undone. After
-// that, the old ID leads nowhere, and requests that were under way with it save nothing.
+// that, the old ID leads nowhere, and requests that were under way with it save nothing. If the
+// process dies before Finish, what stood before goes on. The login of a browser that had no session
+// then stays in the list until its idle timeout, or, with RefuseLogin, for Timeout and Grace.
 //
 // Two logins at once with the cookie of a visitor give two sessions, of which the browser
 // keeps the last cookie. Over a session of the same user they give one: the login that
