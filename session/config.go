@@ -136,9 +136,9 @@ type Legacy struct {
 	User func(values map[string]any) string
 	// Lifetime must be at least the longest that the old store gives a session; default
 	// Config.Lifetime. A copy keeps the deadline of its session, and lasts no longer than this. Ends
-	// hold for as long: a session with longer left can be copied again after its End, EndAll or
-	// Logout. The first one that is seen is logged. Each process that calls EndAll, a tool too, needs
-	// the same Legacy: its Lifetime is how long the end holds.
+	// hold for as long: a session with longer left can be copied again after its End or EndAll. The
+	// first one that is seen is logged. Each process that calls EndAll, a tool too, needs the same
+	// Legacy: its Lifetime is how long the end holds.
 	Lifetime time.Duration
 }
 

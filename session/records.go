@@ -52,7 +52,7 @@ type reply struct {
 	more    any    // see the script
 
 	happened []any     // events that the script has not appended
-	received time.Time // of this process
+	received time.Time // when it came
 }
 
 // The scripts. Each has one key, the hash of the session's owner.
