@@ -44,6 +44,10 @@ func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) 
 		refuse = "1"
 	}
 	planted := newMark()
+	longest := s.timeout
+	if s.events.Retention > 0 {
+		longest *= 2 // act asks once more while a slot moves
+	}
 	ofLogin, ofRemembered := s.lives[login], s.lives[remembered]
 	sent := s.redis.Now()
 	a, err := s.act(ctx, loginScript, r.id, told{}, r.id.field, out.head, out.boxes,
@@ -51,13 +55,14 @@ func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) 
 		e.fence, e.since, sent.Sub(e.loaded).Microseconds(), own, s.fence.Microseconds(),
 		e.within.Microseconds(), replacing, e.most, refuse,
 		ofLogin.lifetimeArg(), ofLogin.idleArg(), ofRemembered.lifetimeArg(), ofRemembered.idleArg(),
-		s.notBefore, e.from, s.grace.Microseconds(), planted[:], l.stepArg(), s.legacyLife.Microseconds())
+		s.notBefore, e.from, s.grace.Microseconds(), planted[:], l.stepArg(), s.legacyLife.Microseconds(),
+		longest.Microseconds())
 	if err != nil {
 		return a, err
 	}
 	switch a.outcome {
 	case written, sweepDue:
-		if margin, _ := a.more.(int64); margin >= 0 && s.redis.Now().Sub(sent).Microseconds() >= margin {
+		if margin, _ := a.more.(int64); margin >= 0 && a.received.Sub(sent).Microseconds() >= margin {
 			return a, errMargin
 		}
 		if len(a.there) == noteLen {
@@ -80,7 +85,8 @@ var (
 	// errOrphaned says that the session whose handle a login would keep has ended.
 	errOrphaned = errors.New("the session before has ended")
 	// errMargin says that the login's own round trip was too long to tell whether its request
-	// was loaded before the fence. The login has been made.
+	// was loaded before the fence. The login has been made. It has ended no other session, unless
+	// this process stood still for longer than its timeout.
 	errMargin = fmt.Errorf("%w, or may be", ErrStaleLogin)
 )
 

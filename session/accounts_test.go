@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
 
@@ -420,6 +422,73 @@ func TestLoginAfterOnesOwnEndAll(t *testing.T) {
 	})
 }
 
+// repliesLate holds up the replies of logins.
+type repliesLate struct {
+	onlyCommands
+	by time.Duration
+}
+
+func (l repliesLate) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if nameOf(cmd) == "login" {
+			time.Sleep(l.by)
+		}
+		return err
+	}
+}
+
+func (repliesLate) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A login that is refused since it cannot be told from one of before an end ends nobody's session.
+func TestARefusedLoginEndsNobody(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		if rb.Mini != nil {
+			t.Skip("its clock stands still")
+		}
+		const timeout = 5 * time.Second
+		client := rb.NewClient(t)
+		client.AddHook(repliesLate{by: 200 * time.Millisecond})
+		m, slow := manager(t, rb, Config{Timeout: timeout}), managerOver(t, client, Config{Timeout: timeout})
+		for name, opts := range map[string]func(handle string) []LoginOption{
+			"at the cap":    func(string) []LoginOption { return []LoginOption{MaxSessions(1)} },
+			"in its place":  func(h string) []LoginOption { return []LoginOption{Replacing(h)} },
+			"under the cap": func(h string) []LoginOption { return []LoginOption{MaxSessions(2), Replacing(h)} },
+		} {
+			begin(t, slow, "warm") // it knows the clock of Redis
+			user := "ann " + name
+			b := begin(t, m, user)
+			b.request(func(ctx context.Context) {
+				if _, err := m.EndOthers(ctx, Cause{}); err != nil {
+					t.Fatal(err)
+				}
+			})
+			with := opts(handleOf(t, m, b))
+			time.Sleep(20 * time.Millisecond)
+			if err := slow.Login(load(t, slow), user, with...); !errors.Is(err, ErrStaleLogin) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if answering(t, m, b.cookie) != 1 || len(listed(t, m, t.Context(), user)) != 1 {
+				t.Errorf("%s: it has ended the session that was there", name)
+			}
+			if ctx := load(t, m); m.Login(ctx, user) != nil || answering(t, m, finish(t, m, ctx).Value) != 1 {
+				t.Errorf("%s: a login that ends nobody was refused", name)
+			}
+			// Once the end is longer ago than any reply takes, nothing is in its way.
+			advance(t, rb, timeout, m, slow)
+			ctx := load(t, m)
+			if err := m.Login(ctx, user, with...); err != nil {
+				t.Errorf("%s: later: %v", name, err)
+			}
+			if finish(t, m, ctx); answering(t, m, b.cookie) != 0 {
+				t.Errorf("%s: later it ended nobody", name)
+			}
+		}
+	})
+}
+
 func TestNeverMoreSessionsThanAllowed(t *testing.T) {
 	for _, full := range []WhenFull{EndIdlest, RefuseLogin} {
 		each(t, Config{Accounts: Accounts{WhenFull: full}, Timeout: time.Minute}, func(t *testing.T, rb redistest.Backend, m *Manager) {
@@ -467,6 +536,11 @@ func TestWhoMakesRoom(t *testing.T) {
 		}
 		advance(t, rb, 10*time.Minute, m)
 		b[0].request(func(context.Context) {}) // the oldest is in use
+		for i, info := range listed(t, m, t.Context(), "ann") {
+			if want := b[[]int{0, 2, 1}[i]]; info.Handle != handleOf(t, m, want) {
+				t.Errorf("place %d of the list is not by the last use", i)
+			}
+		}
 		b[3] = begin(t, m, "ann")
 		if answering(t, m, b[0].cookie, b[2].cookie, b[3].cookie) != 3 || answering(t, m, b[1].cookie) != 0 {
 			t.Error("it was not the idlest")
@@ -782,6 +856,76 @@ func TestConfirm(t *testing.T) {
 	})
 }
 
+// A login does not become fresh again, or stay so for longer, when Redis's clock is set back.
+func TestFreshAfterTheClockWasSetBack(t *testing.T) {
+	each(t, Config{Timeout: 5 * time.Second}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		b := begin(t, m, "ann")
+		fresh := func(after time.Duration, want bool) {
+			t.Helper()
+			advance(t, rb, after, m)
+			if got := m.AuthenticatedWithin(load(t, m, b.cookie), time.Minute); got != want {
+				t.Errorf("%v", got)
+			}
+		}
+		fresh(-time.Second, true) // as far as the estimate of the clock may be off
+		fresh(-10*time.Minute, false)
+		fresh(9*time.Minute, false)
+		b.request(func(ctx context.Context) {
+			if err := m.Confirm(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+		fresh(0, true)
+	})
+}
+
+// What another request has saved of Remember goes on in a new ID, unless this one has asked itself.
+func TestRememberBesideANewID(t *testing.T) {
+	each(t, Config{Remembered: Life{Lifetime: 30 * 24 * time.Hour, IdleTimeout: -1}}, func(t *testing.T, rb redistest.Backend, m *Manager) {
+		for name, c := range map[string]struct {
+			user string
+			do   func(ctx context.Context, user string) error
+		}{
+			"Confirm":                 {"ann", func(ctx context.Context, _ string) error { return m.Confirm(ctx) }},
+			"EndOthers":               {"ann", func(ctx context.Context, _ string) error { _, err := m.EndOthers(ctx, Cause{}); return err }},
+			"Login":                   {"ann", func(ctx context.Context, user string) error { return m.Login(ctx, user) }},
+			"Login of a visitor":      {"", func(ctx context.Context, user string) error { return m.Login(ctx, user) }},
+			"BeginLogin of a visitor": {"", func(ctx context.Context, user string) error { return m.BeginLogin(ctx, user, time.Minute) }},
+		} {
+			for _, before := range []bool{false, true} {
+				for _, own := range []bool{false, true} {
+					b := begin(t, m, c.user)
+					b.request(func(ctx context.Context) { m.Remember(ctx, before) })
+					mine, other := load(t, m, b.cookie), load(t, m, b.cookie)
+					if own {
+						m.Remember(mine, !before)
+					}
+					if err := c.do(mine, "ann"); err != nil {
+						t.Fatal(err)
+					}
+					if !own {
+						m.Remember(other, !before)
+					}
+					m.Put(other, "a", "b")
+					if err := m.Commit(other); err != nil {
+						t.Fatal(err)
+					}
+					o := finish(t, m, mine)
+					b.take(o)
+					ctx := load(t, m, b.cookie)
+					info := m.Info(ctx)
+					if info.Persistent == before || (o.MaxAge > 0) == before || m.GetString(ctx, "a") != "b" {
+						t.Errorf("%s: before %v, own %v: %+v, cookie for %v", name, before, own, info, o.MaxAge)
+					}
+					if c.user+m.UserID(ctx) != "" && (info.Expires.Sub(info.Created) > 24*time.Hour) == before {
+						t.Errorf("%s: before %v, own %v: of the other kind: %+v", name, before, own, info)
+					}
+				}
+			}
+		}
+	})
+}
+
 // With Secrets nothing of a list can be read in Redis, and what was moved to another place does
 // not open. Nothing that a list shows leads to a session.
 func TestListsAtRest(t *testing.T) {
@@ -833,7 +977,7 @@ func TestListsAtRest(t *testing.T) {
 				t.Error("a handle is a cookie")
 			}
 		}
-		// Bob's record among those of ann, and ann's under another field.
+		// Bob's record among those of ann, and one of ann's moved to another field.
 		other := idOf(t, m, bob.cookie)
 		stolen, err := rb.Client.HGet(t.Context(), other.key, other.field).Result()
 		if err != nil {
@@ -842,7 +986,10 @@ func TestListsAtRest(t *testing.T) {
 		if err := rb.Client.HSet(t.Context(), at.key, other.field, stolen, strings.Repeat("x", fieldLen), all[at.field]).Err(); err != nil {
 			t.Fatal(err)
 		}
-		if again := listed(t, m, t.Context(), "ann.user"); len(again) != 2 {
+		if err := rb.Client.HDel(t.Context(), at.key, at.field).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if again := listed(t, m, t.Context(), "ann.user"); len(again) != 1 {
 			t.Errorf("%d are listed after records were moved", len(again))
 		}
 	})

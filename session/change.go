@@ -130,6 +130,9 @@ func (m *Manager) complete(ctx context.Context, st *state, d draft) error {
 		if o.carry && o.record.id.owner == c.mine.id.owner {
 			c.beside = i
 		}
+		if o.carry {
+			c.asked = c.next.head.persistent != o.record.head.persistent
+		}
 	}
 	err := errAgain
 	for err == errAgain {
@@ -171,6 +174,7 @@ type completion struct {
 	old     []retiree
 	beside  int               // of old, in the hash of mine: one script does both; -1: none
 	changes map[string][]byte // all of this request
+	asked   bool              // this request has changed whether the session is remembered
 	why     Reason            // the new ID was ended
 	granted bool              // the record has its own life, and its event is written
 }
@@ -251,6 +255,9 @@ func (c *completion) carry(ctx context.Context, i int, a reply) error {
 	if steps[f.what][logIn] == merge {
 		c.old[i].record = f.record
 		c.next.values = f.record.values.Change(c.changes)
+		if !c.asked {
+			c.next.head.remember(f.record.head.persistent)
+		}
 	} else { // ended meanwhile: there is nothing to carry
 		c.old[i].carry = false
 	}

@@ -83,7 +83,8 @@ type Life struct {
 // login that exceeds them ends the one that was idle for the longest.
 type Accounts struct {
 	// Max bounds the sessions of a user; default 100, at most 1,000. It is kept however
-	// many logins arrive at once.
+	// many logins arrive at once. Servers of different lifetimes each count, and list, the
+	// sessions that answer on them: until all have the same, more may answer on some.
 	Max int
 	// WhenFull says what becomes of a login beyond Max, or beyond its MaxSessions.
 	WhenFull WhenFull
@@ -133,8 +134,11 @@ type Legacy struct {
 	// time of authentication of such a session is unknown: zero. With nil no copied
 	// session has a user.
 	User func(values map[string]any) string
-	// Lifetime is that of the old manager; default Config.Lifetime. A copy keeps the
-	// deadline of its session, and lasts no longer than this.
+	// Lifetime must be at least the longest that the old store gives a session; default
+	// Config.Lifetime. A copy keeps the deadline of its session, and lasts no longer than this. Ends
+	// hold for as long: a session with longer left can be copied again after its End or EndAll. The
+	// first one that is seen is logged. Each process that calls EndAll, a tool too, needs the same
+	// Legacy: its Lifetime is how long the end holds.
 	Lifetime time.Duration
 }
 

@@ -176,9 +176,8 @@ func (st *state) of(o owner) bool {
 }
 
 // EndOthers ends all sessions of the request's user but that of the request, and returns
-// them. That one gets a new ID, as with [Manager.Confirm]. Of two at once one may be
-// [ErrEnded] or [ErrMoved].
-// The rest is as with EndAll.
+// them. That one gets a new ID, as with [Manager.Confirm]; its streams go on, as [Manager.Watch]
+// says. Of two at once one may be [ErrEnded] or [ErrMoved]. The rest is as with EndAll.
 //
 // The error may also be [ErrNoSession], [ErrFinished] or [ErrConflict]. After any of them the
 // others may have been ended: it may be called again, after ErrEnded by who logs in anew.

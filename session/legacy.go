@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -19,6 +20,7 @@ type legacy struct {
 	Legacy
 	timeout time.Duration
 	slots   chan struct{}
+	longer  sync.Once // a session with longer left than Lifetime has been reported
 }
 
 const (
@@ -29,6 +31,8 @@ const (
 	legacyCalls = 64
 	// legacyTokenLen is that of the tokens of scs, 256 bits in base64url.
 	legacyTokenLen = 43
+	// legacySkew is how far the clocks of old and new servers may differ without a word.
+	legacySkew = time.Minute
 )
 
 var (
@@ -40,7 +44,7 @@ func newLegacy(c checked) *legacy {
 	if c.Legacy.Store == nil {
 		return nil
 	}
-	return &legacy{c.Legacy, c.Timeout, make(chan struct{}, legacyCalls)}
+	return &legacy{Legacy: c.Legacy, timeout: c.Timeout, slots: make(chan struct{}, legacyCalls)}
 }
 
 // HasLegacy reports whether Config.Legacy has a Store.
@@ -163,7 +167,14 @@ func (m *Manager) copied(ctx context.Context, legacyToken string, b []byte) (*re
 	if err != nil {
 		return nil, err
 	}
-	r.times.deadline = now + min(time.Until(deadline), m.legacy.Lifetime).Microseconds()
+	left := time.Until(deadline)
+	if left > m.legacy.Lifetime+legacySkew {
+		m.legacy.longer.Do(func() {
+			m.records.log.LogAttrs(ctx, slog.LevelError, "session: a legacy session has longer left than Legacy.Lifetime: once that is over, what was ended can come back",
+				slog.Duration("left", left.Round(time.Second)), slog.Duration("lifetime", m.legacy.Lifetime))
+		})
+	}
+	r.times.deadline = now + min(left, m.legacy.Lifetime).Microseconds()
 	if user != "" && r.times.deadline-m.legacy.Lifetime.Microseconds() < m.records.notBefore {
 		return nil, errors.New("it began before Accounts.NotBefore")
 	}

@@ -1198,6 +1198,31 @@ func TestLegacyValuesThatCannotBeStored(t *testing.T) {
 	}
 }
 
+// An operator learns of a Legacy.Lifetime that is shorter than what the old store gives.
+func TestLegacySessionsThatLastLongerAreReported(t *testing.T) {
+	rb := mini(t)
+	store := memstore.NewWithCleanupInterval(0)
+	var log bytes.Buffer
+	m := manager(t, rb, Config{Legacy: Legacy{Store: store, Lifetime: time.Hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	copied := func(left time.Duration) {
+		t.Helper()
+		token := legacySession(t, store, map[string]any{"k": "v"}, time.Now().Add(left))
+		if got := byToken(t, m, token); got.values != "map[k:v]" {
+			t.Errorf("%+v", got)
+		}
+	}
+	copied(time.Hour)
+	copied(time.Hour + 10*time.Second) // by the clock of the old server
+	if log.Len() > 0 {
+		t.Errorf("logged %q", log.String())
+	}
+	copied(3 * time.Hour)
+	copied(3 * time.Hour)
+	if text := log.String(); strings.Count(text, "level=ERROR") != 1 || !strings.Contains(text, "left=3h0m0s lifetime=1h0m0s") {
+		t.Errorf("logged %q", text)
+	}
+}
+
 // A legacy session of a user is one of the user's: EndAll ends it, copied or not, and it counts.
 func TestLegacySessionsOfAnAccount(t *testing.T) {
 	eachLegacy(t, func(t *testing.T, rb redistest.Backend, store scs.Store, cfg Config) {

@@ -42,7 +42,9 @@ func Replacing(handle string) LoginOption {
 // in half of a login: then they are cleared. Before it returns Redis has the session, it
 // is listed, and the user has no more sessions than allowed. The old ID works until
 // Finish retires it, or until the request fails or panics: then the login is undone. After
-// that, the old ID leads nowhere, and requests that were under way with it save nothing.
+// that, the old ID leads nowhere, and requests that were under way with it save nothing. If the
+// process dies before Finish, what stood before goes on. The login of a browser that had no session
+// then stays in the list until its idle timeout, or, with RefuseLogin, for Timeout and Grace.
 //
 // Two logins at once with the cookie of a visitor give two sessions, of which the browser
 // keeps the last cookie. Over a session of the same user they give one: the login that
@@ -50,7 +52,9 @@ func Replacing(handle string) LoginOption {
 //
 // What the handler checks before, a password for example, must be checked in this
 // request, or before [Manager.BeginLogin]: a Login is refused if the user's sessions were
-// ended since the request was loaded, or since BeginLogin.
+// ended since the request was loaded, or since BeginLogin. A Login that would end another session
+// may also be refused if the request was loaded within twice Config.Timeout after that end: its
+// reply could come too late to tell, and a refusal ends nothing.
 //
 // A refusal is [ErrStaleLogin], [ErrUnknownHandle] or [ErrTooManySessions], looked at in
 // this order. Other errors are [ErrNoUser], [ErrNoSession], [ErrFinished] when the new
@@ -75,10 +79,7 @@ func (m *Manager) Login(ctx context.Context, userID string, opts ...LoginOption)
 	}
 	return m.enter(ctx, userID, func(d draft) (*record, *pending, entry) {
 		r, p := m.loginOver(d, userID)
-		r.head.kind = login
-		if r.head.persistent {
-			r.head.kind = remembered
-		}
+		r.head.remember(r.head.persistent)
 		r.who.user, r.who.authenticated = userID, atBirth
 		p.short = len(p.old) > 0 || m.records.accounts.WhenFull == RefuseLogin
 		p.tells, p.undone = 0, told{kind: LoginUndone}
@@ -181,7 +182,7 @@ func (m *Manager) enter(ctx context.Context, userID string, over func(draft) (*r
 			return nil, nil, err
 		case err == nil && a.outcome == refused:
 			err = ErrConflict // nobody else knows the ID
-		case err == errMargin: // what it has ended at the cap stays ended
+		case err == errMargin:
 			err = ErrStaleLogin
 		case err == nil: // not before it is known that there is a login
 			err = m.overtake(ctx, d)

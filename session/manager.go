@@ -186,7 +186,8 @@ func (m *Manager) Info(ctx context.Context) Info {
 }
 
 // AuthenticatedWithin reports whether the user logged in, or was confirmed, no longer than d ago,
-// by Redis's clock.
+// by Redis's clock. A time that lies ahead of that clock by more than Config.Timeout is not fresh:
+// the clock was set back, and nobody knows how long ago it was.
 func (m *Manager) AuthenticatedWithin(ctx context.Context, d time.Duration) bool {
 	st := m.state(ctx)
 	if st == nil {
@@ -199,7 +200,8 @@ func (m *Manager) AuthenticatedWithin(ctx context.Context, d time.Duration) bool
 		return false
 	}
 	now, err := m.records.loadedNow(ctx, r.id)
-	return err == nil && now-r.authenticated() <= d.Microseconds()
+	age := now - r.authenticated()
+	return err == nil && age <= d.Microseconds() && age >= -m.records.timeout.Microseconds() // by which now may be off
 }
 
 func fromMicros(us int64) time.Time {

@@ -136,6 +136,19 @@ type record struct {
 	box    *tokenBox // that it was opened or sealed with; nil: not yet
 }
 
+// remember sets persistent of a user's session, and the kind that follows from it. Half a login
+// stays one.
+func (h *head) remember(on bool) {
+	h.persistent = on
+	switch {
+	case h.kind == begun:
+	case on:
+		h.kind = remembered
+	default:
+		h.kind = login
+	}
+}
+
 func (h head) append(b []byte) []byte {
 	flags := byte(h.kind)
 	for i, set := range [...]bool{h.persistent, h.copied, h.apart} {

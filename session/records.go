@@ -51,7 +51,8 @@ type reply struct {
 	there   string // what stands at the ID, if nothing was done
 	more    any    // see the script
 
-	happened []any // events that the script has not appended
+	happened []any     // events that the script has not appended
+	received time.Time // when it came
 }
 
 // The scripts. Each has one key, the hash of the session's owner.
@@ -134,8 +135,8 @@ func (s *records) runOver(ctx context.Context, by *roundtrip.Sender, script *scr
 	if !ok {
 		return reply{}, unavailable(ctx, fmt.Errorf("unexpected reply of type %T", raw))
 	}
-	r.happened = happened
-	s.clocks.at(at).learn(r.now, sent, s.redis.Now())
+	r.happened, r.received = happened, s.redis.Now()
+	s.clocks.at(at).learn(r.now, sent, r.received)
 	if r.outcome == sweepDue {
 		s.sweep(ctx, at)
 	}

@@ -13,9 +13,13 @@ import (
 
 // Watch returns a context that ends with the session, whichever server ends it: then its
 // cause is [ErrEnded], and [Manager.Ended] says why. It is for what outlives a request, such
-// as server-sent events and WebSockets. A rotation, a Confirm, and a Login of the same user do
-// not end it; a Login over a visitor's session does. After a rotation ctx goes on under the new
-// ID. Without a session there is nothing to watch, and the context is ctx.
+// as server-sent events and WebSockets. A rotation, a Confirm, a Login of the same user, and the
+// session's own EndOthers do not end it; a Login over a visitor's session does. After a rotation ctx
+// goes on under the new ID. Without a session there is nothing to watch, and the context is ctx.
+//
+// So a stream that somebody else has opened with a copy of the cookie outlives the new ID that
+// Confirm, Login and EndOthers give: none of them can tell whose it is. An EndAll and a Login in one
+// request end it, too.
 //
 // Ends are heard of at once by a channel of Redis, on which each process has one subscription,
 // and for certain within ten seconds. The watch is over when ctx is done.

@@ -67,6 +67,17 @@ func TestWatchHearsOfEnds(t *testing.T) {
 		"EndOthers": {func(t *testing.T, m *Manager, b *browser) {
 			begin(t, m, "ann").request(func(ctx context.Context) { _, _ = m.EndOthers(ctx, Cause{Reason: PasswordChanged}) })
 		}, PasswordChanged},
+		"EndAll and Login in one": {func(t *testing.T, m *Manager, b *browser) {
+			b.request(func(ctx context.Context) {
+				_, err := m.EndAll(ctx, "ann", Cause{Reason: PasswordChanged})
+				if err = errors.Join(err, m.Login(ctx, "ann")); err != nil {
+					t.Error(err)
+				}
+			})
+			if answering(t, m, b.cookie) != 1 {
+				t.Error("the new login does not answer")
+			}
+		}, PasswordChanged},
 		"Logout": {func(t *testing.T, m *Manager, b *browser) { b.request(func(ctx context.Context) { _ = m.Logout(ctx) }) }, ""},
 		"another's login": {func(t *testing.T, m *Manager, b *browser) {
 			b.request(func(ctx context.Context) { _ = m.Login(ctx, "eve") })
@@ -90,6 +101,8 @@ func TestWatchHearsOfEnds(t *testing.T) {
 			b.request(func(ctx context.Context) { _ = m.Rotate(ctx) })
 			b.request(func(ctx context.Context) { _ = m.Confirm(ctx) })
 			b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann") })
+			b.request(func(ctx context.Context) { _, _ = m.EndOthers(ctx, Cause{}) })
+			advance(t, rb, 10*time.Second, m) // or logins that end others are refused
 			again := watched(t, w, b.cookie)
 			goesOn(t, mine, name)
 			way.do(t, m, b)
@@ -128,6 +141,18 @@ func TestWatchOfNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		ends(t, within, 0, "ended before it was watched")
+		// The lives configured now decide, though servers with longer ones have it still.
+		b = begin(t, m, "ann")
+		short := sameSite(t, m, rb.NewClient(t), Config{IdleTimeout: 5 * time.Minute})
+		loaded = load(t, short, b.cookie)
+		advance(t, rb, 20*time.Minute, m, short)
+		if within, err = short.Watch(loaded); err != nil {
+			t.Fatal(err)
+		}
+		ends(t, within, 0, "idle for longer than this server has it")
+		if answering(t, m, b.cookie) != 1 {
+			t.Error("it is over for a server with longer lives")
+		}
 		// A context that is done ends the watch.
 		b = begin(t, m, "bob")
 		parent, cancel := context.WithCancel(load(t, m, b.cookie))

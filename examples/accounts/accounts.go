@@ -96,7 +96,7 @@ func (s *service) confirm(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := s.sessions.Confirm(r.Context()); err != nil {
-		unavailable(w)
+		failed(w, r, err)
 		return
 	}
 	middleware.Succeeded(r)
@@ -123,7 +123,7 @@ func (s *service) end(w http.ResponseWriter, r *http.Request) {
 
 func (s *service) endOthers(w http.ResponseWriter, r *http.Request) {
 	if _, err := s.sessions.EndOthers(r.Context(), session.Cause{}); err != nil {
-		unavailable(w)
+		failed(w, r, err)
 		return
 	}
 	http.Redirect(w, r, "/", http.StatusSeeOther)
@@ -136,11 +136,14 @@ func (s *service) change(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.users.Set(s.sessions.UserID(r.Context()), r.FormValue("new"))
-	if _, err := s.sessions.EndOthers(r.Context(), session.Cause{Reason: session.PasswordChanged}); err != nil {
+	switch _, err := s.sessions.EndOthers(r.Context(), session.Cause{Reason: session.PasswordChanged}); {
+	case err == nil:
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+	case errors.Is(err, session.ErrEnded):
+		failed(w, r, err)
+	default:
 		http.Error(w, "the password is changed, but other devices may still be logged in", http.StatusServiceUnavailable)
-		return
 	}
-	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
 func (s *service) page(w http.ResponseWriter, r *http.Request) {
@@ -209,6 +212,15 @@ func (s *service) socket(w http.ResponseWriter, r *http.Request) {
 		}
 		_ = s.sessions.Touch(r.Context()) // a message is use of the session
 	}
+}
+
+// failed answers where another device was faster and has ended this session: the page says so.
+func failed(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, session.ErrEnded) || errors.Is(err, session.ErrNoUser) {
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+		return
+	}
+	unavailable(w)
 }
 
 func unavailable(w http.ResponseWriter) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
@@ -165,4 +167,56 @@ func TestDevicesOverTwoServers(t *testing.T) {
 
 	close(stop)
 	closesWith(t, others, websocket.StatusGoingAway, "shutdown")
+}
+
+// meanwhile is a hook that has something happen just before the next script.
+type meanwhile struct{ do func() }
+
+func (*meanwhile) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
+}
+
+func (h *meanwhile) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if do := h.do; do != nil && strings.HasPrefix(cmd.Name(), "eval") {
+			h.do = nil
+			do()
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (*meanwhile) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// Who is logged out by another device while a request is under way gets the login page, which says
+// why.
+func TestAnotherDeviceWasFaster(t *testing.T) {
+	server := redistest.Start(t)
+	users := NewUsers("ann")
+	hook := new(meanwhile)
+	hooked := redis.NewClient(&redis.Options{Addr: server.Addr(), MaxRetries: -1})
+	t.Cleanup(func() { hooked.Close() })
+	hooked.AddHook(hook)
+	var servers [2]*httptest.Server
+	for i, client := range []*redis.Client{hooked, server.Client()} {
+		h, err := New(client, users, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		servers[i] = httptest.NewServer(h)
+		t.Cleanup(servers[i].Close)
+	}
+	for _, path := range []string{"/confirm", "/end-others", "/password"} {
+		mine, other := newBrowser(t, servers[0]), newBrowser(t, servers[1])
+		mine.login("ann", "ann")
+		other.login("ann", "ann")
+		hook.do = func() { other.do(200, "POST", "/end-others", url.Values{}) }
+		page := mine.do(200, "POST", path, url.Values{"password": {"ann"}, "new": {"correct horse"}})
+		if hook.do != nil || !strings.Contains(page, "logged out from another device") {
+			t.Errorf("%s: %s", path, page)
+		}
+		users.Set("ann", "ann")
+	}
 }

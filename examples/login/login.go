@@ -53,9 +53,11 @@ func New(client redis.UniversalClient, db *DB, mail func(to, path string), cfg s
 	account := limit("login-account", 5, middleware.ByForm("email", canonical))
 	address := limit("login-address", 30, middleware.ByIP(middleware.PeerIP))
 	// The codes of a login and of a step-up share a limit: they are guesses at one secret.
-	codes := limit("code", 10, middleware.By("owner", func(r *http.Request) string {
+	owner := func(r *http.Request) string {
 		return cmp.Or(sessions.LoginBegun(r.Context()), sessions.UserID(r.Context()))
-	}))
+	}
+	codes := limit("code", 10, middleware.By("owner", owner))
+	codes.Skip = func(r *http.Request) bool { return owner(r) == "" } // no guess: it is sent to the login page
 	mails := limit("mail", 3, middleware.ByForm("email", canonical))
 	mails.FailuresOnly = false
 	if err := errors.Join(errs...); err != nil {

@@ -3,10 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"log"
+	"log/slog"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -270,6 +273,46 @@ func TestCodeIsNeededAndPassesOnce(t *testing.T) {
 	}
 	other.post("/totp", "code", s.code()).shows(429, "Too many attempts")
 	b.post("/step-up", "proof", s.code()).shows(429, "Too many attempts")
+}
+
+// logged is what was logged.
+type logged struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// A login that has lapsed, or none, leads to the login page, without a word in the log.
+func TestCodesOfNobodyAreNoTrouble(t *testing.T) {
+	lines := new(logged)
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(lines, nil)))
+	t.Cleanup(func() {
+		slog.SetDefault(before)
+		log.SetOutput(os.Stderr)
+	})
+	s := newSite(t)
+	b := s.browser("Firefox")
+	b.password("ann@example.com", password).at("/totp")
+	s.redis.Advance(11 * time.Minute)
+	s.browser("Safari").password("bob@example.com", password).at("/") // the server learns the time from what Redis answers
+	b.post("/totp", "code", s.code()).at("/login")
+	b.post("/step-up", "proof", s.code()).at("/login")
+	s.browser("curl").post("/totp", "code", s.code()).at("/login")
+	if text := lines.String(); strings.Contains(text, "rate limit") {
+		t.Errorf("logged %s", text)
+	}
 }
 
 func TestDeviceBeyondTheThirdReplacesOne(t *testing.T) {

@@ -28,15 +28,16 @@
 -- ARGV[24] mark of a fence that may have to be planted, 8 bytes
 -- ARGV[25] how often a use is noted, µs
 -- ARGV[26] lifetime of legacy sessions: a copy was born by so much before its deadline, µs
--- ARGV[27] what the caller adds to events: see parts/_happens.lua
+-- ARGV[27] how long the caller waits for the reply at most, µs
+-- ARGV[28] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: {now, 1, note, margin}, created; {now, 2, note, margin}, and a sweep is due. note
 -- is the end of half a login and the fence that it noted, 22 bytes, or "". margin is how
 -- long after the fence the request was loaded, µs, at most; -1: there is no fence.
 -- Not created: {now, 0, there}, there stands at the field; {now, 4, ""} the fence refuses
--- it; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
+-- it, or may have to; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
 -- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.
-local call, key, field, step, told = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[25]), ARGV[27]
+local call, key, field, step, told = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[25]), ARGV[28]
 -- include _pack.lua
 -- include _taken.lua
 -- include _bury.lua
@@ -146,6 +147,11 @@ if ARGV[14] ~= '' and not sessions[ARGV[14]] then
 end
 if count >= most and ARGV[16] == '1' and not half then
   return refuse(6, 'full')
+end
+-- The caller refuses a login whose reply takes longer than the margin. What was ended for it would
+-- stay ended, so where that may come there is no login.
+if (count >= most or ARGV[14] ~= '' and ARGV[14] ~= mine) and margin >= 0 and margin < tonumber(ARGV[27]) then
+  return refuse(4, 'stale')
 end
 if ARGV[14] ~= '' and ARGV[14] ~= mine then
   over(sessions[ARGV[14]])
