@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
@@ -97,8 +98,9 @@ func KeyOf(word, value string) string {
 // ByForm counts by a field of a form, in the form that canonical gives it; nil: as it is. For a
 // login that is what the account is known by: in small letters, say, or each spelling has a limit
 // of its own. There is no key ([ErrNoKey]) where the field is missing or empty, where body and query
-// have different values, as the handler may read another one, and where the body is longer than
-// 64 KB. The handler finds the body as if nobody had read it.
+// have different values, as the handler may read another one, and where there is a body that is
+// longer than 64 KB or cannot be read as a form from end to end, whatever the method: the handler
+// may read what is not seen here. The handler finds the body as if nobody had read it.
 func ByForm(name string, canonical func(string) string) KeyFunc {
 	return func(r *http.Request) (string, error) {
 		values, err := formValues(r, name)
@@ -129,32 +131,41 @@ func FormKey(name, value string) string { return "form:" + ratelimit.JoinKey(nam
 // maxForm is the longest body that ByForm reads, in bytes.
 const maxForm = 64 << 10
 
-// formValues are the values that r.FormValue(name) chooses from. They leave the body of r to be
-// read again.
+// formValues are the values of name in the body and in the query of r, from which a handler may
+// choose. They leave the body of r to be read again.
 func formValues(r *http.Request, name string) ([]string, error) {
-	if r.Form != nil && (r.MultipartForm != nil || !isMultipart(r)) { // somebody has parsed it already
+	if len(r.PostForm) > 0 || r.Form != nil && r.MultipartForm != nil { // somebody has parsed the body already
 		return r.Form[name], nil
 	}
-	read := r.Clone(r.Context())
-	read.Form, read.PostForm = nil, nil // or the parts of a multipart body would not be looked at
-	if r.Body != nil && r.Body != http.NoBody {
-		body, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
-		r.Body = unread{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("its body cannot be read: %w", err)
-		case len(body) > maxForm:
-			return nil, fmt.Errorf("its form has more than %d bytes", maxForm)
-		}
-		read.Body = io.NopCloser(bytes.NewReader(body))
+	values := r.Form[name]
+	if r.Form == nil {
+		values = r.URL.Query()[name]
 	}
-	read.FormValue(name)
-	return read.Form[name], nil
-}
-
-func isMultipart(r *http.Request) bool {
-	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	return err == nil && strings.HasPrefix(media, "multipart/")
+	if r.Body == nil || r.Body == http.NoBody {
+		return values, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
+	r.Body = unread{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("its body cannot be read: %w", err)
+	case len(body) > maxForm:
+		return nil, fmt.Errorf("its form has more than %d bytes", maxForm)
+	case len(body) == 0:
+		return values, nil
+	}
+	read := http.Request{Method: http.MethodPost, URL: new(url.URL), Header: r.Header, Body: io.NopCloser(bytes.NewReader(body))}
+	whole := false
+	switch media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); media {
+	case "application/x-www-form-urlencoded":
+		whole = read.ParseForm() == nil
+	case "multipart/form-data":
+		whole = read.ParseMultipartForm(maxForm) == nil
+	}
+	if !whole { // the parser's error may quote it
+		return nil, errors.New("its body is not a whole form")
+	}
+	return append(read.PostForm[name], values...), nil
 }
 
 // unread is a body of which a part has been read, and is to be read again.
