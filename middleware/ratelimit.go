@@ -85,7 +85,7 @@ type RateLimit struct {
 	// A request in flight counts until then, so that of 1,000 guesses at once no more are
 	// checked than the limit allows. One that finds no permit left waits for others to
 	// succeed, two seconds in all; once nothing has come back for that long, further ones are
-	// refused at once. Limiter must be a [ratelimit.Settler].
+	// refused at once. Limiter must be a [ratelimit.Settler], see [ratelimit.Settles].
 	//
 	// Of two RateLimits on one route the outer one also counts what the inner one refuses;
 	// [ratelimit.All] in one RateLimit counts neither.
@@ -125,8 +125,8 @@ func (l RateLimit) Validate() error {
 	if l.Key == nil {
 		errs = append(errs, errors.New("middleware: RateLimit.Key is nil"))
 	}
-	if _, ok := l.Limiter.(ratelimit.Settler); l.FailuresOnly && l.Limiter != nil && !ok {
-		errs = append(errs, fmt.Errorf("middleware: RateLimit.FailuresOnly needs a Limiter that is a ratelimit.Settler, which %T is not", l.Limiter))
+	if l.FailuresOnly && l.Limiter != nil && !ratelimit.Settles(l.Limiter) {
+		errs = append(errs, fmt.Errorf("middleware: RateLimit.FailuresOnly needs a Limiter that is a ratelimit.Settler, which %T is not, or not all of what it is made of", l.Limiter))
 	}
 	if l.OnError > FailClosed {
 		errs = append(errs, fmt.Errorf("middleware: RateLimit.OnError is %v", l.OnError))
@@ -207,8 +207,8 @@ func (l *RateLimit) limiterOf(r *http.Request) (ratelimit.Limiter, error) {
 	if v := reflect.ValueOf(chosen); v.Kind() == reflect.Pointer && v.IsNil() {
 		return nil, fmt.Errorf("middleware: LimiterFor returned a nil %T", chosen)
 	}
-	if _, ok := chosen.(ratelimit.Settler); l.FailuresOnly && !ok {
-		return nil, fmt.Errorf("middleware: FailuresOnly: LimiterFor returned a %T, which is no ratelimit.Settler", chosen)
+	if l.FailuresOnly && !ratelimit.Settles(chosen) {
+		return nil, fmt.Errorf("middleware: FailuresOnly: LimiterFor returned a %T, which is no ratelimit.Settler, or not all of what it is made of", chosen)
 	}
 	return chosen, nil
 }

@@ -546,6 +546,31 @@ func TestRateLimitValidate(t *testing.T) {
 	}
 }
 
+// Keyed and All hide nothing: FailuresOnly is refused where what they are made of does not settle.
+func TestFailuresOnlyNeedsWhatSettles(t *testing.T) {
+	settles := local("l", 5)
+	same := func(key string) string { return key }
+	for _, tc := range []struct {
+		name    string
+		limiter ratelimit.Limiter
+		ok      bool
+	}{
+		{"Keyed, not a Settler", ratelimit.Keyed(&script{}, same), false},
+		{"All, not a Settler", must(ratelimit.All(settles, &script{})), false},
+		{"Keyed of All", ratelimit.Keyed(must(ratelimit.All(settles, ratelimit.Keyed(&script{}, same))), same), false},
+		{"Keyed, a Settler", ratelimit.Keyed(settles, same), true},
+		{"All, Settlers", must(ratelimit.All(settles, ratelimit.Keyed(local("m", 5), same))), true},
+	} {
+		if err := (middleware.RateLimit{Limiter: tc.limiter, Key: everybody, FailuresOnly: true}).Validate(); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		chosen := middleware.RateLimit{Limiter: settles, Key: everybody, FailuresOnly: true, LimiterFor: func(*http.Request) (ratelimit.Limiter, error) { return tc.limiter, nil }}
+		if d := chosen.Check(request("")); (d.Err == nil) != tc.ok || tc.ok == (d.Status == http.StatusServiceUnavailable) {
+			t.Errorf("%s, chosen: %d, %v", tc.name, d.Status, d.Err)
+		}
+	}
+}
+
 // expectErrors checks that err joins as many errors as there are parts, each
 // containing its part.
 func expectErrors(t *testing.T, err error, parts []string) {

@@ -17,7 +17,7 @@ import (
 //
 //	perRoute = Keyed(perRoute, func(key string) string { return SplitKey(key)[1] })
 //
-// It settles, resets and takes locally if l does.
+// It settles, resets and takes locally if l does: see [Settles].
 func Keyed(l Limiter, key func(string) string) Limiter { return &keyed{l, key} }
 
 type keyed struct {
@@ -75,10 +75,18 @@ func reset(ctx context.Context, l Limiter, key string) error {
 	return fmt.Errorf("ratelimit: %T does not reset", l)
 }
 
-// canSettle reports whether l, below any Keyed, is a Settler.
-func canSettle(l Limiter) bool {
-	if k, ok := l.(*keyed); ok {
-		return canSettle(k.limiter)
+// Settles reports whether l is a [Settler] that can settle. What [Keyed] and [All] return is always
+// a Settler by its methods, and settles only if all limiters below it do.
+func Settles(l Limiter) bool {
+	switch l := l.(type) {
+	case *keyed:
+		return Settles(l.limiter)
+	case *allOf:
+		for _, l := range l.limiters {
+			if !Settles(l) {
+				return false
+			}
+		}
 	}
 	_, ok := l.(Settler)
 	return ok
@@ -124,7 +132,7 @@ func All(limiters ...Limiter) (Limiter, error) {
 			}
 			names[r.prefix] = true
 		}
-		if canSettle(l) {
+		if Settles(l) {
 			a.limiters = append(a.limiters, l)
 		} else {
 			last = append(last, l)
