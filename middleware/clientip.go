@@ -30,8 +30,7 @@ func PeerIP(r *http.Request) (netip.Addr, error) {
 	ip, err := peer(r)
 	if err == nil && (ip.IsPrivate() || ip.IsLoopback()) && len(r.Header["X-Forwarded-For"]) > 0 && !proxied.Load() && !proxied.Swap(true) {
 		slog.Default().LogAttrs(r.Context(), slog.LevelWarn,
-			"PeerIP counts a private address, and X-Forwarded-For names others: behind a proxy use ForwardedFor or SingleHeader",
-			slog.String("peer", ip.String()))
+			"PeerIP counts a private address, and X-Forwarded-For names others: behind a proxy use ForwardedFor or SingleHeader")
 	}
 	return ip, err
 }
@@ -43,7 +42,7 @@ func peer(r *http.Request) (netip.Addr, error) {
 	if ip, ok := parseIP(r.RemoteAddr); ok {
 		return ip, nil
 	}
-	return netip.Addr{}, fmt.Errorf("%w: no IP address in the peer address %s", ErrNoKey, excerpt(r.RemoteAddr))
+	return netip.Addr{}, fmt.Errorf("%w: its peer has no IP address", ErrNoKey)
 }
 
 // UnixSocket stands among the trusted prefixes of [ForwardedFor] and [SingleHeader] for whoever
@@ -77,11 +76,13 @@ func ForwardedFor(trusted ...netip.Prefix) IPStrategy {
 		if peer, err := proxies.sender(r); err != errProxy {
 			return peer, err
 		}
+		n := 0
 		for _, line := range slices.Backward(r.Header["X-Forwarded-For"]) {
 			for entry := range entriesBackward(line) {
+				n++
 				ip, ok := parseIP(entry)
 				if !ok {
-					return netip.Addr{}, fmt.Errorf("%w: no IP address in the X-Forwarded-For entry %s", ErrNoKey, excerpt(entry))
+					return netip.Addr{}, noAddress(n)
 				}
 				if !proxies.contain(ip) {
 					return ip, nil
@@ -113,7 +114,7 @@ func SingleHeader(name string, trusted ...netip.Prefix) IPStrategy {
 		}
 		ip, ok := parseIP(strings.Trim(values[0], " \t"))
 		if !ok {
-			return netip.Addr{}, fmt.Errorf("%w: no IP address in %s: %s", ErrNoKey, name, excerpt(values[0]))
+			return netip.Addr{}, fmt.Errorf("%w: %s is no IP address", ErrNoKey, name)
 		}
 		return ip, nil
 	}
@@ -138,13 +139,19 @@ func DangerouslyCountProxies(n int) IPStrategy {
 				}
 				ip, ok := parseIP(entry)
 				if !ok {
-					return netip.Addr{}, fmt.Errorf("%w: no IP address in the X-Forwarded-For entry %s", ErrNoKey, excerpt(entry))
+					return netip.Addr{}, noAddress(n)
 				}
 				return ip, nil
 			}
 		}
 		return netip.Addr{}, fmt.Errorf("%w: X-Forwarded-For has %d entries, want %d", ErrNoKey, n-left, n)
 	}
+}
+
+// noAddress is the error for an entry of X-Forwarded-For. It ends up in a log, where what the entry
+// says does not belong.
+func noAddress(n int) error {
+	return fmt.Errorf("%w: entry %d from the right of X-Forwarded-For is no IP address", ErrNoKey, n)
 }
 
 // entriesBackward are the elements of a header line, the last one first.
@@ -221,13 +228,4 @@ func parseIP(s string) (netip.Addr, bool) {
 	}
 	ip, err := netip.ParseAddr(s)
 	return ip.Unmap().WithZone(""), err == nil
-}
-
-// excerpt quotes outside text for an error, which may end up in a log.
-func excerpt(s string) string {
-	const most = 64
-	if len(s) > most {
-		return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
-	}
-	return fmt.Sprintf("%q", s)
 }

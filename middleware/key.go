@@ -147,8 +147,8 @@ func formValues(r *http.Request, name string) ([]string, error) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
 	r.Body = unread{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
 	switch {
-	case err != nil:
-		return nil, fmt.Errorf("its body cannot be read: %w", err)
+	case err != nil: // which may name the client's address
+		return nil, errors.New("its body cannot be read")
 	case len(body) > maxForm:
 		return nil, fmt.Errorf("its form has more than %d bytes", maxForm)
 	case len(body) == 0:
