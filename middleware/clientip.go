@@ -47,8 +47,8 @@ func peer(r *http.Request) (netip.Addr, error) {
 
 // UnixSocket stands among the trusted prefixes of [ForwardedFor] and [SingleHeader] for whoever
 // connects to a Unix socket: a proxy on the same host, which has no address. Without it nobody
-// who comes that way can be counted.
-var UnixSocket netip.Prefix
+// who comes that way can be counted. It is a Prefix that no text parses to, and contains no address.
+var UnixSocket = netip.PrefixFrom(netip.AddrFrom16([16]byte([]byte("over Unix socket"))), -1)
 
 // overUnixSocket reports whether r came over a Unix socket.
 func overUnixSocket(r *http.Request) bool {
@@ -69,7 +69,8 @@ func overUnixSocket(r *http.Request) bool {
 // cannot tell, and returns an error, if it meets an entry that is no address, or if every address is trusted: a request that a trusted host makes
 // for itself, such as a health check, has no client.
 //
-// Where the addresses of the proxies are not known, see [DangerouslyCountProxies].
+// It panics if a prefix is not valid, such as one whose parse failed. Where the addresses of the proxies
+// are not known, see [DangerouslyCountProxies].
 func ForwardedFor(trusted ...netip.Prefix) IPStrategy {
 	proxies := newPrefixes(trusted)
 	return func(r *http.Request) (netip.Addr, error) {
@@ -100,8 +101,9 @@ func ForwardedFor(trusted ...netip.Prefix) IPStrategy {
 //
 // It cannot tell, and returns an error, if the header is missing, is no
 // address, or comes more than once: then some proxy adds to it where it should
-// overwrite it.
+// overwrite it. It panics if name is no header name, or a prefix is not valid.
 func SingleHeader(name string, trusted ...netip.Prefix) IPStrategy {
+	refuseIf(!isToken(name), fmt.Sprintf("SingleHeader: %q is no header name", name))
 	name = http.CanonicalHeaderKey(name)
 	proxies := newPrefixes(trusted)
 	return func(r *http.Request) (netip.Addr, error) {
@@ -177,7 +179,7 @@ var errProxy = errors.New("a trusted proxy")
 
 // sender is who sent a request, or errProxy.
 func (p prefixes) sender(r *http.Request) (netip.Addr, error) {
-	if slices.Contains(p, UnixSocket) && overUnixSocket(r) {
+	if overUnixSocket(r) && slices.Contains(p, UnixSocket) {
 		return netip.Addr{}, errProxy
 	}
 	ip, err := peer(r)
@@ -193,6 +195,9 @@ type prefixes []netip.Prefix
 func newPrefixes(list []netip.Prefix) prefixes {
 	p := slices.Clone(list)
 	for i, prefix := range p {
+		if !prefix.IsValid() && prefix != UnixSocket {
+			panic(fmt.Sprintf("middleware: trusted prefix %d is none: %v", i, prefix))
+		}
 		// ::ffff:10.0.0.0/104 means 10.0.0.0/8, and would contain no address
 		// once those are unmapped.
 		if ip := prefix.Addr(); ip.Is4In6() && prefix.Bits() >= 96 {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
@@ -23,6 +24,8 @@ import (
 // of what the request says, or does not say, about its sender. There is never a
 // key that all such requests share. Each function here begins its keys with a
 // word of its own, so that no user can be called like another client's address.
+// Functions here that make a KeyFunc panic if what they are given is nil or empty, so that it
+// is seen at start-up.
 type KeyFunc func(*http.Request) (string, error)
 
 // ErrNoKey is wrapped by the errors of a [KeyFunc] and of an [IPStrategy] that
@@ -39,6 +42,7 @@ func ByIP(strategy IPStrategy) KeyFunc { return ByIPPrefix(strategy, 64) }
 // 128 bits: 56 or 48 where providers give their customers as much. It panics on any other.
 func ByIPPrefix(strategy IPStrategy, bits int) KeyFunc {
 	checkBits(bits)
+	refuseIf(strategy == nil, "the IPStrategy of ByIP is nil")
 	return func(r *http.Request) (string, error) {
 		ip, err := strategy(r)
 		if err != nil {
@@ -74,16 +78,28 @@ func checkBits(bits int) {
 }
 
 // By counts by what f says of a request, under a word that tells such keys from others: By("tenant",
-// f). Of "" there is no key ([ErrNoKey]). The keys of other functions here begin with form, header,
-// ip, route, session and user. It panics if word is empty or contains a colon. Where
+// f). Of "" there is no key ([ErrNoKey]). It panics if word is empty, contains a colon, or is one that
+// the keys of other functions here begin with: form, header, ip, route, session or user. Where
 // f reads what a client makes up, each new value has a new limit.
 func By(word string, f func(*http.Request) string) KeyFunc {
 	KeyOf(word, "")
+	refuseIf(slices.Contains(words, word), fmt.Sprintf("By makes no keys that begin with %q, as another function does", word))
+	refuseIf(f == nil, "the function of By is nil")
 	return func(r *http.Request) (string, error) {
 		if value := f(r); value != "" {
 			return KeyOf(word, value), nil
 		}
 		return "", fmt.Errorf("%w: it has no %s", ErrNoKey, word)
+	}
+}
+
+// words are what the keys of functions other than By begin with.
+var words = []string{"form", "header", "ip", "route", "session", "user"}
+
+// refuseIf panics with text if what a KeyFunc is made of is bad.
+func refuseIf(bad bool, text string) {
+	if bad {
+		panic("middleware: " + text)
 	}
 }
 
@@ -102,6 +118,7 @@ func KeyOf(word, value string) string {
 // longer than 64 KB or cannot be read as a form from end to end, whatever the method: the handler
 // may read what is not seen here. The handler finds the body as if nobody had read it.
 func ByForm(name string, canonical func(string) string) KeyFunc {
+	refuseIf(name == "", "ByForm has no name of a field")
 	return func(r *http.Request) (string, error) {
 		values, err := formValues(r, name)
 		if err != nil {
@@ -178,6 +195,7 @@ type unread struct {
 // is no key ([ErrNoKey]); [FirstOf] names what counts them. It must run behind
 // [Sessions] with that manager, or its error is [session.ErrNoSession].
 func ByUser(manager *session.Manager) KeyFunc {
+	refuseIf(manager == nil, "the Manager of ByUser is nil")
 	return func(r *http.Request) (string, error) {
 		if user := manager.UserID(r.Context()); user != "" {
 			return UserKey(user), nil
@@ -199,6 +217,7 @@ func UserKey(userID string) string { return "user:" + userID }
 // run behind [Sessions] with that manager, or its error is
 // [session.ErrNoSession].
 func BySession(manager *session.Manager) KeyFunc {
+	refuseIf(manager == nil, "the Manager of BySession is nil")
 	return func(r *http.Request) (string, error) {
 		if !manager.Loaded(r.Context()) {
 			return "", session.ErrNoSession
@@ -216,6 +235,7 @@ func BySession(manager *session.Manager) KeyFunc {
 // stands in Redis or in a log. A header that is missing, empty or sent more than
 // once is no key ([ErrNoKey]).
 func ByHeader(name string) KeyFunc {
+	refuseIf(!isToken(name), fmt.Sprintf("ByHeader: %q is no header name", name))
 	name = http.CanonicalHeaderKey(name)
 	return func(r *http.Request) (string, error) {
 		// Of several, what checked the header may have read another one.
@@ -257,10 +277,18 @@ func existing(key string, err error) (string, error) {
 	return key, err
 }
 
+func checkKeys(of string, keys []KeyFunc) {
+	refuseIf(len(keys) == 0, of+" has no functions")
+	for i, key := range keys {
+		refuseIf(key == nil, fmt.Sprintf("function %d of %s is nil", i, of))
+	}
+}
+
 // Join counts by all of keys together: Join(ByRoute, ByUser(m)) gives each user
 // a limit per route. No two lists of parts make the same key.
 // It has a key only if all of them have.
 func Join(keys ...KeyFunc) KeyFunc {
+	checkKeys("Join", keys)
 	return func(r *http.Request) (string, error) {
 		parts := make([]string, len(keys))
 		for i, key := range keys {
@@ -277,6 +305,7 @@ func Join(keys ...KeyFunc) KeyFunc {
 // ByIP(PeerIP)) counts users by name and visitors by address. It goes on only
 // after [ErrNoKey]; any other error is its result.
 func FirstOf(keys ...KeyFunc) KeyFunc {
+	checkKeys("FirstOf", keys)
 	return func(r *http.Request) (string, error) {
 		err := ErrNoKey
 		for _, key := range keys {

@@ -121,6 +121,10 @@ func (l RateLimit) Validate() error {
 	var errs []error
 	if v := reflect.ValueOf(l.Limiter); l.Limiter == nil || v.Kind() == reflect.Pointer && v.IsNil() {
 		errs = append(errs, errors.New("middleware: RateLimit.Limiter is nil"))
+	} else if made, ok := l.Limiter.(interface{ Validate() error }); ok { // that of ratelimit.Keyed
+		if err := made.Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("middleware: RateLimit.Limiter: %w", err))
+		}
 	}
 	if l.Key == nil {
 		errs = append(errs, errors.New("middleware: RateLimit.Key is nil"))

@@ -536,6 +536,11 @@ func TestRateLimitValidate(t *testing.T) {
 		{"no Settler", middleware.RateLimit{Limiter: &script{}, Key: everybody, FailuresOnly: true}, []string{"FailuresOnly"}},
 		{"everything", middleware.RateLimit{OnError: 9, Fields: middleware.Fields{Names: middleware.FieldNames{Limit: "no header"}}}, []string{"Limiter", "Key", "FailureMode(9)", `"no header"`}},
 		{"none and more", middleware.RateLimit{Limiter: &script{}, Key: everybody, Fields: middleware.Fields{None: true, IETF: true}}, []string{"None"}},
+		{"a Keyed of nothing", middleware.RateLimit{Limiter: ratelimit.Keyed(nil, strings.ToUpper), Key: everybody}, []string{"Limiter: ratelimit: Keyed: limiter is nil"}},
+		{"Set-Cookie", fieldNames("set-cookie", "", ""), []string{"Set-Cookie"}},
+		{"Retry-After, Content-Length", fieldNames("", "Retry-After", "Content-Length"), []string{"Retry-After", "Content-Length"}},
+		{"those of the IETF", fieldNames("RateLimit-Policy", "RateLimit", "RateLimit-Reset"), []string{"Ratelimit-Policy", "Ratelimit"}},
+		{"of older drafts", fieldNames("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"), nil},
 		{"one name twice", middleware.RateLimit{Limiter: &script{}, Key: everybody, Fields: middleware.Fields{Names: middleware.FieldNames{Limit: "left", Remaining: "Left"}}}, []string{"two are Left"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -569,6 +574,10 @@ func TestFailuresOnlyNeedsWhatSettles(t *testing.T) {
 			t.Errorf("%s, chosen: %d, %v", tc.name, d.Status, d.Err)
 		}
 	}
+}
+
+func fieldNames(limit, remaining, reset string) middleware.RateLimit {
+	return middleware.RateLimit{Limiter: &script{}, Key: everybody, Fields: middleware.Fields{Names: middleware.FieldNames{Limit: limit, Remaining: remaining, Reset: reset}}}
 }
 
 // expectErrors checks that err joins as many errors as there are parts, each

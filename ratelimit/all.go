@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 
@@ -17,12 +18,34 @@ import (
 //
 //	perRoute = Keyed(perRoute, func(key string) string { return SplitKey(key)[1] })
 //
-// It settles, resets and takes locally if l does: see [Settles].
+// It settles, resets and takes locally if l does: see [Settles]. Of a nil limiter or function it is an
+// error of [All], and of whatever in package middleware it is mounted in.
 func Keyed(l Limiter, key func(string) string) Limiter { return &keyed{l, key} }
 
 type keyed struct {
 	limiter Limiter
 	key     func(string) string
+}
+
+// Validate returns what is wrong with k, or nil.
+func (k *keyed) Validate() error {
+	switch {
+	case isNil(k.limiter):
+		return errors.New("ratelimit: Keyed: limiter is nil")
+	case k.key == nil:
+		return errors.New("ratelimit: Keyed: key is nil")
+	}
+	if below, ok := k.limiter.(*keyed); ok {
+		return below.Validate()
+	}
+	return nil
+}
+
+// isNil reports whether l is nil, or holds a nil pointer, as where the error of a constructor was not
+// looked at.
+func isNil(l Limiter) bool {
+	v := reflect.ValueOf(l)
+	return l == nil || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
 var (
@@ -122,9 +145,15 @@ func All(limiters ...Limiter) (Limiter, error) {
 		}
 	}
 	for i, l := range flat {
-		if l == nil {
+		if isNil(l) {
 			errs = append(errs, fmt.Errorf("limiter %d is nil", i))
 			continue
+		}
+		if k, ok := l.(*keyed); ok {
+			if err := k.Validate(); err != nil {
+				errs = append(errs, fmt.Errorf("limiter %d: %w", i, err))
+				continue
+			}
 		}
 		if r := remoteOf(l); r != nil {
 			if names[r.prefix] {
