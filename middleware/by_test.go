@@ -220,6 +220,7 @@ func TestUnixSocket(t *testing.T) {
 	}
 	// Over TCP, UnixSocket trusts nobody.
 	r := from("198.51.100.9:1", "X-Forwarded-For", "203.0.113.66")
+	r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, &net.TCPAddr{IP: net.IPv4(198, 51, 100, 8), Port: 80}))
 	expectKey(t, middleware.ByIP(middleware.ForwardedFor(middleware.UnixSocket)), r, "ip:198.51.100.9")
 }
 
