@@ -96,6 +96,25 @@ func TestSessionsUnderTheLeastACL(t *testing.T) {
 	}
 }
 
+// Check names what is missing for events, besides.
+func TestCheckNamesWhatEventsLack(t *testing.T) {
+	server := redistest.Start(t)
+	row := aclRow(t, "`Config.Events`")
+	check := func(commands []string) error {
+		client := asUser(t, server, "gatehouse:{*", append(commands, aclRow(t, "sessions")...))
+		_, err := managerOver(t, client, Config{Events: Events{Retention: time.Hour}}).Check(t.Context())
+		return err
+	}
+	if err := check(slices.Clone(row)); err != nil {
+		t.Errorf("with all: %v", err)
+	}
+	for i, missing := range row {
+		if err := check(slices.Delete(slices.Clone(row), i, i+1)); err == nil || !strings.Contains(err.Error(), missing) {
+			t.Errorf("without %s: %v", missing, err)
+		}
+	}
+}
+
 // Reads through a client-side cache need what the table says besides.
 func TestClientSideCacheUnderTheLeastACL(t *testing.T) {
 	server := redistest.Start(t)
