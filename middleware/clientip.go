@@ -30,8 +30,7 @@ func PeerIP(r *http.Request) (netip.Addr, error) {
 	ip, err := peer(r)
 	if err == nil && (ip.IsPrivate() || ip.IsLoopback()) && len(r.Header["X-Forwarded-For"]) > 0 && !proxied.Load() && !proxied.Swap(true) {
 		slog.Default().LogAttrs(r.Context(), slog.LevelWarn,
-			"PeerIP counts a private address, and X-Forwarded-For names others: behind a proxy use ForwardedFor or SingleHeader",
-			slog.String("peer", ip.String()))
+			"PeerIP counts a private address, and X-Forwarded-For names others: behind a proxy use ForwardedFor or SingleHeader")
 	}
 	return ip, err
 }
@@ -43,13 +42,13 @@ func peer(r *http.Request) (netip.Addr, error) {
 	if ip, ok := parseIP(r.RemoteAddr); ok {
 		return ip, nil
 	}
-	return netip.Addr{}, fmt.Errorf("%w: no IP address in the peer address %s", ErrNoKey, excerpt(r.RemoteAddr))
+	return netip.Addr{}, fmt.Errorf("%w: its peer has no IP address", ErrNoKey)
 }
 
 // UnixSocket stands among the trusted prefixes of [ForwardedFor] and [SingleHeader] for whoever
 // connects to a Unix socket: a proxy on the same host, which has no address. Without it nobody
-// who comes that way can be counted.
-var UnixSocket netip.Prefix
+// who comes that way can be counted. It is a Prefix that no text parses to, and contains no address.
+var UnixSocket = netip.PrefixFrom(netip.AddrFrom16([16]byte([]byte("over Unix socket"))), -1)
 
 // overUnixSocket reports whether r came over a Unix socket.
 func overUnixSocket(r *http.Request) bool {
@@ -70,18 +69,21 @@ func overUnixSocket(r *http.Request) bool {
 // cannot tell, and returns an error, if it meets an entry that is no address, or if every address is trusted: a request that a trusted host makes
 // for itself, such as a health check, has no client.
 //
-// Where the addresses of the proxies are not known, see [DangerouslyCountProxies].
+// It panics if a prefix is not valid, such as one whose parse failed. Where the addresses of the proxies
+// are not known, see [DangerouslyCountProxies].
 func ForwardedFor(trusted ...netip.Prefix) IPStrategy {
 	proxies := newPrefixes(trusted)
 	return func(r *http.Request) (netip.Addr, error) {
 		if peer, err := proxies.sender(r); err != errProxy {
 			return peer, err
 		}
+		n := 0
 		for _, line := range slices.Backward(r.Header["X-Forwarded-For"]) {
 			for entry := range entriesBackward(line) {
+				n++
 				ip, ok := parseIP(entry)
 				if !ok {
-					return netip.Addr{}, fmt.Errorf("%w: no IP address in the X-Forwarded-For entry %s", ErrNoKey, excerpt(entry))
+					return netip.Addr{}, noAddress(n)
 				}
 				if !proxies.contain(ip) {
 					return ip, nil
@@ -99,8 +101,9 @@ func ForwardedFor(trusted ...netip.Prefix) IPStrategy {
 //
 // It cannot tell, and returns an error, if the header is missing, is no
 // address, or comes more than once: then some proxy adds to it where it should
-// overwrite it.
+// overwrite it. It panics if name is no header name, or a prefix is not valid.
 func SingleHeader(name string, trusted ...netip.Prefix) IPStrategy {
+	refuseIf(!isToken(name), fmt.Sprintf("SingleHeader: %q is no header name", name))
 	name = http.CanonicalHeaderKey(name)
 	proxies := newPrefixes(trusted)
 	return func(r *http.Request) (netip.Addr, error) {
@@ -113,7 +116,7 @@ func SingleHeader(name string, trusted ...netip.Prefix) IPStrategy {
 		}
 		ip, ok := parseIP(strings.Trim(values[0], " \t"))
 		if !ok {
-			return netip.Addr{}, fmt.Errorf("%w: no IP address in %s: %s", ErrNoKey, name, excerpt(values[0]))
+			return netip.Addr{}, fmt.Errorf("%w: %s is no IP address", ErrNoKey, name)
 		}
 		return ip, nil
 	}
@@ -138,13 +141,19 @@ func DangerouslyCountProxies(n int) IPStrategy {
 				}
 				ip, ok := parseIP(entry)
 				if !ok {
-					return netip.Addr{}, fmt.Errorf("%w: no IP address in the X-Forwarded-For entry %s", ErrNoKey, excerpt(entry))
+					return netip.Addr{}, noAddress(n)
 				}
 				return ip, nil
 			}
 		}
 		return netip.Addr{}, fmt.Errorf("%w: X-Forwarded-For has %d entries, want %d", ErrNoKey, n-left, n)
 	}
+}
+
+// noAddress is the error for an entry of X-Forwarded-For. It ends up in a log, where what the entry
+// says does not belong.
+func noAddress(n int) error {
+	return fmt.Errorf("%w: entry %d from the right of X-Forwarded-For is no IP address", ErrNoKey, n)
 }
 
 // entriesBackward are the elements of a header line, the last one first.
@@ -170,7 +179,7 @@ var errProxy = errors.New("a trusted proxy")
 
 // sender is who sent a request, or errProxy.
 func (p prefixes) sender(r *http.Request) (netip.Addr, error) {
-	if slices.Contains(p, UnixSocket) && overUnixSocket(r) {
+	if overUnixSocket(r) && slices.Contains(p, UnixSocket) {
 		return netip.Addr{}, errProxy
 	}
 	ip, err := peer(r)
@@ -186,6 +195,9 @@ type prefixes []netip.Prefix
 func newPrefixes(list []netip.Prefix) prefixes {
 	p := slices.Clone(list)
 	for i, prefix := range p {
+		if !prefix.IsValid() && prefix != UnixSocket {
+			panic(fmt.Sprintf("middleware: trusted prefix %d is none: %v", i, prefix))
+		}
 		// ::ffff:10.0.0.0/104 means 10.0.0.0/8, and would contain no address
 		// once those are unmapped.
 		if ip := prefix.Addr(); ip.Is4In6() && prefix.Bits() >= 96 {
@@ -221,13 +233,4 @@ func parseIP(s string) (netip.Addr, bool) {
 	}
 	ip, err := netip.ParseAddr(s)
 	return ip.Unmap().WithZone(""), err == nil
-}
-
-// excerpt quotes outside text for an error, which may end up in a log.
-func excerpt(s string) string {
-	const most = 64
-	if len(s) > most {
-		return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
-	}
-	return fmt.Sprintf("%q", s)
 }

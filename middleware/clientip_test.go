@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/gatehouse-go/gatehouse/middleware"
 )
@@ -129,6 +130,30 @@ func expectIP(t *testing.T, strategy middleware.IPStrategy, r *http.Request, wan
 	}
 	if err != nil || ip.String() != want {
 		t.Errorf("got %v, %v; want %s", ip, err, want)
+	}
+}
+
+// An error names the field and the place of what is wrong in it; what stands there, such as an address or a
+// secret, is in no error and in no log.
+func TestErrorsQuoteNothingOfTheRequest(t *testing.T) {
+	const canary = "canary-203.0.113.66"
+	trusted := netip.MustParsePrefix("10.0.0.0/8")
+	for _, tc := range []struct {
+		key          middleware.KeyFunc
+		r            *http.Request
+		field, place string
+	}{
+		{middleware.ByIP(middleware.ForwardedFor(trusted)), from("10.0.0.1:80", "X-Forwarded-For", "198.51.100.1, "+canary, "10.0.0.2,"), "X-Forwarded-For", "entry 2 from the right"},
+		{middleware.ByIP(middleware.DangerouslyCountProxies(3)), from("10.0.0.1:80", "X-Forwarded-For", canary+", 10.0.0.3", "10.0.0.2"), "X-Forwarded-For", "entry 3 from the right"},
+		{middleware.ByIP(middleware.SingleHeader("X-Api-Key", trusted)), from("10.0.0.1:80", "X-Api-Key", canary), "X-Api-Key", ""},
+		{middleware.ByIP(middleware.PeerIP), from(canary, "X"), "peer", ""},
+		{middleware.ByForm("email", nil), httptest.NewRequest("POST", "/", iotest.ErrReader(errors.New("read tcp "+canary+": i/o timeout"))), "body", ""},
+	} {
+		var log journal
+		answer(middleware.RateLimit{Limiter: local("l", 5), Key: tc.key, Logger: log.logger()}.Handler(hello), tc.r)
+		if text := log.String(); strings.Contains(text, "canary") || strings.Contains(text, "203.0.113") || !strings.Contains(text, tc.field) || !strings.Contains(text, tc.place) {
+			t.Errorf("%s: %s", tc.field, text)
+		}
 	}
 }
 

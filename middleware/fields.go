@@ -20,7 +20,8 @@ import (
 type Fields struct {
 	// None sends none.
 	None bool
-	// Names are other names for the three fields; those that are empty stay as they are.
+	// Names are other names for the three fields; those that are empty stay as they are. Fields that mean
+	// something else, such as Retry-After, are an error.
 	Names FieldNames
 	// IETF adds RateLimit-Policy and RateLimit in the form of
 	// draft-ietf-httpapi-ratelimit-headers-11, and its problem type to the 429.
@@ -43,8 +44,12 @@ func (f Fields) validate() error {
 		errs = append(errs, errors.New("middleware: RateLimit.Fields: with None nothing else has a meaning"))
 	}
 	for _, name := range []string{f.Names.Limit, f.Names.Remaining, f.Names.Reset} {
-		if name != "" && !isToken(name) {
+		switch {
+		case name == "":
+		case !isToken(name):
 			errs = append(errs, fmt.Errorf("middleware: RateLimit.Fields.Names: %q is no header name", name))
+		case meansMore(http.CanonicalHeaderKey(name)):
+			errs = append(errs, fmt.Errorf("middleware: RateLimit.Fields.Names: %s is a field with another meaning", http.CanonicalHeaderKey(name)))
 		}
 	}
 	n := f.withDefaults().Names
@@ -52,6 +57,17 @@ func (f Fields) validate() error {
 		errs = append(errs, fmt.Errorf("middleware: RateLimit.Fields.Names: two are %s", n.Remaining))
 	}
 	return errors.Join(errs...)
+}
+
+// meansMore reports whether HTTP, browsers or Fields itself take a field of a response for something
+// other than a figure of a limit.
+func meansMore(name string) bool {
+	switch name {
+	case fieldPolicy, fieldRateLimit, "Retry-After", "Age", "Allow", "Cache-Control", "Connection", "Date", "Etag", "Expires", "Keep-Alive",
+		"Last-Modified", "Link", "Location", "Set-Cookie", "Strict-Transport-Security", "Trailer", "Transfer-Encoding", "Upgrade", "Vary", "Www-Authenticate":
+		return true
+	}
+	return strings.HasPrefix(name, "Content-") || strings.HasPrefix(name, "Access-Control-")
 }
 
 // withDefaults is f with canonical names for all fields.

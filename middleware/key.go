@@ -10,6 +10,8 @@ import (
 	"mime"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/gatehouse-go/gatehouse/ratelimit"
@@ -22,6 +24,8 @@ import (
 // of what the request says, or does not say, about its sender. There is never a
 // key that all such requests share. Each function here begins its keys with a
 // word of its own, so that no user can be called like another client's address.
+// Functions here that make a KeyFunc panic if what they are given is nil or empty, so that it
+// is seen at start-up.
 type KeyFunc func(*http.Request) (string, error)
 
 // ErrNoKey is wrapped by the errors of a [KeyFunc] and of an [IPStrategy] that
@@ -38,6 +42,7 @@ func ByIP(strategy IPStrategy) KeyFunc { return ByIPPrefix(strategy, 64) }
 // 128 bits: 56 or 48 where providers give their customers as much. It panics on any other.
 func ByIPPrefix(strategy IPStrategy, bits int) KeyFunc {
 	checkBits(bits)
+	refuseIf(strategy == nil, "the IPStrategy of ByIP is nil")
 	return func(r *http.Request) (string, error) {
 		ip, err := strategy(r)
 		if err != nil {
@@ -73,16 +78,28 @@ func checkBits(bits int) {
 }
 
 // By counts by what f says of a request, under a word that tells such keys from others: By("tenant",
-// f). Of "" there is no key ([ErrNoKey]). The keys of other functions here begin with form, header,
-// ip, route, session and user. It panics if word is empty or contains a colon. Where
+// f). Of "" there is no key ([ErrNoKey]). It panics if word is empty, contains a colon, or is one that
+// the keys of other functions here begin with: form, header, ip, route, session or user. Where
 // f reads what a client makes up, each new value has a new limit.
 func By(word string, f func(*http.Request) string) KeyFunc {
 	KeyOf(word, "")
+	refuseIf(slices.Contains(words, word), fmt.Sprintf("By makes no keys that begin with %q, as another function does", word))
+	refuseIf(f == nil, "the function of By is nil")
 	return func(r *http.Request) (string, error) {
 		if value := f(r); value != "" {
 			return KeyOf(word, value), nil
 		}
 		return "", fmt.Errorf("%w: it has no %s", ErrNoKey, word)
+	}
+}
+
+// words are what the keys of functions other than By begin with.
+var words = []string{"form", "header", "ip", "route", "session", "user"}
+
+// refuseIf panics with text if what a KeyFunc is made of is bad.
+func refuseIf(bad bool, text string) {
+	if bad {
+		panic("middleware: " + text)
 	}
 }
 
@@ -97,9 +114,11 @@ func KeyOf(word, value string) string {
 // ByForm counts by a field of a form, in the form that canonical gives it; nil: as it is. For a
 // login that is what the account is known by: in small letters, say, or each spelling has a limit
 // of its own. There is no key ([ErrNoKey]) where the field is missing or empty, where body and query
-// have different values, as the handler may read another one, and where the body is longer than
-// 64 KB. The handler finds the body as if nobody had read it.
+// have different values, as the handler may read another one, and where there is a body that is
+// longer than 64 KB or cannot be read as a form from end to end, whatever the method: the handler
+// may read what is not seen here. The handler finds the body as if nobody had read it.
 func ByForm(name string, canonical func(string) string) KeyFunc {
+	refuseIf(name == "", "ByForm has no name of a field")
 	return func(r *http.Request) (string, error) {
 		values, err := formValues(r, name)
 		if err != nil {
@@ -129,32 +148,41 @@ func FormKey(name, value string) string { return "form:" + ratelimit.JoinKey(nam
 // maxForm is the longest body that ByForm reads, in bytes.
 const maxForm = 64 << 10
 
-// formValues are the values that r.FormValue(name) chooses from. They leave the body of r to be
-// read again.
+// formValues are the values of name in the body and in the query of r, from which a handler may
+// choose. They leave the body of r to be read again.
 func formValues(r *http.Request, name string) ([]string, error) {
-	if r.Form != nil && (r.MultipartForm != nil || !isMultipart(r)) { // somebody has parsed it already
+	if len(r.PostForm) > 0 || r.Form != nil && r.MultipartForm != nil { // somebody has parsed the body already
 		return r.Form[name], nil
 	}
-	read := r.Clone(r.Context())
-	read.Form, read.PostForm = nil, nil // or the parts of a multipart body would not be looked at
-	if r.Body != nil && r.Body != http.NoBody {
-		body, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
-		r.Body = unread{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("its body cannot be read: %w", err)
-		case len(body) > maxForm:
-			return nil, fmt.Errorf("its form has more than %d bytes", maxForm)
-		}
-		read.Body = io.NopCloser(bytes.NewReader(body))
+	values := r.Form[name]
+	if r.Form == nil {
+		values = r.URL.Query()[name]
 	}
-	read.FormValue(name)
-	return read.Form[name], nil
-}
-
-func isMultipart(r *http.Request) bool {
-	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	return err == nil && strings.HasPrefix(media, "multipart/")
+	if r.Body == nil || r.Body == http.NoBody {
+		return values, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
+	r.Body = unread{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
+	switch {
+	case err != nil: // which may name the client's address
+		return nil, errors.New("its body cannot be read")
+	case len(body) > maxForm:
+		return nil, fmt.Errorf("its form has more than %d bytes", maxForm)
+	case len(body) == 0:
+		return values, nil
+	}
+	read := http.Request{Method: http.MethodPost, URL: new(url.URL), Header: r.Header, Body: io.NopCloser(bytes.NewReader(body))}
+	whole := false
+	switch media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); media {
+	case "application/x-www-form-urlencoded":
+		whole = read.ParseForm() == nil
+	case "multipart/form-data":
+		whole = read.ParseMultipartForm(maxForm) == nil
+	}
+	if !whole { // the parser's error may quote it
+		return nil, errors.New("its body is not a whole form")
+	}
+	return append(read.PostForm[name], values...), nil
 }
 
 // unread is a body of which a part has been read, and is to be read again.
@@ -167,6 +195,7 @@ type unread struct {
 // is no key ([ErrNoKey]); [FirstOf] names what counts them. It must run behind
 // [Sessions] with that manager, or its error is [session.ErrNoSession].
 func ByUser(manager *session.Manager) KeyFunc {
+	refuseIf(manager == nil, "the Manager of ByUser is nil")
 	return func(r *http.Request) (string, error) {
 		if user := manager.UserID(r.Context()); user != "" {
 			return UserKey(user), nil
@@ -188,6 +217,7 @@ func UserKey(userID string) string { return "user:" + userID }
 // run behind [Sessions] with that manager, or its error is
 // [session.ErrNoSession].
 func BySession(manager *session.Manager) KeyFunc {
+	refuseIf(manager == nil, "the Manager of BySession is nil")
 	return func(r *http.Request) (string, error) {
 		if !manager.Loaded(r.Context()) {
 			return "", session.ErrNoSession
@@ -205,6 +235,7 @@ func BySession(manager *session.Manager) KeyFunc {
 // stands in Redis or in a log. A header that is missing, empty or sent more than
 // once is no key ([ErrNoKey]).
 func ByHeader(name string) KeyFunc {
+	refuseIf(!isToken(name), fmt.Sprintf("ByHeader: %q is no header name", name))
 	name = http.CanonicalHeaderKey(name)
 	return func(r *http.Request) (string, error) {
 		// Of several, what checked the header may have read another one.
@@ -246,10 +277,18 @@ func existing(key string, err error) (string, error) {
 	return key, err
 }
 
+func checkKeys(of string, keys []KeyFunc) {
+	refuseIf(len(keys) == 0, of+" has no functions")
+	for i, key := range keys {
+		refuseIf(key == nil, fmt.Sprintf("function %d of %s is nil", i, of))
+	}
+}
+
 // Join counts by all of keys together: Join(ByRoute, ByUser(m)) gives each user
 // a limit per route. No two lists of parts make the same key.
 // It has a key only if all of them have.
 func Join(keys ...KeyFunc) KeyFunc {
+	checkKeys("Join", keys)
 	return func(r *http.Request) (string, error) {
 		parts := make([]string, len(keys))
 		for i, key := range keys {
@@ -266,6 +305,7 @@ func Join(keys ...KeyFunc) KeyFunc {
 // ByIP(PeerIP)) counts users by name and visitors by address. It goes on only
 // after [ErrNoKey]; any other error is its result.
 func FirstOf(keys ...KeyFunc) KeyFunc {
+	checkKeys("FirstOf", keys)
 	return func(r *http.Request) (string, error) {
 		err := ErrNoKey
 		for _, key := range keys {

@@ -86,7 +86,6 @@ func TestJoinAndFirstOf(t *testing.T) {
 	expectKey(t, middleware.Join(constant("a"), none), r, "")
 	expectKey(t, middleware.FirstOf(none, constant("b"), constant("c")), r, "b")
 	expectKey(t, middleware.FirstOf(none, none), r, "")
-	expectKey(t, middleware.FirstOf(), r, "")
 	for name, key := range map[string]middleware.KeyFunc{
 		"Join":    middleware.Join(constant("a"), fails),
 		"FirstOf": middleware.FirstOf(none, fails, constant("b")),
@@ -138,5 +137,33 @@ func TestByUserAndBySession(t *testing.T) {
 	}
 	if middleware.IPKey(netip.MustParseAddr("127.0.0.1")) != "ip:127.0.0.1" {
 		t.Error("IPKey is not what ByIP makes")
+	}
+}
+
+// What could never make a key is refused when it is made, not by the first request.
+func TestKeyFunctionsOfNothingPanic(t *testing.T) {
+	value := func(*http.Request) string { return "x" }
+	for name, f := range map[string]func(){
+		"By of a nil function":      func() { middleware.By("tenant", nil) },
+		"ByIP of nil":               func() { middleware.ByIP(nil) },
+		"ByIPPrefix of nil":         func() { middleware.ByIPPrefix(nil, 64) },
+		"ByUser of nil":             func() { middleware.ByUser(nil) },
+		"BySession of nil":          func() { middleware.BySession(nil) },
+		"ByForm of no name":         func() { middleware.ByForm("", nil) },
+		"ByHeader of no name":       func() { middleware.ByHeader("") },
+		"ByHeader of no header":     func() { middleware.ByHeader("X Key") },
+		"SingleHeader of no name":   func() { middleware.SingleHeader("", proxyRanges...) },
+		"Join of nothing":           func() { middleware.Join() },
+		"Join of nil":               func() { middleware.Join(everybody, nil) },
+		"FirstOf of nothing":        func() { middleware.FirstOf() },
+		"FirstOf of nil":            func() { middleware.FirstOf(everybody, nil) },
+		"ForwardedFor, no prefix":   func() { middleware.ForwardedFor(netip.Prefix{}) },
+		"SingleHeader, no prefix":   func() { middleware.SingleHeader("X-Real-IP", netip.Prefix{}) },
+		"ForwardedFor, a bad one":   func() { middleware.ForwardedFor(netip.PrefixFrom(netip.IPv6Unspecified(), 129)) },
+		"By of the word of ByUser":  func() { middleware.By("user", value) },
+		"By of the word of ByIP":    func() { middleware.By("ip", value) },
+		"By of the word of ByRoute": func() { middleware.By("route", value) },
+	} {
+		panics(t, name, f)
 	}
 }

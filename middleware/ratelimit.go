@@ -88,7 +88,7 @@ type RateLimit struct {
 	// succeed, two seconds in all; once nothing has come back for that long, further ones are
 	// refused at once. A handler that takes longer, on another server or under another mount
 	// than a Routes with the same limit, may look like a failure to those who wait meanwhile.
-	// Limiter must be a [ratelimit.Settler].
+	// Limiter must be a [ratelimit.Settler], see [ratelimit.Settles].
 	//
 	// Where Redis does not answer, OnError: FailLocal gives each server its share of the limit
 	// anew. For guesses at a secret, FailClosed gives none.
@@ -127,12 +127,16 @@ func (l RateLimit) Validate() error {
 	var errs []error
 	if v := reflect.ValueOf(l.Limiter); l.Limiter == nil || v.Kind() == reflect.Pointer && v.IsNil() {
 		errs = append(errs, errors.New("middleware: RateLimit.Limiter is nil"))
+	} else if made, ok := l.Limiter.(interface{ Validate() error }); ok { // that of ratelimit.Keyed
+		if err := made.Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("middleware: RateLimit.Limiter: %w", err))
+		}
 	}
 	if l.Key == nil {
 		errs = append(errs, errors.New("middleware: RateLimit.Key is nil"))
 	}
-	if _, ok := l.Limiter.(ratelimit.Settler); l.FailuresOnly && l.Limiter != nil && !ok {
-		errs = append(errs, fmt.Errorf("middleware: RateLimit.FailuresOnly needs a Limiter that is a ratelimit.Settler, which %T is not", l.Limiter))
+	if l.FailuresOnly && l.Limiter != nil && !ratelimit.Settles(l.Limiter) {
+		errs = append(errs, fmt.Errorf("middleware: RateLimit.FailuresOnly needs a Limiter that is a ratelimit.Settler, which %T is not, or not all of what it is made of", l.Limiter))
 	}
 	if l.OnError > FailClosed {
 		errs = append(errs, fmt.Errorf("middleware: RateLimit.OnError is %v", l.OnError))
@@ -212,8 +216,8 @@ func (l *RateLimit) limiterOf(r *http.Request) (ratelimit.Limiter, error) {
 	if v := reflect.ValueOf(chosen); v.Kind() == reflect.Pointer && v.IsNil() {
 		return nil, fmt.Errorf("middleware: LimiterFor returned a nil %T", chosen)
 	}
-	if _, ok := chosen.(ratelimit.Settler); l.FailuresOnly && !ok {
-		return nil, fmt.Errorf("middleware: FailuresOnly: LimiterFor returned a %T, which is no ratelimit.Settler", chosen)
+	if l.FailuresOnly && !ratelimit.Settles(chosen) {
+		return nil, fmt.Errorf("middleware: FailuresOnly: LimiterFor returned a %T, which is no ratelimit.Settler, or not all of what it is made of", chosen)
 	}
 	return chosen, nil
 }

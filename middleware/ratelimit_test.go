@@ -536,6 +536,11 @@ func TestRateLimitValidate(t *testing.T) {
 		{"no Settler", middleware.RateLimit{Limiter: &script{}, Key: everybody, FailuresOnly: true}, []string{"FailuresOnly"}},
 		{"everything", middleware.RateLimit{OnError: 9, Fields: middleware.Fields{Names: middleware.FieldNames{Limit: "no header"}}}, []string{"Limiter", "Key", "FailureMode(9)", `"no header"`}},
 		{"none and more", middleware.RateLimit{Limiter: &script{}, Key: everybody, Fields: middleware.Fields{None: true, IETF: true}}, []string{"None"}},
+		{"a Keyed of nothing", middleware.RateLimit{Limiter: ratelimit.Keyed(nil, strings.ToUpper), Key: everybody}, []string{"Limiter: ratelimit: Keyed: limiter is nil"}},
+		{"Set-Cookie", fieldNames("set-cookie", "", ""), []string{"Set-Cookie"}},
+		{"Retry-After, Content-Length", fieldNames("", "Retry-After", "Content-Length"), []string{"Retry-After", "Content-Length"}},
+		{"those of the IETF", fieldNames("RateLimit-Policy", "RateLimit", "RateLimit-Reset"), []string{"Ratelimit-Policy", "Ratelimit"}},
+		{"of older drafts", fieldNames("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"), nil},
 		{"one name twice", middleware.RateLimit{Limiter: &script{}, Key: everybody, Fields: middleware.Fields{Names: middleware.FieldNames{Limit: "left", Remaining: "Left"}}}, []string{"two are Left"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -544,6 +549,35 @@ func TestRateLimitValidate(t *testing.T) {
 			tc.limit.Handler(hello)
 		})
 	}
+}
+
+// Keyed and All hide nothing: FailuresOnly is refused where what they are made of does not settle.
+func TestFailuresOnlyNeedsWhatSettles(t *testing.T) {
+	settles := local("l", 5)
+	same := func(key string) string { return key }
+	for _, tc := range []struct {
+		name    string
+		limiter ratelimit.Limiter
+		ok      bool
+	}{
+		{"Keyed, not a Settler", ratelimit.Keyed(&script{}, same), false},
+		{"All, not a Settler", must(ratelimit.All(settles, &script{})), false},
+		{"Keyed of All", ratelimit.Keyed(must(ratelimit.All(settles, ratelimit.Keyed(&script{}, same))), same), false},
+		{"Keyed, a Settler", ratelimit.Keyed(settles, same), true},
+		{"All, Settlers", must(ratelimit.All(settles, ratelimit.Keyed(local("m", 5), same))), true},
+	} {
+		if err := (middleware.RateLimit{Limiter: tc.limiter, Key: everybody, FailuresOnly: true}).Validate(); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		chosen := middleware.RateLimit{Limiter: settles, Key: everybody, FailuresOnly: true, LimiterFor: func(*http.Request) (ratelimit.Limiter, error) { return tc.limiter, nil }}
+		if d := chosen.Check(request("")); (d.Err == nil) != tc.ok || tc.ok == (d.Status == http.StatusServiceUnavailable) {
+			t.Errorf("%s, chosen: %d, %v", tc.name, d.Status, d.Err)
+		}
+	}
+}
+
+func fieldNames(limit, remaining, reset string) middleware.RateLimit {
+	return middleware.RateLimit{Limiter: &script{}, Key: everybody, Fields: middleware.Fields{Names: middleware.FieldNames{Limit: limit, Remaining: remaining, Reset: reset}}}
 }
 
 // expectErrors checks that err joins as many errors as there are parts, each

@@ -479,9 +479,11 @@ func TestLegacyCookieKeepsItsLife(t *testing.T) {
 func TestResponsesWithOurCookieAreNotCached(t *testing.T) {
 	m, _ := newManager(t)
 	said := http.Header{
-		"Cache-Control":     {"public, max-age=600"},
-		"Cdn-Cache-Control": {"max-age=600"},
-		"Surrogate-Control": {"max-age=600"},
+		"Cache-Control":                {"public, max-age=600"},
+		"Cdn-Cache-Control":            {"max-age=600"},
+		"Cloudflare-Cdn-Cache-Control": {"max-age=600"},
+		"Surrogate-Control":            {"max-age=600"},
+		"X-Accel-Expires":              {"600"},
 	}
 	mux := http.NewServeMux()
 	for path, act := range map[string]func(r *http.Request){

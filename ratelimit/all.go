@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 
@@ -17,12 +18,34 @@ import (
 //
 //	perRoute = Keyed(perRoute, func(key string) string { return SplitKey(key)[1] })
 //
-// It settles, resets and takes locally if l does.
+// It settles, resets and takes locally if l does: see [Settles]. Of a nil limiter or function it is an
+// error of [All], and of whatever in package middleware it is mounted in.
 func Keyed(l Limiter, key func(string) string) Limiter { return &keyed{l, key} }
 
 type keyed struct {
 	limiter Limiter
 	key     func(string) string
+}
+
+// Validate returns what is wrong with k, or nil.
+func (k *keyed) Validate() error {
+	switch {
+	case isNil(k.limiter):
+		return errors.New("ratelimit: Keyed: limiter is nil")
+	case k.key == nil:
+		return errors.New("ratelimit: Keyed: key is nil")
+	}
+	if below, ok := k.limiter.(*keyed); ok {
+		return below.Validate()
+	}
+	return nil
+}
+
+// isNil reports whether l is nil, or holds a nil pointer, as where the error of a constructor was not
+// looked at.
+func isNil(l Limiter) bool {
+	v := reflect.ValueOf(l)
+	return l == nil || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
 var (
@@ -75,10 +98,18 @@ func reset(ctx context.Context, l Limiter, key string) error {
 	return fmt.Errorf("ratelimit: %T does not reset", l)
 }
 
-// canSettle reports whether l, below any Keyed, is a Settler.
-func canSettle(l Limiter) bool {
-	if k, ok := l.(*keyed); ok {
-		return canSettle(k.limiter)
+// Settles reports whether l is a [Settler] that can settle. What [Keyed] and [All] return is always
+// a Settler by its methods, and settles only if all limiters below it do.
+func Settles(l Limiter) bool {
+	switch l := l.(type) {
+	case *keyed:
+		return Settles(l.limiter)
+	case *allOf:
+		for _, l := range l.limiters {
+			if !Settles(l) {
+				return false
+			}
+		}
 	}
 	_, ok := l.(Settler)
 	return ok
@@ -114,9 +145,15 @@ func All(limiters ...Limiter) (Limiter, error) {
 		}
 	}
 	for i, l := range flat {
-		if l == nil {
+		if isNil(l) {
 			errs = append(errs, fmt.Errorf("limiter %d is nil", i))
 			continue
+		}
+		if k, ok := l.(*keyed); ok {
+			if err := k.Validate(); err != nil {
+				errs = append(errs, fmt.Errorf("limiter %d: %w", i, err))
+				continue
+			}
 		}
 		if r := remoteOf(l); r != nil {
 			if names[r.prefix] {
@@ -124,7 +161,7 @@ func All(limiters ...Limiter) (Limiter, error) {
 			}
 			names[r.prefix] = true
 		}
-		if canSettle(l) {
+		if Settles(l) {
 			a.limiters = append(a.limiters, l)
 		} else {
 			last = append(last, l)

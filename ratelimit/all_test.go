@@ -218,6 +218,9 @@ func TestAllRefuses(t *testing.T) {
 	}{
 		{"nothing", nil, "no limiters"},
 		{"nil", []Limiter{a, nil}, "limiter 1 is nil"},
+		{"a nil pointer", []Limiter{(*SlidingWindow)(nil), a}, "limiter 0 is nil"},
+		{"a Keyed of nil", []Limiter{a, Keyed(nil, strings.ToUpper)}, "limiter 1: ratelimit: Keyed: limiter is nil"},
+		{"a Keyed of a Keyed without a function", []Limiter{a, Keyed(Keyed(stubborn{}, nil), strings.ToUpper)}, "limiter 1: ratelimit: Keyed: key is nil"},
 		{"the same name twice", []Limiter{a, newLimiter(t, fixed, c, "a", PerHour(2))}, `two limiters named "a"`},
 		{"two that cannot give back", []Limiter{stubborn{}, a, Keyed(stubborn{}, strings.ToUpper)}, "2 limiters that cannot give back"},
 	} {

@@ -273,6 +273,36 @@ func TestLeasesWhileRedisIsNotAsked(t *testing.T) {
 	}
 }
 
+// A renewal reaches Redis also within the second in which nothing else is sent to it.
+func TestRenewalsAreSentWhileRedisIsNotAsked(t *testing.T) {
+	proxy := redistest.NewProxy(t, redistest.Shared(t).Addr())
+	client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1})
+	defer client.Close()
+	c := must(NewConcurrency(client, fmt.Sprintf("leases-%x", rand.Uint64()), 1, Config{Timeout: 50 * time.Millisecond, Lease: 900 * time.Millisecond}))
+	lease, _, err := c.Acquire(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lease.Release()
+	sent := func() int { return proxy.Forwarded("evalsha") + proxy.Forwarded("eval") }
+	proxy.LoseReply("evalsha", "eval", "ping")
+	began := time.Now()
+	for range 2 {
+		if _, _, err = c.Acquire(ctx, "k"); err == nil {
+			t.Fatal("an answer that was lost")
+		}
+	}
+	if !errors.Is(err, roundtrip.ErrNotAsked) {
+		t.Fatalf("Redis is asked: %v", err)
+	}
+	before := sent()
+	for ; sent() == before; time.Sleep(time.Millisecond) {
+		if time.Since(began) > roundtrip.Period { // since when others may try again
+			t.Fatal("no renewal is sent")
+		}
+	}
+}
+
 // A lease that could not be renewed in time is lost, no later than it ends by the holder's
 // clock, however long Timeout is; and it stays lost, though Redis may still have it.
 func TestALostLeaseStaysLost(t *testing.T) {

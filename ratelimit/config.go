@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"time"
+
+	"github.com/gatehouse-go/gatehouse/internal/check"
 )
 
 // Config holds what is optional about a limiter. The zero value is a good
@@ -85,8 +87,8 @@ func (c Config) withDefaults() Config {
 
 func (c Config) validate() error {
 	var errs []error
-	if len(c.Prefix) > 64 || !keyText(c.Prefix) {
-		errs = append(errs, fmt.Errorf("invalid Prefix %q: at most 64 bytes of printable ASCII without braces", c.Prefix))
+	if err := check.Prefix(c.Prefix); err != nil {
+		errs = append(errs, err)
 	}
 	if c.KeySecret != nil && len(c.KeySecret) < 32 {
 		errs = append(errs, fmt.Errorf("KeySecret has %d bytes, at least 32 are required", len(c.KeySecret)))
@@ -121,7 +123,7 @@ func (c Config) ignores(names ...string) error {
 }
 
 func validateName(name string) error {
-	if name == "" || len(name) > 64 || !keyText(name) || strings.Contains(name, ":") {
+	if name == "" || len(name) > 64 || !check.KeyText(name) || strings.Contains(name, ":") {
 		return fmt.Errorf("invalid name %q: 1 to 64 bytes of printable ASCII without braces and colons", name)
 	}
 	return nil
@@ -133,14 +135,4 @@ func invalid(what string, errs ...error) error {
 		return fmt.Errorf("ratelimit: %s: %w", what, err)
 	}
 	return nil
-}
-
-// keyText reports whether s can stand in a Redis key outside the braces.
-func keyText(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if s[i] < ' ' || s[i] > '~' || s[i] == '{' || s[i] == '}' {
-			return false
-		}
-	}
-	return true
 }

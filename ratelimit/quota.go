@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/internal/check"
 )
 
 // Period is a period of the calendar. The zero value is [Day].
@@ -76,7 +78,7 @@ func NewQuota(client redis.UniversalClient, name string, requests int, period Pe
 	switch {
 	case location == nil:
 		errs = append(errs, errors.New("nil location: name a time zone, or time.UTC"))
-	case location == time.Local, !keyText(location.String()) || strings.Contains(location.String(), ":"):
+	case location == time.Local, !check.KeyText(location.String()) || strings.Contains(location.String(), ":"):
 		errs = append(errs, fmt.Errorf("invalid location %q: name a time zone, or time.UTC", location))
 	}
 	if err := invalid("quota", errs...); err != nil {

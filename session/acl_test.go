@@ -96,6 +96,25 @@ func TestSessionsUnderTheLeastACL(t *testing.T) {
 	}
 }
 
+// Check names what is missing for events, besides.
+func TestCheckNamesWhatEventsLack(t *testing.T) {
+	server := redistest.Start(t)
+	row := aclRow(t, "`Config.Events`")
+	check := func(commands []string) error {
+		client := asUser(t, server, "gatehouse:{*", append(commands, aclRow(t, "sessions")...))
+		_, err := managerOver(t, client, Config{Events: Events{Retention: time.Hour}}).Check(t.Context())
+		return err
+	}
+	if err := check(slices.Clone(row)); err != nil {
+		t.Errorf("with all: %v", err)
+	}
+	for i, missing := range row {
+		if err := check(slices.Delete(slices.Clone(row), i, i+1)); err == nil || !strings.Contains(err.Error(), missing) {
+			t.Errorf("without %s: %v", missing, err)
+		}
+	}
+}
+
 // Reads through a client-side cache need what the table says besides.
 func TestClientSideCacheUnderTheLeastACL(t *testing.T) {
 	server := redistest.Start(t)
@@ -283,34 +302,47 @@ func TestCheckFindsReplicaReadsAndAnOldRedis(t *testing.T) {
 	}
 }
 
-// A legacy store that the user of Redis may not read is an error of Check.
-func TestCheckReadsTheLegacyStore(t *testing.T) {
+// Legacy sessions are copied and logged out as a user who may run what docs/acl.md says and no more; without one
+// of the commands, or on other keys, Check says so.
+func TestLegacyUnderTheLeastACL(t *testing.T) {
 	server := redistest.Start(t)
-	for name, tc := range map[string]struct {
-		keys string
-		more []string
-		ok   bool
-	}{"without": {"gatehouse:{*", nil, false}, "with": {"*", []string{"get"}, true}} {
-		client := asUser(t, server, tc.keys, append(tc.more, aclRow(t, "sessions")...))
-		m := managerOver(t, client, Config{Legacy: Legacy{Store: goredisStore{client}}})
-		if _, err := m.Check(t.Context()); (err == nil) != tc.ok {
-			t.Errorf("%s: %v", name, err)
+	manager := func(keys string, commands []string) *Manager {
+		client := asUser(t, server, "gatehouse:{*", append(commands, aclRow(t, "sessions")...))
+		if err := server.Client().Do(t.Context(), "ACL", "SETUSER", "service", "~"+keys).Err(); err != nil {
+			t.Fatal(err)
+		}
+		return managerOver(t, client, Config{Legacy: Legacy{Store: goStore{client, legacyPrefix}}, Timeout: 10 * time.Second})
+	}
+	row := aclRow(t, "`Legacy`")
+	m := manager(legacyPrefix+"*", slices.Clone(row))
+	store := goStore{server.Client(), legacyPrefix}
+	b := newMover(t, m, legacySession(t, store, map[string]any{"k": "v"}, time.Now().Add(time.Hour)))
+	token := b.token
+	b.request(func(ctx context.Context) {
+		if got := m.GetString(ctx, "k"); got != "v" {
+			t.Errorf("the copy has %q", got)
+		}
+	})
+	b.token = token // as long as old servers are there
+	b.request(func(ctx context.Context) {
+		if err := m.Logout(ctx); err != nil || inStore(t, store, token) {
+			t.Errorf("logged out: %v", err)
+		}
+	})
+	kept := legacySession(t, store, nil, time.Now().Add(time.Hour))
+	if _, err := m.Check(t.Context()); err != nil || !inStore(t, store, kept) {
+		t.Errorf("Check: %v", err)
+	}
+	for i, missing := range row {
+		m := manager(legacyPrefix+"*", slices.Delete(slices.Clone(row), i, i+1))
+		if _, err := m.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "'"+missing+"'") {
+			t.Errorf("without %s: %v", missing, err)
 		}
 	}
-}
-
-// goredisStore reads as scs/goredisstore does.
-type goredisStore struct{ client *redis.Client }
-
-func (s goredisStore) Find(token string) ([]byte, bool, error) {
-	b, err := s.client.Get(context.Background(), "scs:session:"+token).Bytes()
-	if err == redis.Nil {
-		return nil, false, nil
+	if _, err := manager("other:*", slices.Clone(row)).Check(t.Context()); err == nil {
+		t.Error("other keys: no error")
 	}
-	return b, err == nil, err
 }
-func (goredisStore) Commit(string, []byte, time.Time) error { return nil }
-func (goredisStore) Delete(string) error                    { return nil }
 
 // Commands that were renamed away are named, as those that are not permitted are.
 func TestCheckFindsRenamedCommands(t *testing.T) {

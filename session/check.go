@@ -19,7 +19,8 @@ import (
 // command that sessions need, and whether it is old, a replica, evicts keys, forgets in a crash,
 // has another time, does not let its user publish ends of sessions, is read through a cache
 // without a limit to its age, or holds sessions that the Manager cannot read, for which it looks
-// at some thousand keys. An error names what does not work, warnings what is likely to surprise. It writes nothing. Where there is no Redis it takes
+// at some thousand keys. The Store of Legacy is asked to find and to delete a random token, which no session has. An error
+// names what does not work, warnings what is likely to surprise. It writes nothing. Where there is no Redis it takes
 // go-redis some seconds to say so: give ctx ten.
 func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	s := m.records
@@ -42,7 +43,7 @@ func (m *Manager) Check(ctx context.Context) (warnings []string, err error) {
 	}
 	warnings = append(warnings, check.NearCache(client, "where the word of a logout is lost, a session is seen until it is thrown out")...)
 	if m.legacy != nil {
-		if _, _, also := m.legacy.find(ctx, strings.Repeat("A", legacyTokenLen)); also != nil {
+		if also := m.legacy.check(ctx); also != nil {
 			err = errors.Join(err, fmt.Errorf("session: the legacy store: %w", also))
 		}
 	}

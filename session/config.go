@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/internal/check"
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 	"github.com/gatehouse-go/gatehouse/internal/seal"
 )
@@ -58,8 +58,8 @@ type Config struct {
 	// Legacy is another scs store whose sessions keep working.
 	Legacy Legacy
 
-	// Prefix begins every key in Redis; default "gatehouse:". It may not contain braces,
-	// which choose the slot in a cluster.
+	// Prefix begins every key in Redis: at most 64 bytes of printable ASCII without braces,
+	// which choose the slot in a cluster. Default "gatehouse:".
 	Prefix string
 	// Timeout bounds each command to Redis; default 500 milliseconds. A commit, which may
 	// take several, is bounded by twice as much.
@@ -160,8 +160,8 @@ func (cfg Config) check(client redis.UniversalClient) (checked, error) {
 	if cfg.Prefix == "" {
 		cfg.Prefix = "gatehouse:"
 	}
-	if strings.ContainsAny(cfg.Prefix, "{}") {
-		bad("Prefix %q contains a brace", cfg.Prefix)
+	if err := check.Prefix(cfg.Prefix); err != nil {
+		bad("%w", err)
 	}
 	ring, err := seal.NewRing(cfg.Secrets)
 	if err != nil {

@@ -48,7 +48,9 @@ func TestConfigErrors(t *testing.T) {
 		{"no KeySecret", client, Config{Secrets: [][]byte{secret}}, []string{"KeySecret is required with Secrets"}},
 		{"an empty KeySecret", client, Config{KeySecret: []byte{}}, []string{"KeySecret has 0 bytes"}},
 		{"an empty KeySecret with secrets", client, Config{Secrets: [][]byte{secret}, KeySecret: []byte{}}, []string{"KeySecret has 0 bytes"}},
-		{"braces", client, Config{Prefix: "a{b}"}, []string{`Prefix "a{b}" contains a brace`}},
+		{"braces", client, Config{Prefix: "a{b}"}, []string{`invalid Prefix "a{b}": at most 64 bytes of printable ASCII without braces`}},
+		{"a prefix of control characters", client, Config{Prefix: "\x00\n"}, []string{`invalid Prefix "\x00\n": at most`}},
+		{"a long prefix", client, Config{Prefix: strings.Repeat("x", 1<<20)}, []string{`invalid Prefix "` + strings.Repeat("x", 64) + `": at most`}},
 		{"negative times", client, Config{
 			Lifetime: -1, Visitor: Life{Lifetime: -1}, Remembered: Life{Lifetime: -1}, Rotation: Rotation{-1, -1}, Timeout: -1,
 			Legacy: Legacy{Store: memstore.New(), Lifetime: -1},
@@ -73,7 +75,7 @@ func TestConfigErrors(t *testing.T) {
 		{"legacy without a store", client, Config{Legacy: Legacy{User: func(map[string]any) string { return "" }}}, []string{"Legacy.User is set, but not Legacy.Store"}},
 		{"legacy lifetime without a store", client, Config{Legacy: Legacy{Lifetime: time.Hour}}, []string{"Legacy.Lifetime is set, but not Legacy.Store"}},
 		{"all at once", nil, Config{Prefix: "}", Secrets: [][]byte{short}, Lifetime: -1, IdleTimeout: 1, Visitor: Life{IdleTimeout: 1}, Rotation: Rotation{Grace: -1}, Legacy: Legacy{Lifetime: 1}}, []string{
-			"client is nil", "Prefix", "Secrets[0]", "KeySecret is required", "Lifetime", "Rotation.Grace", "IdleTimeout", "Visitor.IdleTimeout", "Legacy.Lifetime",
+			"client is nil", "invalid Prefix", "Secrets[0]", "KeySecret is required", "Lifetime", "Rotation.Grace", "IdleTimeout", "Visitor.IdleTimeout", "Legacy.Lifetime",
 		}},
 	} {
 		m, err := New(tc.client, tc.cfg)

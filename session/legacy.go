@@ -3,6 +3,8 @@ package session
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -223,6 +225,15 @@ func (l *legacy) delete(ctx context.Context, token string) error {
 		}
 		return without(token, l.Store.Delete(token))
 	})
+}
+
+// check finds and deletes a session that does not exist.
+func (l *legacy) check(ctx context.Context) error {
+	raw := make([]byte, base64.RawURLEncoding.DecodedLen(legacyTokenLen))
+	_, _ = rand.Read(raw)
+	token := base64.RawURLEncoding.EncodeToString(raw)
+	_, _, err := l.find(ctx, token)
+	return errors.Join(err, l.delete(ctx, token))
 }
 
 // without keeps an error that shows the token of a session to itself.

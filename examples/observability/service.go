@@ -97,7 +97,7 @@ func (s *Service) build(client redis.UniversalClient) error {
 	}
 	limit := middleware.RateLimit{
 		Limiter:    page,
-		Key:        middleware.By("user", func(r *http.Request) string { return r.FormValue("user") }),
+		Key:        middleware.By("name", func(r *http.Request) string { return r.FormValue("user") }),
 		OnDecision: onDecision,
 	}
 	if err := limit.Validate(); err != nil {

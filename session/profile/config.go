@@ -49,7 +49,8 @@ type Config struct {
 	// KeySecret is another cache.
 	KeySecret []byte
 
-	// Prefix begins every key in Redis; default "gatehouse:". It may not contain braces.
+	// Prefix begins every key in Redis: at most 64 bytes of printable ASCII without braces. Default
+	// "gatehouse:".
 	Prefix string
 	// Logger gets what an operator should know; nil: slog.Default(). It gets IDs or values only if
 	// your loader's errors and panics have them.
@@ -72,14 +73,14 @@ func (cfg Config) check(client redis.UniversalClient, name string, load bool) (*
 	if !load {
 		bad("load is nil")
 	}
-	if name == "" || len(name) > maxName || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r > '~' || r == '{' || r == '}' || r == ':' }) {
+	if name == "" || len(name) > maxName || !check.KeyText(name) || strings.Contains(name, ":") {
 		bad("invalid name %q: 1 to %d bytes of printable ASCII without braces and colons", name, maxName)
 	}
 	if cfg.Prefix == "" {
 		cfg.Prefix = "gatehouse:"
 	}
-	if strings.ContainsAny(cfg.Prefix, "{}") {
-		bad("Prefix %q contains a brace", cfg.Prefix)
+	if err := check.Prefix(cfg.Prefix); err != nil {
+		bad("%w", err)
 	}
 	ring, err := seal.NewRing(cfg.Secrets)
 	if err != nil {

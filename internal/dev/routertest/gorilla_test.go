@@ -11,9 +11,10 @@ import (
 	"github.com/gatehouse-go/gatehouse/session"
 )
 
-// gorilla/websocket writes its own response: the cookie goes with it if it is told to.
+// gorilla/websocket writes its own response: cookie and figures go with it if it is told to. A handshake too
+// many is refused.
 func TestGorillaWebSocket(t *testing.T) {
-	url, client := stack(t, false, func(mux *http.ServeMux, m *session.Manager) {
+	url, client := stack(t, false, 4, func(mux *http.ServeMux, m *session.Manager) {
 		var upgrader websocket.Upgrader
 		mux.HandleFunc("/socket", func(w http.ResponseWriter, r *http.Request) {
 			m.Put(r.Context(), "k", "kept")
@@ -45,7 +46,9 @@ func TestGorillaWebSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	t.Logf("the upgrade sets %d cookies", len(res.Header["Set-Cookie"]))
+	if set, left := res.Header["Set-Cookie"], res.Header.Get("X-RateLimit-Remaining"); len(set) != 1 || left != "3" {
+		t.Errorf("the upgrade sets %q, and says that %q are left", set, left)
+	}
 	for i := range 3 {
 		want := fmt.Sprint("message ", i)
 		conn.WriteMessage(websocket.TextMessage, []byte(want))
@@ -55,5 +58,8 @@ func TestGorillaWebSocket(t *testing.T) {
 		if got := body(t, client, url+"/get"); got != want {
 			t.Errorf("another request sees %q", got)
 		}
+	}
+	if _, res, err := dialer.DialContext(t.Context(), strings.Replace(url, "https", "wss", 1)+"/socket", nil); err == nil || res == nil || res.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("a handshake too many: %v", err)
 	}
 }

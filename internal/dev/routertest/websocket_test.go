@@ -21,9 +21,9 @@ import (
 	"github.com/gatehouse-go/gatehouse/session"
 )
 
-// stack returns a TLS server with sessions and a limit in front of mux, and a
+// stack returns a TLS server with sessions and a limit of n requests in front of mux, and a
 // client with a cookie jar.
-func stack(t *testing.T, http2 bool, routes func(*http.ServeMux, *session.Manager)) (string, *http.Client) {
+func stack(t *testing.T, http2 bool, n int, routes func(*http.ServeMux, *session.Manager)) (string, *http.Client) {
 	mini := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	t.Cleanup(func() { client.Close() })
@@ -31,7 +31,7 @@ func stack(t *testing.T, http2 bool, routes func(*http.ServeMux, *session.Manage
 	if err != nil {
 		t.Fatal(err)
 	}
-	limiter, err := ratelimit.NewSlidingWindow(client, "all", ratelimit.PerHour(100), ratelimit.Config{Timeout: time.Minute})
+	limiter, err := ratelimit.NewSlidingWindow(client, "all", ratelimit.PerHour(n), ratelimit.Config{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,8 +66,9 @@ func body(t *testing.T, c *http.Client, url string) string {
 	return string(b)
 }
 
+// Cookie and figures go with the upgrade, messages are no requests, and a handshake too many is refused.
 func TestWebSocket(t *testing.T) {
-	url, client := stack(t, false, func(mux *http.ServeMux, m *session.Manager) {
+	url, client := stack(t, false, 5, func(mux *http.ServeMux, m *session.Manager) {
 		mux.HandleFunc("/socket", func(w http.ResponseWriter, r *http.Request) {
 			m.Put(r.Context(), "k", "kept")
 			conn, err := websocket.Accept(w, r, nil)
@@ -97,6 +98,9 @@ func TestWebSocket(t *testing.T) {
 	if set := res.Header["Set-Cookie"]; len(set) != 1 || !strings.HasPrefix(set[0], "__Host-session=") {
 		t.Errorf("the upgrade sets %q", set)
 	}
+	if left := res.Header.Get("X-RateLimit-Remaining"); left != "4" {
+		t.Errorf("after the upgrade %q are left", left)
+	}
 	if got := body(t, client, url+"/get"); got != "kept" {
 		t.Errorf("the next request sees %q", got)
 	}
@@ -110,14 +114,18 @@ func TestWebSocket(t *testing.T) {
 			t.Errorf("another request sees %q", got)
 		}
 	}
+	if _, res, err := websocket.Dial(t.Context(), url+"/socket", &websocket.DialOptions{HTTPClient: client}); err == nil || res == nil || res.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("a handshake too many: %v", err)
+	}
 }
 
-// Server-sent events arrive one by one, and the cookie before all of them.
+// Server-sent events arrive one by one, and the cookie and the figures before all of them. A stream is one
+// request, and one too many is refused.
 func TestServerSentEvents(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		t.Run(fmt.Sprint("http2 ", http2), func(t *testing.T) {
 			next := make(chan bool)
-			url, client := stack(t, http2, func(mux *http.ServeMux, m *session.Manager) {
+			url, client := stack(t, http2, 2, func(mux *http.ServeMux, m *session.Manager) {
 				mux.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) {
 					m.Put(r.Context(), "k", "kept")
 					w.Header().Set("Content-Type", "text/event-stream")
@@ -137,6 +145,9 @@ func TestServerSentEvents(t *testing.T) {
 			if len(res.Header["Set-Cookie"]) != 1 {
 				t.Errorf("the stream sets %q", res.Header["Set-Cookie"])
 			}
+			if left := res.Header.Get("X-RateLimit-Remaining"); left != "1" {
+				t.Errorf("after its beginning %q are left", left)
+			}
 			if got := body(t, client, url+"/get"); got != "kept" {
 				t.Errorf("while it runs, the session has %q", got)
 			}
@@ -149,7 +160,12 @@ func TestServerSentEvents(t *testing.T) {
 				}
 				events.ReadString('\n')
 			}
-			next <- false
+			close(next) // also for a stream too many
+			if res, err := client.Get(url + "/events"); err != nil || res.StatusCode != http.StatusTooManyRequests {
+				t.Errorf("a stream too many: %v, %v", res, err)
+			} else {
+				res.Body.Close()
+			}
 		})
 	}
 }
