@@ -86,8 +86,9 @@ type RateLimit struct {
 	// A request in flight counts until then, so that of 1,000 guesses at once no more are
 	// checked than the limit allows. One that finds no permit left waits for others to
 	// succeed, two seconds in all; once nothing has come back for that long, further ones are
-	// refused at once. A handler that takes longer, on another server or under another mount
-	// than a Routes with the same limit, may look like a failure to those who wait meanwhile.
+	// refused at once. A handler that takes longer may look like a failure to those who wait on
+	// another server, or at another mount of the limit; the entries of one [Routes] know of
+	// each other.
 	// Limiter must be a [ratelimit.Settler], see [ratelimit.Settles].
 	//
 	// Where Redis does not answer, OnError: FailLocal gives each server its share of the limit
