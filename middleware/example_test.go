@@ -282,7 +282,7 @@ func ExampleJoin() {
 // A handler of somebody else calls no Succeeded: here an answer does that only a success has, to the letter.
 // A status alone is none, as who fails is redirected, too, or gets a page with 200. Look at what the handler
 // does: one that sends who is logged in already to the same place, whatever the password, cannot be told
-// apart so. With sessions of this kit, see whether [session.Manager.Login] was called.
+// apart so. Where it calls [session.Manager.Login], ask instead whether Info.AuthenticatedAt is later than before.
 func ExampleSucceeded() {
 	limiter, err := ratelimit.NewLocal("login", ratelimit.PerHour(2), ratelimit.Config{})
 	if err != nil {
