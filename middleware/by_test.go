@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/gatehouse-go/gatehouse/middleware"
+	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
 
 func TestBy(t *testing.T) {
@@ -149,6 +150,22 @@ func TestByFormTakesNoDecoy(t *testing.T) {
 	expectKey(t, middleware.ByForm("email", nil), r, middleware.FormKey("email", "ann"))
 	if r.Method = "POST"; r.FormValue("email") != "ann" {
 		t.Errorf("then FormValue is %q", r.FormValue("email"))
+	}
+}
+
+// That a request lacks what it is counted by reads otherwise in the log than a limiter that fails.
+func TestARequestsOwnFaultIsLoggedAsOne(t *testing.T) {
+	logged := func(l middleware.RateLimit) string {
+		var log journal
+		l.Logger = log.logger()
+		answer(l.Handler(hello), httptest.NewRequest("POST", "/login", nil))
+		return log.String()
+	}
+	if got := logged(middleware.RateLimit{Limiter: local("l", 5), Key: middleware.ByForm("email", nil)}); !strings.Contains(got, "has no key (400): refused") || !strings.Contains(got, "its form has no email") || strings.Contains(got, "limiter") {
+		t.Errorf("without the field: %s", got)
+	}
+	if got := logged(middleware.RateLimit{Limiter: &script{err: ratelimit.ErrUnavailable}, Key: everybody}); !strings.Contains(got, "not decided by its limiter: refused") {
+		t.Errorf("a limiter that fails: %s", got)
 	}
 }
 

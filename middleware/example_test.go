@@ -279,8 +279,10 @@ func ExampleJoin() {
 	// GET /users/2 200 ["route:GET /users/{id}" "ip:192.0.2.7"]
 }
 
-// A handler of somebody else calls no Succeeded: here its status tells. What it answers with 200
-// whatever happened cannot be told apart so.
+// A handler of somebody else calls no Succeeded: here an answer does that only a success has, to the letter.
+// A status alone is none, as who fails is redirected, too, or gets a page with 200. Look at what the handler
+// does: one that sends who is logged in already to the same place, whatever the password, cannot be told
+// apart so. Where it calls [session.Manager.Login], ask instead whether Info.AuthenticatedAt is later than before.
 func ExampleSucceeded() {
 	limiter, err := ratelimit.NewLocal("login", ratelimit.PerHour(2), ratelimit.Config{})
 	if err != nil {
@@ -288,40 +290,57 @@ func ExampleSucceeded() {
 	}
 	theirs := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("password") != "secret" {
-			http.Error(w, "wrong password", http.StatusUnauthorized)
+			http.Redirect(w, r, "/login?wrong", http.StatusSeeOther)
+			return
 		}
-	})
-	told := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s := &statusWriter{w, http.StatusOK}
-		theirs.ServeHTTP(s, r)
-		if s.status < 400 {
-			middleware.Succeeded(r)
-		}
+		http.Redirect(w, r, "/account", http.StatusSeeOther)
 	})
 	browser := &visitor{site: middleware.RateLimit{
 		Limiter: limiter, Key: middleware.ByIP(middleware.PeerIP), FailuresOnly: true,
-	}.Handler(told)}
-	for _, password := range []string{"secret", "secret", "secret", "guess"} {
+	}.Handler(succeedsBy(http.StatusSeeOther, "/account", theirs))}
+	for _, password := range []string{"secret", "secret", "secret", "guess", "guess", "guess"} {
 		browser.send("POST", "/?password="+password)
 	}
 	// Output:
-	// POST /?password=secret 200
-	// POST /?password=secret 200
-	// POST /?password=secret 200
-	// POST /?password=guess 401 wrong password
+	// POST /?password=secret 303
+	// POST /?password=secret 303
+	// POST /?password=secret 303
+	// POST /?password=guess 303
+	// POST /?password=guess 303
+	// POST /?password=guess 429 Too Many Requests
 }
 
-type statusWriter struct {
+// succeedsBy calls Succeeded for next where it answers with a status and a Location.
+func succeedsBy(status int, location string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := &answered{ResponseWriter: w}
+		next.ServeHTTP(a, r)
+		if a.status == status && a.location == location {
+			middleware.Succeeded(r)
+		}
+	})
+}
+
+// answered remembers the answer that the client gets. It has no Unwrap, by which a handler could answer past it.
+type answered struct {
 	http.ResponseWriter
-	status int
+	status   int // 0: none
+	location string
 }
 
-func (s *statusWriter) WriteHeader(status int) {
-	s.status = status
-	s.ResponseWriter.WriteHeader(status)
+func (a *answered) WriteHeader(status int) {
+	if a.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) { // others come before the answer
+		a.status, a.location = status, a.Header().Get("Location")
+	}
+	a.ResponseWriter.WriteHeader(status)
 }
 
-func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+func (a *answered) Write(b []byte) (int, error) {
+	if a.status == 0 {
+		a.WriteHeader(http.StatusOK)
+	}
+	return a.ResponseWriter.Write(b)
+}
 
 // A service with sessions and limits. The outermost handler refuses cross-site posts.
 func Example() {

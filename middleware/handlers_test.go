@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -95,6 +96,41 @@ func TestFill(t *testing.T) {
 		}
 		if res := must(l.Take(t.Context(), "k", 1)); !res.Allowed {
 			t.Errorf("%T: after Reset %v", l, res)
+		}
+	}
+}
+
+// The recipe for handlers of others takes nothing for a success but the answer that it is told.
+func TestOnlyTheAnswerOfASuccessSucceeds(t *testing.T) {
+	to := func(w http.ResponseWriter, status int, location string) {
+		w.Header().Set("Location", location)
+		w.WriteHeader(status)
+	}
+	for _, tc := range []struct {
+		name   string
+		theirs func(w http.ResponseWriter)
+		ok     bool
+	}{
+		{"a success", func(w http.ResponseWriter) { to(w, 303, "/account") }, true},
+		{"a success after 103", func(w http.ResponseWriter) { w.WriteHeader(103); to(w, 303, "/account") }, true},
+		{"a redirect elsewhere", func(w http.ResponseWriter) { to(w, 303, "/login?wrong") }, false},
+		{"another status", func(w http.ResponseWriter) { to(w, 302, "/account") }, false},
+		{"a page", func(w http.ResponseWriter) { io.WriteString(w, "wrong") }, false},
+		{"a page, and then a success", func(w http.ResponseWriter) { io.WriteString(w, "wrong"); to(w, 303, "/account") }, false},
+		{"a flushed 200, and then a success", func(w http.ResponseWriter) {
+			http.NewResponseController(w).Flush()
+			to(w, 401, "")
+			to(w, 303, "/account")
+		}, false},
+		{"401, and then a success", func(w http.ResponseWriter) { w.WriteHeader(401); to(w, 303, "/account") }, false},
+		{"nothing", func(http.ResponseWriter) {}, false},
+	} {
+		l := local("others", 1)
+		h := middleware.RateLimit{Limiter: l, Key: everybody, FailuresOnly: true}.Handler(
+			succeedsBy(303, "/account", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { tc.theirs(w) })))
+		answer(h, request(""))
+		if left := must(l.Take(t.Context(), "everybody", 0)).Remaining; (left == 1) != tc.ok {
+			t.Errorf("%s: %d left", tc.name, left)
 		}
 	}
 }

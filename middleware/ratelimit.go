@@ -366,7 +366,7 @@ func exceeded(res *ratelimit.Result) *problem {
 const unavailableRetry = "5"
 
 // undecided logs a request that the limiter did not decide on, and what became
-// of it. A client that has hung up is no failure.
+// of it. A client that has hung up is no failure, and a request without a key is not the limiter's.
 func (m *mounted) undecided(d *Decision) {
 	if d.Request.Context().Err() != nil {
 		return
@@ -378,7 +378,11 @@ func (m *mounted) undecided(d *Decision) {
 	case d.Passed:
 		outcome = "let through"
 	}
-	m.warn(d.Request, "rate limit: not decided by its limiter: "+outcome, d.Err, slog.String("policy", d.Policy()))
+	what := "rate limit: not decided by its limiter: "
+	if d.Status == http.StatusBadRequest {
+		what = "rate limit: the request has no key (400): "
+	}
+	m.warn(d.Request, what+outcome, d.Err, slog.String("policy", d.Policy()))
 }
 
 func (m *mounted) warn(r *http.Request, message string, err error, more ...slog.Attr) {

@@ -96,6 +96,26 @@ func TestSessionsUnderTheLeastACL(t *testing.T) {
 	}
 }
 
+// Check finds nothing to say about the user whom the line of docs/acl.md makes.
+func TestTheLineOfTheACLPage(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	text, err := os.ReadFile("../docs/acl.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var line []any
+	for _, word := range strings.Fields(regexp.MustCompile(`(?m)^    (ACL SETUSER .*)$`).FindString(string(text))) {
+		line = append(line, word)
+	}
+	if err := server.Client().Do(t.Context(), line...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	client := server.Client(func(o *redis.Options) { o.Username, o.Password = "service", "password" })
+	if warnings, err := managerOver(t, client, Config{Timeout: 10 * time.Second}).Check(t.Context()); err != nil || len(warnings) > 0 {
+		t.Errorf("%q, %v", warnings, err)
+	}
+}
+
 // Check names what is missing for events, besides.
 func TestCheckNamesWhatEventsLack(t *testing.T) {
 	server := redistest.Start(t)

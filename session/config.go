@@ -58,7 +58,7 @@ type Config struct {
 	// Legacy is another scs store whose sessions keep working.
 	Legacy Legacy
 
-	// Prefix begins every key in Redis: at most 64 bytes of printable ASCII without braces,
+	// Prefix begins every key in Redis: at most 128 bytes of printable ASCII without braces,
 	// which choose the slot in a cluster. Default "gatehouse:".
 	Prefix string
 	// Timeout bounds each command to Redis; default 500 milliseconds. A commit, which may

@@ -48,9 +48,9 @@ func TestConfigErrors(t *testing.T) {
 		{"no KeySecret", client, Config{Secrets: [][]byte{secret}}, []string{"KeySecret is required with Secrets"}},
 		{"an empty KeySecret", client, Config{KeySecret: []byte{}}, []string{"KeySecret has 0 bytes"}},
 		{"an empty KeySecret with secrets", client, Config{Secrets: [][]byte{secret}, KeySecret: []byte{}}, []string{"KeySecret has 0 bytes"}},
-		{"braces", client, Config{Prefix: "a{b}"}, []string{`invalid Prefix "a{b}": at most 64 bytes of printable ASCII without braces`}},
+		{"braces", client, Config{Prefix: "a{b}"}, []string{`invalid Prefix "a{b}": at most 128 bytes of printable ASCII without braces`}},
 		{"a prefix of control characters", client, Config{Prefix: "\x00\n"}, []string{`invalid Prefix "\x00\n": at most`}},
-		{"a long prefix", client, Config{Prefix: strings.Repeat("x", 1<<20)}, []string{`invalid Prefix "` + strings.Repeat("x", 64) + `": at most`}},
+		{"a long prefix", client, Config{Prefix: strings.Repeat("x", 1<<20)}, []string{`invalid Prefix "` + strings.Repeat("x", 128) + `": at most`}},
 		{"negative times", client, Config{
 			Lifetime: -1, Visitor: Life{Lifetime: -1}, Remembered: Life{Lifetime: -1}, Rotation: Rotation{-1, -1}, Timeout: -1,
 			Legacy: Legacy{Store: memstore.New(), Lifetime: -1},

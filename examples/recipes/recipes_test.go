@@ -116,6 +116,27 @@ func TestLoginLimit(t *testing.T) {
 	}
 }
 
+func TestByEmail(t *testing.T) {
+	var seen string
+	h := middleware.RateLimit{Limiter: local(t, 1), Key: byEmail(strings.ToLower)}.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		seen = string(b)
+	}))
+	long := `{"email":"eve","password":"` + strings.Repeat("x", 70_000) + `"}`
+	for _, tc := range []struct {
+		body   string
+		status int
+	}{
+		{`{"email":"Ann","password":"x"}`, 200}, {`{"email":"ann"}`, 429}, {`{"email":"bob"}`, 200}, {`{"email":""}`, 400}, {`{}`, 400}, {``, 400},
+		{`{"email":"eve"} {"email":"ann"}`, 400}, {`email=eve`, 400}, {long, 400},
+	} {
+		res := send(h, httptest.NewRequest("POST", "/login?email=decoy", strings.NewReader(tc.body)))
+		if res.StatusCode != tc.status || tc.status == 200 && seen != tc.body {
+			t.Errorf("%.40s: %s, %q", tc.body, res.Status, seen)
+		}
+	}
+}
+
 func TestSmallBurst(t *testing.T) {
 	client, server := connect(t)
 	limiter, err := smallBurst(client)

@@ -14,7 +14,7 @@ func KeyText(s string) bool {
 
 // Prefix returns what is wrong with a Config.Prefix, or nil.
 func Prefix(s string) error {
-	const most = 64
+	const most = 128
 	if len(s) > most || !KeyText(s) {
 		return fmt.Errorf("invalid Prefix %.*q: at most %d bytes of printable ASCII without braces", most, s, most)
 	}

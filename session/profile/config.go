@@ -49,7 +49,7 @@ type Config struct {
 	// KeySecret is another cache.
 	KeySecret []byte
 
-	// Prefix begins every key in Redis: at most 64 bytes of printable ASCII without braces. Default
+	// Prefix begins every key in Redis: at most 128 bytes of printable ASCII without braces. Default
 	// "gatehouse:".
 	Prefix string
 	// Logger gets what an operator should know; nil: slog.Default(). It gets IDs or values only if
