@@ -76,6 +76,7 @@ func TestSessionsUnderTheLeastACL(t *testing.T) {
 				t.Fatal("logged out")
 			}
 		})
+		actsOnAccounts(t, m, b)
 		b.request(func(ctx context.Context) {
 			if err := m.Logout(ctx); err != nil {
 				t.Fatal(err)
@@ -94,6 +95,50 @@ func TestSessionsUnderTheLeastACL(t *testing.T) {
 	if _, err := managerOver(t, asUser(t, server, "other:*", commands), Config{}).Check(t.Context()); err == nil {
 		t.Error("other keys: no error")
 	}
+}
+
+// actsOnAccounts does all that can be done with the sessions of ann, who is logged in in b and stays so.
+func actsOnAccounts(t *testing.T, m *Manager, b *browser) {
+	t.Helper()
+	must := func(what string, err error) {
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	other := begin(t, m, "ann")
+	must("End", m.End(t.Context(), "ann", handleOf(t, m, other), Cause{}))
+	begin(t, m, "ann")
+	b.request(func(ctx context.Context) {
+		m.Put(ctx, "state", "s")
+		must("Confirm", m.Confirm(ctx))
+	})
+	b.request(func(ctx context.Context) {
+		value, err := m.PopOnce(ctx, "state")
+		if must("PopOnce", err); value != "s" {
+			t.Errorf("%v", value)
+		}
+		must("Reload", m.Reload(ctx))
+	})
+	b.request(func(ctx context.Context) {
+		ended, err := m.EndOthers(ctx, Cause{})
+		if must("EndOthers", err); len(ended) != 1 {
+			t.Errorf("EndOthers: %v", ended)
+		}
+	})
+	list, err := m.List(t.Context(), "ann")
+	if must("List", err); len(list) != 1 {
+		t.Errorf("List: %v", list)
+	}
+	b.request(func(ctx context.Context) {
+		_, err := m.EndAll(ctx, "ann", Cause{})
+		must("EndAll", err)
+		must("Login after it", m.Login(ctx, "ann"))
+	})
+	time.Sleep(20 * time.Millisecond) // a login within a round trip of the end may be refused
+	b.request(func(ctx context.Context) {
+		must("BeginLogin", m.BeginLogin(ctx, "ann", time.Minute))
+	})
+	b.request(func(ctx context.Context) { must("Login", m.Login(ctx, "ann")) })
 }
 
 // Check finds nothing to say about the user whom the line of docs/acl.md makes.
