@@ -141,6 +141,20 @@ func actsOnAccounts(t *testing.T, m *Manager, b *browser) {
 	b.request(func(ctx context.Context) { must("Login", m.Login(ctx, "ann")) })
 }
 
+// A watch hears of an end as a user who may do what the rows of sessions and of watches say.
+func TestWatchUnderTheLeastACL(t *testing.T) {
+	server := redistest.Start(t)
+	client := asUser(t, server, "gatehouse:{*", append(aclRow(t, "`Manager.Watch`"), aclRow(t, "sessions")...))
+	if err := server.Client().Do(t.Context(), "ACL", "SETUSER", "service", "&gatehouse:ended").Err(); err != nil {
+		t.Fatal(err)
+	}
+	m := managerOver(t, client, Config{Timeout: 10 * time.Second})
+	m.watches.every = time.Hour
+	ctx := watched(t, m, begin(t, m, "ann").cookie)
+	endAll(t, m, "ann")
+	ends(t, ctx, 10*time.Second, "EndAll")
+}
+
 // Check finds nothing to say about the user whom the line of docs/acl.md makes.
 func TestTheLineOfTheACLPage(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes")
