@@ -118,7 +118,7 @@ func TestConcurrencyLimitUndecided(t *testing.T) {
 					t.Errorf("%d, meanwhile %d; want %d, %d", res.StatusCode, meanwhile, tc.outside, tc.inside)
 				}
 			}
-			if !strings.Contains(log.String(), "limiter: "+tc.log) {
+			if !strings.Contains(log.String(), ": "+tc.log) {
 				t.Errorf("log: %s", log.String())
 			}
 		})
