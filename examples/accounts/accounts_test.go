@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
 func TestMain(m *testing.M) { redistest.Main(m) }
@@ -169,8 +171,8 @@ func TestDevicesOverTwoServers(t *testing.T) {
 	closesWith(t, others, websocket.StatusGoingAway, "shutdown")
 }
 
-// meanwhile is a hook that has something happen just before the next script.
-type meanwhile struct{ do func() }
+// meanwhile is a hook that has something happen just before the next change of an ID.
+type meanwhile struct{ do atomic.Pointer[func()] }
 
 func (*meanwhile) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
@@ -178,9 +180,10 @@ func (*meanwhile) DialHook(next redis.DialHook) redis.DialHook {
 
 func (h *meanwhile) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if do := h.do; do != nil && strings.HasPrefix(cmd.Name(), "eval") {
-			h.do = nil
-			do()
+		if args := cmd.Args(); len(args) > 1 && args[1] == scripts.Get("session/beside.lua").SHA1() {
+			if do := h.do.Swap(nil); do != nil {
+				(*do)()
+			}
 		}
 		return next(ctx, cmd)
 	}
@@ -212,9 +215,10 @@ func TestAnotherDeviceWasFaster(t *testing.T) {
 		mine, other := newBrowser(t, servers[0]), newBrowser(t, servers[1])
 		mine.login("ann", "ann")
 		other.login("ann", "ann")
-		hook.do = func() { other.do(200, "POST", "/end-others", url.Values{}) }
+		end := func() { other.do(200, "POST", "/end-others", url.Values{}) }
+		hook.do.Store(&end)
 		page := mine.do(200, "POST", path, url.Values{"password": {"ann"}, "new": {"correct horse"}})
-		if hook.do != nil || !strings.Contains(page, "logged out from another device") {
+		if hook.do.Load() != nil || !strings.Contains(page, "logged out from another device") {
 			t.Errorf("%s: %s", path, page)
 		}
 		users.Set("ann", "ann")
