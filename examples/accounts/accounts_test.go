@@ -171,7 +171,7 @@ func TestDevicesOverTwoServers(t *testing.T) {
 	closesWith(t, others, websocket.StatusGoingAway, "shutdown")
 }
 
-// meanwhile is a hook that has something happen just before the next change of an ID.
+// meanwhile is a hook that has something happen just before the next Confirm or EndOthers.
 type meanwhile struct{ do atomic.Pointer[func()] }
 
 func (*meanwhile) DialHook(next redis.DialHook) redis.DialHook {
@@ -180,7 +180,8 @@ func (*meanwhile) DialHook(next redis.DialHook) redis.DialHook {
 
 func (h *meanwhile) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if args := cmd.Args(); len(args) > 1 && args[1] == scripts.Get("session/beside.lua").SHA1() {
+		confirm, endOthers := scripts.Get("session/beside.lua").SHA1(), scripts.Get("session/end_all.lua").SHA1()
+		if args := cmd.Args(); len(args) > 1 && (args[1] == confirm || args[1] == endOthers) {
 			if do := h.do.Swap(nil); do != nil {
 				(*do)()
 			}
