@@ -71,11 +71,11 @@ func TestASettlementThatWasNotMadeCanBeRepeated(t *testing.T) {
 			t.Run(test.name+", "+a.String(), func(t *testing.T) {
 				name, limit := settleName(), Limit{10, time.Hour}.of(a)
 				proxy := redistest.NewProxy(t, server.Addr())
-				client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1, DialerRetries: 1, ReadTimeout: time.Second})
+				client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), MaxRetries: -1, DialerRetries: 1, ReadTimeout: 2 * time.Second})
 				defer client.Close()
 				l := newLimiter(t, a, client, name, limit)
 				there := newLimiter(t, a, server.Client(), name, limit) // not through the proxy
-				engineOf(l).sender = roundtrip.New(client, 300*time.Millisecond, nil)
+				engineOf(l).sender = roundtrip.New(client, time.Second, nil)
 				res := must(l.Take(ctx, "k", 4))
 				before := *engineOf(l)
 				test.fail(proxy, l)
