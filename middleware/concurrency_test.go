@@ -96,10 +96,10 @@ func TestConcurrencyLimitUndecided(t *testing.T) {
 		inside  int // and of one that is made meanwhile
 		log     string
 	}{
-		{middleware.ConcurrencyLimit{Key: everybody}, 200, 429, "decided in process"},
-		{middleware.ConcurrencyLimit{Key: everybody, OnError: middleware.FailOpen}, 200, 200, "let through"},
-		{middleware.ConcurrencyLimit{Key: everybody, OnError: middleware.FailClosed}, 503, 0, "refused"},
-		{middleware.ConcurrencyLimit{Key: middleware.ByHeader("X-Missing"), OnError: middleware.FailOpen}, 400, 0, "refused"},
+		{middleware.ConcurrencyLimit{Key: everybody}, 200, 429, "not decided by its limiter: decided in process"},
+		{middleware.ConcurrencyLimit{Key: everybody, OnError: middleware.FailOpen}, 200, 200, "not decided by its limiter: let through"},
+		{middleware.ConcurrencyLimit{Key: everybody, OnError: middleware.FailClosed}, 503, 0, "not decided by its limiter: refused"},
+		{middleware.ConcurrencyLimit{Key: middleware.ByHeader("X-Missing"), OnError: middleware.FailOpen}, 400, 0, "the request has no key (400): refused"},
 	} {
 		t.Run(tc.limit.OnError.String(), func(t *testing.T) {
 			var log journal
@@ -118,7 +118,7 @@ func TestConcurrencyLimitUndecided(t *testing.T) {
 					t.Errorf("%d, meanwhile %d; want %d, %d", res.StatusCode, meanwhile, tc.outside, tc.inside)
 				}
 			}
-			if !strings.Contains(log.String(), ": "+tc.log) {
+			if !strings.Contains(log.String(), tc.log) {
 				t.Errorf("log: %s", log.String())
 			}
 		})

@@ -18,8 +18,8 @@ import (
 // way here, what is spent are failures: until a permit is due, others of its key are refused at
 // once. So a success that takes longer on another server may come too late for those who wait.
 //
-// A denial is told to the limiter, whose Penalty counts those who come back too early, only when
-// the client is told of it, and for how long.
+// A Penalty of the limiter notes a denial only once the response says it. Takes of a request that
+// still waits have a context of package untold.
 type waiting struct {
 	mu     sync.Mutex
 	queues map[counted]*queue
@@ -176,8 +176,8 @@ func (w *waiting) enter(of counted, cost int) (q *queue, full bool) {
 	return q, false
 }
 
-// leave ends a wait, whose outcome is d, and reports whether that is final. If it is not, the client
-// is told to come back soon, as permits may.
+// leave ends a wait, whose outcome is d, and reports whether that is final. A denial that is not has a
+// short RetryAfter, as permits may come back.
 func (w *waiting) leave(q *queue, of counted, d *Decision) (final bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

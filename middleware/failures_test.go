@@ -295,7 +295,22 @@ func TestALoginByAccountAndAddress(t *testing.T) {
 	}
 }
 
-// begins mounts limit over a handler that tells of its beginning and then waits. right ends it.
+// failuresOf limits everybody's failures by l.
+func failuresOf(l ratelimit.Limiter) middleware.RateLimit {
+	return middleware.RateLimit{Limiter: l, Key: everybody, FailuresOnly: true}
+}
+
+// guessed is a login page with a limit of five, all of which failures have used up.
+func guessed(l ratelimit.Limiter) *logins {
+	page := newLogins(1, 0, func(int) middleware.RateLimit { return failuresOf(l) })
+	for range 5 {
+		page.try(0, "wrong")
+	}
+	return page
+}
+
+// begins returns a handler behind limit that sends on began, and then receives from right whether it is
+// a success.
 func begins(limit middleware.RateLimit) (h http.Handler, began chan bool, right chan bool) {
 	began, right = make(chan bool), make(chan bool)
 	return limit.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -306,6 +321,14 @@ func begins(limit middleware.RateLimit) (h http.Handler, began chan bool, right 
 	})), began, right
 }
 
+// twoSucceed has a handler of begins succeed in a second, and the next one that begins at once.
+func twoSucceed(began, right chan bool) {
+	time.Sleep(time.Second)
+	right <- true
+	<-began
+	right <- true
+}
+
 func retryAfter(res *http.Response) int {
 	s, err := strconv.Atoi(res.Header.Get("Retry-After"))
 	if err != nil {
@@ -314,15 +337,10 @@ func retryAfter(res *http.Response) int {
 	return s
 }
 
-// Who waits does so for two seconds, and those who come after it not at all.
+// The first guess that finds no permit waits for two seconds, the next ones do not wait.
 func TestAWaitTakesTwoSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLogins(1, 0, func(int) middleware.RateLimit {
-			return middleware.RateLimit{Limiter: local("l", 5), Key: everybody, FailuresOnly: true}
-		})
-		for range 5 {
-			l.try(0, "wrong")
-		}
+		l := guessed(local("l", 5))
 		for _, want := range []time.Duration{2 * time.Second, 0} {
 			began := time.Now()
 			res := l.try(0, "wrong")
@@ -337,7 +355,7 @@ func TestAWaitTakesTwoSeconds(t *testing.T) {
 func TestAResetLetsOthersWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limiter := local("l", 1)
-		h, began, right := begins(middleware.RateLimit{Limiter: limiter, Key: everybody, FailuresOnly: true})
+		h, began, right := begins(failuresOf(limiter))
 		go answer(h, request(""))
 		<-began
 		right <- false
@@ -349,12 +367,7 @@ func TestAResetLetsOthersWait(t *testing.T) {
 		}
 		go answer(h, request(""))
 		<-began
-		go func() {
-			time.Sleep(time.Second)
-			right <- true
-			<-began
-			right <- true
-		}()
+		go twoSucceed(began, right)
 		if res := answer(h, request("")); res.StatusCode != 200 {
 			t.Errorf("%s, Retry-After %d", res.Status, retryAfter(res))
 		}
@@ -391,15 +404,10 @@ func (h *hidden) Refund(ctx context.Context, key string, res ratelimit.Result) e
 // A success wakes who waits: it does not have to ask.
 func TestASuccessWakesWhoWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, began, right := begins(middleware.RateLimit{Limiter: new(hidden), Key: everybody, FailuresOnly: true})
+		h, began, right := begins(failuresOf(new(hidden)))
 		go answer(h, request(""))
 		<-began
-		go func() {
-			time.Sleep(time.Second)
-			right <- true
-			<-began
-			right <- true
-		}()
+		go twoSucceed(began, right)
 		start := time.Now()
 		res := answer(h, request(""))
 		if after := time.Since(start); res.StatusCode != 200 || after != time.Second {
@@ -408,11 +416,11 @@ func TestASuccessWakesWhoWaits(t *testing.T) {
 	})
 }
 
-// Who waits while a permit comes back, and does not get it, is told to come back soon: others may
-// follow.
+// A request that waits while a permit comes back, but does not get it, has a short Retry-After: other
+// permits may follow.
 func TestWhatComesBackIsToldOf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, began, right := begins(middleware.RateLimit{Limiter: &hidden{keeps: true}, Key: everybody, FailuresOnly: true})
+		h, began, right := begins(failuresOf(&hidden{keeps: true}))
 		go answer(h, request(""))
 		<-began
 		go func() {
@@ -428,12 +436,7 @@ func TestWhatComesBackIsToldOf(t *testing.T) {
 // A request that hangs up while it waits is no sign that permits come back.
 func TestWhoHangsUpIsNoSuccess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLogins(1, 0, func(int) middleware.RateLimit {
-			return middleware.RateLimit{Limiter: local("l", 5), Key: everybody, FailuresOnly: true}
-		})
-		for range 5 {
-			l.try(0, "wrong")
-		}
+		l := guessed(local("l", 5))
 		go func() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
@@ -502,8 +505,8 @@ func TestWhatNeverComesIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-// A Penalty is for those who do not wait as long as they were told, and not for those who were told
-// nothing, or less.
+// A client that comes back after its Retry-After makes no strike, nor does a request that has no answer
+// yet.
 func TestPatienceIsNoStrike(t *testing.T) {
 	t.Parallel() // with others that wait
 	server := redistest.Start(t)
@@ -513,7 +516,7 @@ func TestPatienceIsNoStrike(t *testing.T) {
 	began, right := make(chan bool, 10), make(chan bool)
 	for range 2 {
 		limiter := must(ratelimit.NewSlidingWindow(server.Client(), "patience", ratelimit.PerMinute(5), cfg))
-		handlers = append(handlers, middleware.RateLimit{Limiter: limiter, Key: everybody, FailuresOnly: true}.Handler(
+		handlers = append(handlers, failuresOf(limiter).Handler(
 			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { began <- true; <-right; middleware.Succeeded(r) })))
 	}
 	var all sync.WaitGroup
@@ -528,7 +531,7 @@ func TestPatienceIsNoStrike(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 	}
-	for i := range 2 { // and others that wait, and are told nothing
+	for i := range 2 { // two more requests wait, and have no answer yet
 		all.Go(func() {
 			if res := answer(handlers[1-i], request("")); res.StatusCode != 200 {
 				t.Errorf("%s, Retry-After %d", res.Status, retryAfter(res))
@@ -549,12 +552,7 @@ func TestImpatienceIsAStrike(t *testing.T) {
 	cfg := patient
 	cfg.Penalty = ratelimit.Penalty{Strikes: 1, First: time.Hour}
 	limiter := must(ratelimit.NewSlidingWindow(redistest.Start(t).Client(), "impatience", ratelimit.PerMinute(5), cfg))
-	l := newLogins(1, 0, func(int) middleware.RateLimit {
-		return middleware.RateLimit{Limiter: limiter, Key: everybody, FailuresOnly: true}
-	})
-	for range 5 {
-		l.try(0, "wrong")
-	}
+	l := guessed(limiter)
 	var res *http.Response
 	for range 10 {
 		if res = l.try(0, "wrong"); retryAfter(res) > 60 {

@@ -100,7 +100,7 @@ func TestFill(t *testing.T) {
 	}
 }
 
-// The recipe for handlers of others takes nothing for a success but the answer that it is told.
+// The recipe for handlers of others takes only one status with one Location for a success.
 func TestOnlyTheAnswerOfASuccessSucceeds(t *testing.T) {
 	to := func(w http.ResponseWriter, status int, location string) {
 		w.Header().Set("Location", location)

@@ -180,7 +180,8 @@ func (l *RateLimit) ask(d *Decision) bool {
 	return d.Status == 0
 }
 
-// take asks the limiter about d, of which limiter, key and cost are known. ctx is that of the request.
+// take asks the limiter about d, of which limiter, key and cost are known. ctx is
+// that of the request, or one of package untold made of it.
 func (l *RateLimit) take(ctx context.Context, d *Decision) {
 	d.Result, d.Err = d.limiter.Take(ctx, d.Key, d.Cost)
 	decided := d.Err == nil

@@ -100,10 +100,10 @@ func (d *denials) recall(subject string, limit Limit, cost int, told bool) recal
 		return recalled{}
 	}
 	now := d.now()
-	switch {
-	case now >= entry.expires && !told:
-		return recalled{}
-	case now >= entry.expires:
+	if now >= entry.expires {
+		if entry.told && !told { // that the key came early is for the next one to tell
+			return recalled{}
+		}
 		s.mu.Lock()
 		if s.m[subject] == entry { // not a later one
 			d.keys.drop(s, subject)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/gatehouse-go/gatehouse/internal/untold"
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
@@ -70,12 +69,12 @@ const inFlight = 500 * time.Millisecond
 var penaltyScript = scripts.Get("limit/penalty.lua")
 
 // askWithPenalty is ask with bans. impatient says that the key came back before its RetryAfter
-// was over.
-func (l *remote) askWithPenalty(ctx context.Context, subject string, cost int, impatient bool) (verdict, error) {
+// was over, told that the client learns of a denial.
+func (l *remote) askWithPenalty(ctx context.Context, subject string, cost int, impatient, told bool) (verdict, error) {
 	p := l.config.Penalty.withDefaults()
 	how := ""
 	switch {
-	case untold.Is(ctx):
+	case !told:
 		how = "untold"
 	case impatient:
 		how = "impatient"

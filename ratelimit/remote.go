@@ -138,7 +138,7 @@ func (l *remote) decide(ctx context.Context, key string, cost int) (Result, erro
 		return known.res, nil
 	}
 	asked := l.asks()
-	a, err := l.ask(ctx, subject, cost, known.impatient)
+	a, err := l.ask(ctx, subject, cost, known.impatient, told)
 	if err != nil {
 		err = failure(ctx, err)
 	}
@@ -182,10 +182,10 @@ type answer struct {
 // ask has Redis decide about a request, together with others that come at the same time: many of
 // one key are decided by one run of its script, as are many keys of one limit. What a Penalty
 // knows is asked for one by one.
-func (l *remote) ask(ctx context.Context, subject string, cost int, impatient bool) (a answer, err error) {
+func (l *remote) ask(ctx context.Context, subject string, cost int, impatient, told bool) (a answer, err error) {
 	if l.config.Penalty.Strikes > 0 {
 		a.sent = l.denials.now()
-		a.verdict, err = l.askWithPenalty(ctx, subject, cost, impatient)
+		a.verdict, err = l.askWithPenalty(ctx, subject, cost, impatient, told)
 		return a, err
 	}
 	reply, err := l.sender.Ask(ctx, roundtrip.Question{Key: l.redisKey(subject), Terms: l.terms(cost)})

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -171,38 +170,22 @@ func TestDevicesOverTwoServers(t *testing.T) {
 	closesWith(t, others, websocket.StatusGoingAway, "shutdown")
 }
 
-// meanwhile is a hook that has something happen just before the next Confirm or EndOthers.
-type meanwhile struct{ do atomic.Pointer[func()] }
-
-func (*meanwhile) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
-}
-
-func (h *meanwhile) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		confirm, endOthers := scripts.Get("session/beside.lua").SHA1(), scripts.Get("session/end_all.lua").SHA1()
-		if args := cmd.Args(); len(args) > 1 && (args[1] == confirm || args[1] == endOthers) {
-			if do := h.do.Swap(nil); do != nil {
-				(*do)()
-			}
-		}
-		return next(ctx, cmd)
-	}
-}
-
-func (*meanwhile) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
-}
-
 // Who is logged out by another device while a request is under way gets the login page, which says
 // why.
 func TestAnotherDeviceWasFaster(t *testing.T) {
 	server := redistest.Start(t)
 	users := NewUsers("ann")
-	hook := new(meanwhile)
-	hooked := redis.NewClient(&redis.Options{Addr: server.Addr(), MaxRetries: -1})
-	t.Cleanup(func() { hooked.Close() })
-	hooked.AddHook(hook)
+	var meanwhile atomic.Pointer[func()] // happens just before the next Confirm or EndOthers
+	confirm, endOthers := scripts.Get("session/beside.lua").SHA1(), scripts.Get("session/end_all.lua").SHA1()
+	hooked := server.Client(func(o *redis.Options) { o.MaxRetries = -1 })
+	hooked.AddHook(redistest.Instead(func(_ context.Context, cmd redis.Cmder) *redis.Cmd {
+		if args := cmd.Args(); len(args) > 1 && (args[1] == confirm || args[1] == endOthers) {
+			if do := meanwhile.Swap(nil); do != nil {
+				(*do)()
+			}
+		}
+		return nil
+	}))
 	var servers [2]*httptest.Server
 	for i, client := range []*redis.Client{hooked, server.Client()} {
 		h, err := New(client, users, nil)
@@ -217,9 +200,9 @@ func TestAnotherDeviceWasFaster(t *testing.T) {
 		mine.login("ann", "ann")
 		other.login("ann", "ann")
 		end := func() { other.do(200, "POST", "/end-others", url.Values{}) }
-		hook.do.Store(&end)
+		meanwhile.Store(&end)
 		page := mine.do(200, "POST", path, url.Values{"password": {"ann"}, "new": {"correct horse"}})
-		if hook.do.Load() != nil || !strings.Contains(page, "logged out from another device") {
+		if meanwhile.Load() != nil || !strings.Contains(page, "logged out from another device") {
 			t.Errorf("%s: %s", path, page)
 		}
 		users.Set("ann", "ann")

@@ -275,29 +275,11 @@ func TestCodeIsNeededAndPassesOnce(t *testing.T) {
 	b.post("/step-up", "proof", s.code()).shows(429, "Too many attempts")
 }
 
-// logged is what was logged.
-type logged struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 // A login that has lapsed, or none, leads to the login page, without a word in the log.
 func TestCodesOfNobodyAreNoTrouble(t *testing.T) {
-	lines := new(logged)
+	var lines redistest.Journal
 	before := slog.Default()
-	slog.SetDefault(slog.New(slog.NewTextHandler(lines, nil)))
+	slog.SetDefault(slog.New(slog.NewTextHandler(&lines, nil)))
 	t.Cleanup(func() {
 		slog.SetDefault(before)
 		log.SetOutput(os.Stderr)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -24,6 +23,7 @@ import (
 	"github.com/gin-gonic/gin"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/internal/dev/spelling"
 	"github.com/gatehouse-go/gatehouse/middleware"
 	"github.com/gatehouse-go/gatehouse/middleware/ginadapter"
 	"github.com/gatehouse-go/gatehouse/ratelimit"
@@ -639,33 +639,12 @@ func TestNoSpellingGetsPastAWildcard(t *testing.T) {
 			"fixed":     func(r *gin.Engine) { r.RedirectFixedPath, r.RemoveExtraSlash = true, true },
 		} {
 			t.Run(name+" "+route[1], func(t *testing.T) {
-				calls, counted, reached := 0, 0, 0
-				r := gin.New()
-				set(r)
-				r.POST(route[0], func(*gin.Context) { calls++ })
-				h := middleware.Routes{"POST " + route[1]: {
-					Limiter: local(t, "login", 100_000), Key: middleware.ByRoute,
-					OnDecision: func(middleware.Decision) { counted++ },
-				}}.Handler(r)
-				targets := []string{"/", "//", "/en/login", "//login", "/../login", "/%2F/login", "/tenants/a/login", "/tenants//login", "/tenants/./login", "/files/..", "/files/"}
-				parts := []string{"", ".", "..", "%2e", "%2F", "%252F", "a", "login", "tenants", "files", "a%2Fb"}
-				for range 1_000 {
-					target := ""
-					for range 1 + rand.N(4) {
-						target += "/" + parts[rand.N(len(parts))]
-					}
-					targets = append(targets, target)
-				}
-				for _, target := range targets {
-					calls, counted = 0, 0
-					h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "http://example.com"+target, nil))
-					if reached += calls; calls > counted {
-						t.Errorf("%s reached the handler and was not counted", target)
-					}
-				}
-				if reached == 0 {
-					t.Error("none reached the handler")
-				}
+				spelling.Try(t, route[1], func(login http.HandlerFunc) http.Handler {
+					r := gin.New()
+					set(r)
+					r.POST(route[0], gin.WrapF(login))
+					return r
+				})
 			})
 		}
 	}

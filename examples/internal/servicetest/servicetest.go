@@ -16,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
+	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
 // Client is a browser of one server.
@@ -139,13 +140,7 @@ func (c *Client) Cookies() map[string]string {
 func connect(t *testing.T, client redis.UniversalClient) {
 	t.Helper()
 	ping := func(ctx context.Context, c *redis.Client) error { return c.Ping(ctx).Err() }
-	var err error
-	if cluster, ok := client.(*redis.ClusterClient); ok {
-		err = cluster.ForEachMaster(t.Context(), ping)
-	} else {
-		err = client.Ping(t.Context()).Err()
-	}
-	if err != nil {
+	if err := roundtrip.EachMaster(t.Context(), client, ping); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/gatehouse-go/gatehouse/session"
 )
 
-// gorilla/websocket writes its own response: cookie and figures go with it if it is told to. A handshake too
-// many is refused.
+// gorilla/websocket writes its own response, which has cookie and figures if Upgrade gets the header. The
+// limit refuses a handshake too many.
 func TestGorillaWebSocket(t *testing.T) {
 	url, client := stack(t, false, 4, func(mux *http.ServeMux, m *session.Manager) {
 		var upgrader websocket.Upgrader

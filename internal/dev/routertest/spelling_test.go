@@ -3,7 +3,6 @@ package routertest
 import (
 	"bufio"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +14,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	chimiddleware "github.com/go-chi/chi/v5/middleware"
 
+	"github.com/gatehouse-go/gatehouse/internal/dev/spelling"
 	"github.com/gatehouse-go/gatehouse/middleware"
 	"github.com/gatehouse-go/gatehouse/ratelimit"
 )
@@ -83,54 +83,31 @@ func TestNoSpellingGetsPastTheLimitOfARoute(t *testing.T) {
 	}
 }
 
-// Nor does one get past that of a route with wildcards, whatever the router has them take.
+// No spelling gets past the limit of a route with wildcards. Routers differ in what these match.
 func TestNoSpellingGetsPastTheLimitOfAWildcard(t *testing.T) {
-	targets := []string{"/", "//", "/en/login", "//login", "/./login", "/../login", "/%2e%2e/login", "/%2F/login", "/tenants/a/login", "/tenants//login", "/a/b/x", "/files/", "/files/.."}
-	parts := []string{"", ".", "..", "%2e", "%2E%2e", "%2F", "%252F", "%252e", "a", "login", "tenants", "files", "x", "a%2Fb"}
-	for range 1_000 {
-		target := ""
-		for range 1 + rand.N(4) {
-			target += "/" + parts[rand.N(len(parts))]
-		}
-		targets = append(targets, target)
-	}
-	for _, pattern := range []string{"/{page}", "/{locale}/login", "/tenants/{t}/login", "/files/{name}", "/{a}/{b}/x"} {
-		var calls, counted int
-		login := func(http.ResponseWriter, *http.Request) { calls++ }
-		limiter, err := ratelimit.NewLocal("login", ratelimit.PerHour(1_000_000), ratelimit.Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		limits := middleware.Routes{"POST " + pattern: {
-			Limiter: limiter, Key: middleware.ByRoute, OnDecision: func(middleware.Decision) { counted++ },
-		}}
-		mux := http.NewServeMux()
-		mux.HandleFunc("POST "+pattern, login)
-		routes := func(use ...func(http.Handler) http.Handler) http.Handler {
+	type router func(pattern string, login http.HandlerFunc) http.Handler
+	routes := func(use ...func(http.Handler) http.Handler) router {
+		return func(pattern string, login http.HandlerFunc) http.Handler {
 			r := chi.NewRouter()
 			r.Use(use...)
 			r.Post(pattern, login)
 			return r
 		}
-		for name, router := range map[string]http.Handler{
-			"ServeMux":           mux,
-			"chi":                routes(),
-			"chi, StripSlashes":  routes(chimiddleware.StripSlashes),
-			"chi, CleanPath":     routes(chimiddleware.CleanPath),
-			"chi, without empty": routes(withoutEmpty),
-		} {
+	}
+	for name, route := range map[string]router{
+		"ServeMux": func(pattern string, login http.HandlerFunc) http.Handler {
+			mux := http.NewServeMux()
+			mux.HandleFunc("POST "+pattern, login)
+			return mux
+		},
+		"chi":                routes(),
+		"chi, StripSlashes":  routes(chimiddleware.StripSlashes),
+		"chi, CleanPath":     routes(chimiddleware.CleanPath),
+		"chi, without empty": routes(withoutEmpty),
+	} {
+		for _, pattern := range []string{"/{page}", "/{locale}/login", "/tenants/{t}/login", "/files/{name}", "/{a}/{b}/x"} {
 			t.Run(name+" "+pattern, func(t *testing.T) {
-				h, reached := limits.Handler(router), 0
-				for _, target := range targets {
-					calls, counted = 0, 0
-					h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "http://example.com"+target, nil))
-					if reached += calls; calls > counted {
-						t.Errorf("%s reached the handler and was not counted", target)
-					}
-				}
-				if reached == 0 {
-					t.Error("none reached the handler")
-				}
+				spelling.Try(t, pattern, func(login http.HandlerFunc) http.Handler { return route(pattern, login) })
 			})
 		}
 	}
