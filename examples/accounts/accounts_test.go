@@ -17,6 +17,7 @@ import (
 	"github.com/coder/websocket"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/gatehouse-go/gatehouse/examples/internal/servicetest"
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 	"github.com/gatehouse-go/gatehouse/scripts"
 )
@@ -35,7 +36,7 @@ func newBrowser(t *testing.T, s *httptest.Server) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &browser{t, s.URL, &http.Client{Jar: jar}}
+	return &browser{t, s.URL, &http.Client{Jar: jar, Transport: servicetest.Patient}}
 }
 
 func (b *browser) do(want int, method, path string, form url.Values) string {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehouse-go/gatehouse/examples/internal/servicetest"
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 )
 
@@ -60,7 +61,7 @@ func complete(t *testing.T, gateway, key, body string) (int, http.Header, string
 
 func do(t *testing.T, r *http.Request) (int, http.Header, string) {
 	t.Helper()
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := servicetest.Patient.RoundTrip(r)
 	if err != nil {
 		t.Fatal(err)
 	}

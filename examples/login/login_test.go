@@ -18,6 +18,7 @@ import (
 
 	"github.com/pquerna/otp/totp"
 
+	"github.com/gatehouse-go/gatehouse/examples/internal/servicetest"
 	"github.com/gatehouse-go/gatehouse/internal/dev/redistest"
 	"github.com/gatehouse-go/gatehouse/session"
 )
@@ -130,7 +131,7 @@ func (s *site) browser(name string) *browserOf {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return &browserOf{s, name, &http.Client{Jar: jar}}
+	return &browserOf{s, name, &http.Client{Jar: jar, Transport: servicetest.Patient}}
 }
 
 // answer is a page, after redirects.
@@ -141,18 +142,7 @@ type answer struct {
 	header     http.Header
 }
 
-// do sends a request; where Redis was not in time, on a busy machine, it sends it again.
 func (b *browserOf) do(server int, method, path string, form url.Values) answer {
-	b.site.t.Helper()
-	a := b.once(server, method, path, form)
-	for tries := 0; a.status == http.StatusServiceUnavailable && tries < 3; tries++ {
-		time.Sleep(200 * time.Millisecond)
-		a = b.once(server, method, path, form)
-	}
-	return a
-}
-
-func (b *browserOf) once(server int, method, path string, form url.Values) answer {
 	t := b.site.t
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, b.site.servers[server].URL+path, strings.NewReader(form.Encode()))
@@ -445,5 +435,7 @@ func TestWithoutRedis(t *testing.T) {
 	b.password("bob@example.com", password).at("/")
 	s.redis.Pause()
 	defer s.redis.Resume()
-	s.browser("Chrome").password("bob@example.com", password).shows(503, "Please try again")
+	b = s.browser("Chrome")
+	b.http.Transport = http.DefaultTransport // it waits for no second try
+	b.password("bob@example.com", password).shows(503, "Please try again")
 }

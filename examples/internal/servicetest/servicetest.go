@@ -19,11 +19,35 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
+// Patient is a transport for services whose Redis is there: a busy machine may still take longer than
+// they wait for an answer, and then it sends the request again.
+var Patient http.RoundTripper = patient{}
+
+type patient struct{}
+
+func (patient) RoundTrip(r *http.Request) (*http.Response, error) {
+	for tries := 0; ; tries++ {
+		res, err := http.DefaultTransport.RoundTrip(r)
+		if err != nil || res.StatusCode != http.StatusServiceUnavailable || tries == 5 {
+			return res, err
+		}
+		res.Body.Close()
+		time.Sleep(1100 * time.Millisecond) // after a second Redis is asked again
+		r = r.Clone(r.Context())
+		if r.GetBody != nil {
+			if r.Body, err = r.GetBody(); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
 // Client is a browser of one server.
 type Client struct {
-	t    testing.TB
-	url  string
-	http *http.Client
+	t     testing.TB
+	url   string
+	agent string
+	jar   http.CookieJar
 }
 
 // NewClient starts a server of handler and returns a client with an empty
@@ -40,51 +64,28 @@ func (c *Client) Another() *Client {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return &Client{t: c.t, url: c.url, http: &http.Client{
-		Jar:           jar,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	return &Client{t: c.t, url: c.url, jar: jar}
 }
 
 // As is another browser of the same server, which calls itself agent.
 func (c *Client) As(agent string) *Client {
 	as := c.Another()
-	as.http.Transport = userAgent(agent)
+	as.agent = agent
 	return as
-}
-
-type userAgent string
-
-func (a userAgent) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("User-Agent", string(a))
-	return http.DefaultTransport.RoundTrip(r)
 }
 
 // Visit lets the same browser visit another server.
 func (c *Client) Visit(handler http.Handler) *Client {
 	server := httptest.NewServer(handler)
 	c.t.Cleanup(server.Close)
-	return &Client{t: c.t, url: server.URL, http: c.http}
+	visiting := *c
+	visiting.url = server.URL
+	return &visiting
 }
 
-// Do sends a request and checks the status. form is "a=b&c=d" or empty. Where Redis was not in time,
-// on a busy machine, it sends it again.
+// Do sends a request and checks the status. form is "a=b&c=d" or empty. It is Patient unless it wants
+// 503.
 func (c *Client) Do(want int, method, path, form string) (body string, header http.Header) {
-	c.t.Helper()
-	for tries := 0; ; tries++ {
-		status, body, header := c.send(method, path, form)
-		switch {
-		case status == want:
-			return body, header
-		case status != http.StatusServiceUnavailable || tries == 5:
-			c.t.Fatalf("%s %s: status %d, want %d; body %q", method, path, status, want, body)
-		}
-		time.Sleep(1100 * time.Millisecond) // after a second Redis is asked again
-	}
-}
-
-func (c *Client) send(method, path, form string) (status int, body string, header http.Header) {
 	c.t.Helper()
 	req, err := http.NewRequest(method, c.url+path, strings.NewReader(form))
 	if err != nil {
@@ -93,7 +94,11 @@ func (c *Client) send(method, path, form string) (status int, body string, heade
 	if form != "" {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	resp, err := c.http.Do(req)
+	transport := Patient
+	if want == http.StatusServiceUnavailable {
+		transport = http.DefaultTransport
+	}
+	resp, err := c.send(req, transport)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -102,7 +107,21 @@ func (c *Client) send(method, path, form string) (status int, body string, heade
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return resp.StatusCode, string(b), resp.Header
+	if resp.StatusCode != want {
+		c.t.Fatalf("%s %s: status %d, want %d; body %q", method, path, resp.StatusCode, want, b)
+	}
+	return string(b), resp.Header
+}
+
+func (c *Client) send(r *http.Request, transport http.RoundTripper) (*http.Response, error) {
+	if c.agent != "" {
+		r.Header.Set("User-Agent", c.agent)
+	}
+	browser := http.Client{
+		Jar: c.jar, Transport: transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return browser.Do(r)
 }
 
 // Status sends a request and returns the status. Unlike Do it may be called
@@ -113,7 +132,7 @@ func (c *Client) Status(t testing.TB, method, path string) int {
 		t.Error(err)
 		return 0
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.send(req, http.DefaultTransport)
 	if err != nil {
 		t.Error(err)
 		return 0
@@ -129,7 +148,7 @@ func (c *Client) Cookies() map[string]string {
 		c.t.Fatal(err)
 	}
 	m := make(map[string]string)
-	for _, cookie := range c.http.Jar.Cookies(u) {
+	for _, cookie := range c.jar.Cookies(u) {
 		m[cookie.Name] = cookie.Value
 	}
 	return m
