@@ -13,8 +13,9 @@ export GORACE ?= atexit_sleep_ms=50
 # The tests that are parallel mostly wait. Go would run as many at a time as there are CPUs.
 PARALLEL ?= 4
 
-# Tests the module $$1; $$2 is the package to begin with, which takes the longest. The race detector
-# is left out for the benchmark, which is slow enough, and for what drives a browser.
+# Tests the module $$1; $$2 goes to go test: the package to begin with, which takes the longest, or how
+# many packages are tested at a time. The race detector is left out for the benchmark, which is slow
+# enough, and for what drives a browser.
 TEST = test_module() { \
 	race=$(RACE); case "$$1" in */bench | */browsertest) race= ;; esac; \
 	echo "== test $$1"; \
@@ -37,7 +38,7 @@ test: redis postgres prometheus chromium ## Run all tests on a real Redis; GATEH
 	@$(TEST); out=$$(mktemp) && trap 'rm -f "$$out"' EXIT && trap 'trap "" INT TERM; kill 0; exit 130' INT TERM || exit 1; \
 	rc=0; test_module . ./session || rc=1; \
 	(rc=0; for m in $(filter-out . ./examples,$(MODULES)); do test_module $$m || rc=1; done; exit $$rc) > "$$out" 2>&1 & others=$$!; \
-	test_module ./examples || rc=1; wait $$others || rc=1; cat "$$out"; exit $$rc
+	test_module ./examples '-p 1' || rc=1; wait $$others || rc=1; cat "$$out"; exit $$rc
 
 .PHONY: lint
 lint: ## Check formatting, go vet, staticcheck, and that go.mod and go.sum are tidy
