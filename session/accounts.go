@@ -48,14 +48,13 @@ func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) 
 	if s.events.Retention > 0 {
 		longest *= 2 // act asks once more while a slot moves
 	}
-	ofLogin, ofRemembered := s.lives[login], s.lives[remembered]
 	sent := s.redis.Now()
 	a, err := s.act(ctx, loginScript, r.id, told{}, r.id.field, out.head, out.boxes,
-		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values,
+		l.arg, r.times.deadline, out.values,
 		e.fence, e.since, sent.Sub(e.loaded).Microseconds(), own, s.fence.Microseconds(),
 		e.within.Microseconds(), replacing, e.most, refuse,
-		ofLogin.lifetimeArg(), ofLogin.idleArg(), ofRemembered.lifetimeArg(), ofRemembered.idleArg(),
-		s.notBefore, e.from, s.grace.Microseconds(), planted[:], l.stepArg(), s.legacyLife.Microseconds(),
+		s.lives[login].arg, s.lives[remembered].arg,
+		s.notBefore, e.from, s.grace.Microseconds(), planted[:], s.legacyLife.Microseconds(),
 		longest.Microseconds())
 	if err != nil {
 		return a, err
@@ -103,7 +102,7 @@ func (s *records) beside(ctx context.Context, r, old *record, short time.Duratio
 		return reply{}, err
 	}
 	return s.run(ctx, besideScript, r.id, r.id.field, out.head, out.boxes,
-		short.Microseconds(), out.values, old.id.field, old.head.revision[:], s.lives[old.head.kind].idleArg())
+		short.Microseconds(), out.values, old.id.field, old.head.revision[:], s.lives[old.head.kind].arg)
 }
 
 // What endAll ends; scripts/session/end_all.lua says more.

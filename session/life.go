@@ -2,7 +2,6 @@ package session
 
 import (
 	"math/bits"
-	"strconv"
 	"time"
 )
 
@@ -11,7 +10,7 @@ type life struct {
 	lifetime time.Duration
 	idle     time.Duration // 0: none
 	step     int64         // how often a use is noted, µs
-	args     *[3]any       // lifetime, idle with its tolerance, and step, as scripts take them
+	arg      any           // of kept(0), as scripts take it
 }
 
 // newLife returns a life that notes uses as often as its times want it, and at least as often
@@ -24,15 +23,18 @@ func newLife(lifetime, idle time.Duration, another ...life) life {
 	for _, o := range another {
 		l.step = min(l.step, o.step)
 	}
-	arg := func(µs int64) any { return strconv.FormatInt(µs, 10) }
-	l.args = &[3]any{arg(l.lifetime.Microseconds()), arg(l.slack().Microseconds()), arg(l.step)}
+	l.arg = l.argOf(l.slack())
 	return l
 }
 
-// lifetimeArg, idleArg and stepArg are what a script is told of a life that is kept.
-func (l life) lifetimeArg() any { return l.args[0] }
-func (l life) idleArg() any     { return l.args[1] }
-func (l life) stepArg() any     { return l.args[2] }
+// argOf renders l, with an idle timeout, as scripts take it; scripts/README.md has the format.
+func (l life) argOf(idle time.Duration) any {
+	b := make([]byte, 0, 3*timeLen+1)
+	for _, µs := range [...]int64{l.lifetime.Microseconds(), idle.Microseconds(), l.step} {
+		b = appendTime(b, µs)
+	}
+	return string(append(b, power(l.step)))
+}
 
 const (
 	// A use is noted at most every idle/touchShare, and so a session lives up to that much
@@ -50,7 +52,7 @@ func (l life) slack() time.Duration { return l.idle + l.idle/touchShare }
 func (l life) kept(short time.Duration) life {
 	if l.idle = l.slack(); short > 0 && (l.idle == 0 || short < l.idle) {
 		l.idle = short
-		l.args = &[3]any{l.args[0], short.Microseconds(), l.args[2]}
+		l.arg = l.argOf(short)
 	}
 	return l
 }
@@ -92,5 +94,5 @@ func (l life) moves(r *record, now int64) bool {
 	return now-r.times.touched >= l.step || end-r.times.until >= l.step || r.times.step > power(l.step)
 }
 
-// power is the power of two that is above a step, as math.frexp has it in the scripts.
+// power is the power of two that is above a step.
 func power(step int64) uint8 { return uint8(bits.Len64(uint64(step))) }

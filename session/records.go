@@ -196,7 +196,7 @@ func (s *records) make(ctx context.Context, r *record, short time.Duration, over
 		return reply{}, err
 	}
 	a, err := s.run(ctx, createScript, r.id, r.id.field, out.head, out.boxes,
-		l.lifetimeArg(), l.idleArg(), r.times.deadline, out.values, over, l.stepArg())
+		l.arg, r.times.deadline, out.values, over)
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
 	}
@@ -227,7 +227,7 @@ func (s *records) save(ctx context.Context, r, old *record, short time.Duration,
 		return reply{}, err
 	}
 	a, err := s.act(ctx, saveScript, r.id, t, r.id.field, old.head.revision[:], out.head, out.boxes,
-		l.lifetimeArg(), l.idleArg(), out.values, l.stepArg(), s.lives[old.head.kind].idleArg())
+		l.arg, out.values, s.lives[old.head.kind].arg)
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
 	}
@@ -238,7 +238,7 @@ func (s *records) save(ctx context.Context, r, old *record, short time.Duration,
 func (s *records) touch(ctx context.Context, r *record) (reply, error) {
 	l := s.lives[r.head.kind].kept(0)
 	a, err := s.act(ctx, saveScript, r.id, s.used(), r.id.field, []byte{byte(r.head.kind)}, "", "",
-		l.lifetimeArg(), l.idleArg(), "", l.stepArg(), l.idleArg())
+		l.arg, "", l.arg)
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
 	}
@@ -258,8 +258,7 @@ func (s *records) rotate(ctx context.Context, r, old *record) (reply, error) {
 	}
 	l := s.lives[r.head.kind].kept(0)
 	a, err := s.act(ctx, rotateScript, r.id, told{}, old.id.field, old.head.revision[:], r.id.field, out.head, out.boxes,
-		l.lifetimeArg(), l.idleArg(), out.values, s.grace.Microseconds(), leads,
-		l.stepArg(), s.lives[old.head.kind].idleArg())
+		l.arg, out.values, s.grace.Microseconds(), leads, s.lives[old.head.kind].arg)
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
 	}
@@ -280,8 +279,7 @@ func (s *records) retire(ctx context.Context, r *record, known revision, old ret
 	}
 	l := s.lives[r.head.kind].kept(0)
 	a, err := s.act(ctx, retireScript, r.id, t, r.id.field, known[:], out.head, out.boxes,
-		l.lifetimeArg(), l.idleArg(), out.values,
-		old.record.id.field, theirs, s.grace.Microseconds(), "", l.stepArg())
+		l.arg, out.values, old.record.id.field, theirs, s.grace.Microseconds(), "")
 	if err == nil && a.outcome != refused && a.outcome != oldMoved {
 		r.written(a.now, l)
 	}

@@ -102,7 +102,10 @@ func advance(t testing.TB, b redistest.Backend, d time.Duration, managers ...*Ma
 func (c *clocks) forget() {
 	for i := range c.of {
 		c.of[i].sample.Store(nil)
-		c.of[i].past.list = nil
+		past := &c.of[i].past
+		past.mu.Lock()
+		past.list = nil
+		past.mu.Unlock()
 	}
 }
 

@@ -6,16 +6,14 @@
 -- ARGV[1]  field
 -- ARGV[2]  head, 23 bytes
 -- ARGV[3]  boxes
--- ARGV[4]  lifetime, µs
--- ARGV[5]  idle timeout, µs; 0: none
--- ARGV[6]  deadline that the record keeps, µs since 1970; 0: its lifetime decides
--- ARGV[7]  values in a field of their own, or ""
--- ARGV[8]  "1": overwrite what is there
--- ARGV[9]  how often a use is noted, µs
+-- ARGV[4]  life, 22 bytes: see README.md
+-- ARGV[5]  deadline that the record keeps, µs since 1970; 0: its lifetime decides
+-- ARGV[6]  values in a field of their own, or ""
+-- ARGV[7]  "1": overwrite what is there
 --
 -- Reply: now, created; -now, created, and a sweep is due; {now, 0, there}, not created:
 -- there stands at the field, or "" if the deadline has passed. now is Redis's time in µs.
-local call, key, field, step = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[9])
+local call, key, field = redis.call, KEYS[1], ARGV[1]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -52,9 +50,10 @@ local function taken(there)
   return #there >= 41 and times('>I7', there, 10) > now
 end
 
-local deadline, idle = now + ARGV[4], tonumber(ARGV[5])
-if ARGV[6] ~= '0' then
-  deadline = tonumber(ARGV[6])
+local lifetime, idle = times('>I7I7', ARGV[4], 1)
+local deadline = now + lifetime
+if ARGV[5] ~= '0' then
+  deadline = tonumber(ARGV[5])
 end
 if deadline <= now then
   return {now, 0, ''}
@@ -63,9 +62,9 @@ local ends = deadline
 if idle > 0 then
   ends = math.min(deadline, now + idle)
 end
-local when = pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step)))
+local when = pack('>I7I7I7I7', now, deadline, now, ends) .. ARGV[4]:sub(22)
 local record = ARGV[2] .. when .. '\0' .. ARGV[3]
-if ARGV[6] ~= '0' and ARGV[8] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
+if ARGV[5] ~= '0' and ARGV[7] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
   local there = call('HGET', key, field)
   if there and taken(there) then
     return {now, 0, there}
@@ -74,18 +73,18 @@ end
 local fresh = call('HSETNX', key, field, record) == 1
 if not fresh then
   local there = call('HGET', key, field)
-  if ARGV[8] ~= '1' and taken(there) then
+  if ARGV[7] ~= '1' and taken(there) then
     return {now, 0, there}
   end
   call('HSET', key, field, record)
 end
 local n = call('HLEN', key)
-if ARGV[7] ~= '' then
-  call('HSET', key, 'v' .. field, ARGV[7])
+if ARGV[6] ~= '' then
+  call('HSET', key, 'v' .. field, ARGV[6])
 elseif not fresh then
   call('HDEL', key, 'v' .. field)
 end
-local last, new = ARGV[6] ~= '0' and deadline or ends, n == 1
+local last, new = ARGV[5] ~= '0' and deadline or ends, n == 1
 local ms = (last - last % 1000) / 1000 + 1
 if new then -- GT does nothing to a key without a TTL
   call('PEXPIREAT', key, ms)

@@ -11,20 +11,18 @@
 -- ARGV[2]  revision of the new record that the caller knows, 8 bytes
 -- ARGV[3]  head of the new record, 23 bytes
 -- ARGV[4]  boxes
--- ARGV[5]  lifetime, µs
--- ARGV[6]  idle timeout, µs; 0: none
--- ARGV[7]  values in a field of their own, or ""
--- ARGV[8]  field of the old ID
--- ARGV[9]  revision of the old record that the caller knows; "": any
--- ARGV[10] Grace, µs
--- ARGV[11] reason, at most 32 bytes
--- ARGV[12] how often a use is noted, µs
--- ARGV[13] what the caller adds to events: see parts/_happens.lua
+-- ARGV[5]  life, 22 bytes: see README.md
+-- ARGV[6]  values in a field of their own, or ""
+-- ARGV[7]  field of the old ID
+-- ARGV[8]  revision of the old record that the caller knows; "": any
+-- ARGV[9]  Grace, µs
+-- ARGV[10] reason, at most 32 bytes
+-- ARGV[11] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, done; nothing done: {now, 0, there}, there
 -- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
 -- which was changed or rotated. now is Redis's time in µs.
-local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[8], ARGV[13]
+local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[7], ARGV[11]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -57,48 +55,51 @@ end
 local function tell(handle)
   redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
 end
--- A record without its values: up to the end of the owner's box.
-local function cut(r)
-  local at = r:byte(53) == 1 and 70 or 54
-  if r:byte(2) % 4 == 3 then
-    at = at + 22
-  end
-  local high, low = r:byte(at, at + 1)
-  local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
-  return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
-end
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
 -- kind of what it does, and who does it; nil: no events are wanted. An event is its format, its
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
-local happened = {}
-local act = told and #told >= 23 and told:byte(23) or 0 -- the caller's kind; 0: that of the script
-local function happens(kind, field, record, reason)
-  local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
-  if told and #told >= 23 and kind > 0 and (of == 1 or of == 2 or kind == 6) then
-    local n = #happened
-    happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
-      field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+local act, happens, done = 0, function() end, function(reply) return reply end
+if told and #told >= 23 then -- Lua makes a function anew in each call: most tell nothing
+  -- A record without its values: up to the end of the owner's box.
+  local function cut(r)
+    local at = r:byte(53) == 1 and 70 or 54
+    if r:byte(2) % 4 == 3 then
+      at = at + 22
+    end
+    local high, low = r:byte(at, at + 1)
+    local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
+    return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
   end
-end
--- Appends what has happened, and gives the script's reply. The caller appends it if there is no
--- second key, or that holds something else.
-local function done(reply)
-  if #happened == 0 then
-    return reply
+  local happened = {}
+  act = told:byte(23) -- the caller's kind; 0: that of the script
+  happens = function(kind, field, record, reason)
+    local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
+    if kind > 0 and (of == 1 or of == 2 or kind == 6) then
+      local n = #happened
+      happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
+        field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+    end
   end
-  local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
-  local ok = stream
-  for _, event in ipairs(happened) do
-    ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
+  -- Appends what has happened, and gives the script's reply. The caller appends it if there is no
+  -- second key, or that holds something else.
+  done = function(reply)
+    if #happened == 0 then
+      return reply
+    end
+    local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
+    local ok = stream
+    for _, event in ipairs(happened) do
+      ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
+    end
+    ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
+    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+      redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
+      redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
+    end
+    return ok and reply or {reply, happened}
   end
-  ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-  if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
-    redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
-    redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
-  end
-  return ok and reply or {reply, happened}
 end
 
 local both = call('HMGET', key, new, old)
@@ -114,22 +115,21 @@ local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
 if ends <= now then
   return {now, 0, ''}
 end
-if before and ARGV[9] ~= '' then
+if before and ARGV[8] ~= '' then
   local format = before:byte(1)
-  if format == 1 and #before >= 53 and times('>I7', before, 45) > now and before:sub(7, 14) ~= ARGV[9] or
+  if format == 1 and #before >= 53 and times('>I7', before, 45) > now and before:sub(7, 14) ~= ARGV[8] or
     format == 2 and #before >= 41 and times('>I7', before, 3) > now then
     return {now, 3, before}
   end
 end
 
-local idle = tonumber(ARGV[6])
+local lifetime, idle = times('>I7I7', ARGV[5], 1)
 if flags % 16 < 8 then -- not a copy, whose deadline is its own
-  deadline = born + ARGV[5]
+  deadline = born + lifetime
 end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
-local step = tonumber(ARGV[12])
-local last, grace, at, r = ends, now + ARGV[10], old, before
+local last, grace, at, r = ends, now + ARGV[9], old, before
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
     break
@@ -145,7 +145,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
       for _, f in ipairs(call('HKEYS', key)) do -- while that changes its ID it has two places
         local other = #f == 16 and f ~= at and call('HGET', key, f)
         if other and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
-          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new .. ARGV[11])
+          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new .. ARGV[10])
           call('HDEL', key, 'v' .. f)
         end
       end
@@ -153,7 +153,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
   end
-  call('HSET', key, at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[11])
+  call('HSET', key, at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[10])
   if format == 1 and (r:byte(2) or 0) >= 16 then
     call('HDEL', key, 'v' .. at)
   end
@@ -164,11 +164,11 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   end
   at = next
 end
-local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4]
+local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(22) .. '\1' .. old .. ARGV[4]
 call('HSET', key, new, record)
 happens(act, new, record, '')
-if ARGV[7] ~= '' then
-  call('HSET', key, 'v' .. new, ARGV[7])
+if ARGV[6] ~= '' then
+  call('HSET', key, 'v' .. new, ARGV[6])
 elseif flags >= 16 then
   call('HDEL', key, 'v' .. new)
 end

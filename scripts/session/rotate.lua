@@ -10,18 +10,16 @@
 -- ARGV[3]  field of the new ID
 -- ARGV[4]  head, 23 bytes
 -- ARGV[5]  boxes
--- ARGV[6]  lifetime, µs
--- ARGV[7]  idle timeout, µs; 0: none
--- ARGV[8]  values in a field of their own, or ""
--- ARGV[9]  Grace, µs
--- ARGV[10] where the old ID leads to, sealed
--- ARGV[11] how often a use is noted, µs
--- ARGV[12] idle timeout of what stands at the old ID, as ARGV[7]: it may be of another kind
--- ARGV[13] what the caller adds to events: see parts/_happens.lua
+-- ARGV[6]  life, 22 bytes: see README.md
+-- ARGV[7]  values in a field of their own, or ""
+-- ARGV[8]  Grace, µs
+-- ARGV[9]  where the old ID leads to, sealed
+-- ARGV[10] life of what stands at the old ID: it may be of another kind
+-- ARGV[11] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, rotated; -now, rotated, and a sweep is due; {now, 0, there}, not rotated:
 -- there stands at the old ID, "" for nothing. now is Redis's time in µs.
-local call, key, old, new, told = redis.call, KEYS[1], ARGV[1], ARGV[3], ARGV[13]
+local call, key, old, new, told = redis.call, KEYS[1], ARGV[1], ARGV[3], ARGV[11]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -59,76 +57,78 @@ if format ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[2] then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
+local lifetime, idle = times('>I7I7', ARGV[6], 1)
+local _, limit = times('>I7I7', ARGV[10], 1)
 local copied = flags % 16 >= 8
 if not copied then
-  deadline = born + ARGV[6]
+  deadline = born + lifetime
 end
 -- Whether what stands is over, by its own time or the idle timeout that is configured now. Who
 -- held it while it did not answer does not bring it back.
-local function over(touched, ends, idle)
-  idle = tonumber(idle)
-  return ends <= now or idle > 0 and touched + idle + 2 ^ there:byte(52) <= now
-end
--- A record without its values: up to the end of the owner's box.
-local function cut(r)
-  local at = r:byte(53) == 1 and 70 or 54
-  if r:byte(2) % 4 == 3 then
-    at = at + 22
-  end
-  local high, low = r:byte(at, at + 1)
-  local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
-  return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
-end
+local over = ends <= now or limit > 0 and touched + limit + 2 ^ there:byte(52) <= now
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
 -- kind of what it does, and who does it; nil: no events are wanted. An event is its format, its
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
-local happened = {}
-local act = told and #told >= 23 and told:byte(23) or 0 -- the caller's kind; 0: that of the script
-local function happens(kind, field, record, reason)
-  local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
-  if told and #told >= 23 and kind > 0 and (of == 1 or of == 2 or kind == 6) then
-    local n = #happened
-    happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
-      field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+local act, happens, done = 0, function() end, function(reply) return reply end
+if told and #told >= 23 then -- Lua makes a function anew in each call: most tell nothing
+  -- A record without its values: up to the end of the owner's box.
+  local function cut(r)
+    local at = r:byte(53) == 1 and 70 or 54
+    if r:byte(2) % 4 == 3 then
+      at = at + 22
+    end
+    local high, low = r:byte(at, at + 1)
+    local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
+    return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
+  end
+  local happened = {}
+  act = told:byte(23) -- the caller's kind; 0: that of the script
+  happens = function(kind, field, record, reason)
+    local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
+    if kind > 0 and (of == 1 or of == 2 or kind == 6) then
+      local n = #happened
+      happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
+        field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+    end
+  end
+  -- Appends what has happened, and gives the script's reply. The caller appends it if there is no
+  -- second key, or that holds something else.
+  done = function(reply)
+    if #happened == 0 then
+      return reply
+    end
+    local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
+    local ok = stream
+    for _, event in ipairs(happened) do
+      ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
+    end
+    ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
+    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+      redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
+      redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
+    end
+    return ok and reply or {reply, happened}
   end
 end
--- Appends what has happened, and gives the script's reply. The caller appends it if there is no
--- second key, or that holds something else.
-local function done(reply)
-  if #happened == 0 then
-    return reply
-  end
-  local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
-  local ok = stream
-  for _, event in ipairs(happened) do
-    ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
-  end
-  ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-  if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
-    redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
-    redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
-  end
-  return ok and reply or {reply, happened}
-end
-if deadline <= now or over(touched, ends, ARGV[12]) then
+if deadline <= now or over then
   return {now, 0, ''}
 end
-local idle, next, step = tonumber(ARGV[7]), deadline, tonumber(ARGV[11])
+local next = deadline
 touched = math.max(touched, now)
 if idle > 0 then
   next = math.min(touched + idle, deadline)
 end
 ends = math.max(ends, next)
-local record = ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[5]
+local record = ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[6]:sub(22) .. '\1' .. old .. ARGV[5]
 call('HSET', key, new, record)
 happens(4, new, record, '')
 if flags >= 16 then
   call('HDEL', key, 'v' .. old)
 end
-if ARGV[8] ~= '' then
-  call('HSET', key, 'v' .. new, ARGV[8])
+if ARGV[7] ~= '' then
+  call('HSET', key, 'v' .. new, ARGV[7])
 end
 if there:byte(53) == 1 then -- the ID before it: its tombstone goes when its time is over
   local tombstone = call('HGET', key, there:sub(54, 69))
@@ -138,12 +138,12 @@ if there:byte(53) == 1 then -- the ID before it: its tombstone goes when its tim
 end
 -- A copy's first ID keeps its place until the legacy session ends, so that it is not
 -- copied again.
-local grace = now + ARGV[9]
+local grace = now + ARGV[8]
 local leads, lived = grace, '\1'
 if copied and there:byte(53) == 0 and deadline > grace then
   leads, lived = deadline, '\3'
 end
-call('HSET', key, old, '\2' .. lived .. pack('>I7I7', grace, leads) .. there:sub(15, 23) .. new .. ARGV[10])
+call('HSET', key, old, '\2' .. lived .. pack('>I7I7', grace, leads) .. there:sub(15, 23) .. new .. ARGV[9])
 if leads > ends then
   ends = leads
 end

@@ -10,16 +10,14 @@
 -- ARGV[2]  revision that the caller knows, 8 bytes; for a touch the kind, one byte
 -- ARGV[3]  head, 23 bytes; "": a touch, head and boxes stay
 -- ARGV[4]  boxes
--- ARGV[5]  lifetime, µs
--- ARGV[6]  idle timeout and its tolerance of a twentieth, µs; 0: none
--- ARGV[7]  values in a field of their own, or ""
--- ARGV[8]  how often a use is noted, µs
--- ARGV[9]  idle timeout of what stands there, as ARGV[6]: it may be of another kind
--- ARGV[10] what the caller adds to events: see parts/_happens.lua
+-- ARGV[5]  life, 22 bytes: see README.md
+-- ARGV[6]  values in a field of their own, or ""
+-- ARGV[7]  life of what stands there: it may be of another kind
+-- ARGV[8]  what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, written; {now, 0, there}, not written: there stands at the field, "" for
 -- nothing. now is Redis's time in µs.
-local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[10]
+local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[8]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -58,69 +56,71 @@ if format ~= 1 or #there < 53 or not known then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
+local lifetime, idle, step = times('>I7I7I7', ARGV[5], 1)
+local _, limit = times('>I7I7', ARGV[7], 1)
 if flags % 16 < 8 then -- not a copy, whose deadline is its own
-  deadline = born + ARGV[5]
+  deadline = born + lifetime
 end
 -- Whether what stands is over, by its own time or the idle timeout that is configured now. Who
 -- held it while it did not answer does not bring it back.
-local function over(touched, ends, idle)
-  idle = tonumber(idle)
-  return ends <= now or idle > 0 and touched + idle + 2 ^ there:byte(52) <= now
-end
--- A record without its values: up to the end of the owner's box.
-local function cut(r)
-  local at = r:byte(53) == 1 and 70 or 54
-  if r:byte(2) % 4 == 3 then
-    at = at + 22
-  end
-  local high, low = r:byte(at, at + 1)
-  local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
-  return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
-end
+local over = ends <= now or limit > 0 and touched + limit + 2 ^ there:byte(52) <= now
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
 -- kind of what it does, and who does it; nil: no events are wanted. An event is its format, its
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
-local happened = {}
-local act = told and #told >= 23 and told:byte(23) or 0 -- the caller's kind; 0: that of the script
-local function happens(kind, field, record, reason)
-  local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
-  if told and #told >= 23 and kind > 0 and (of == 1 or of == 2 or kind == 6) then
-    local n = #happened
-    happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
-      field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+local act, happens, done = 0, function() end, function(reply) return reply end
+if told and #told >= 23 then -- Lua makes a function anew in each call: most tell nothing
+  -- A record without its values: up to the end of the owner's box.
+  local function cut(r)
+    local at = r:byte(53) == 1 and 70 or 54
+    if r:byte(2) % 4 == 3 then
+      at = at + 22
+    end
+    local high, low = r:byte(at, at + 1)
+    local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
+    return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
+  end
+  local happened = {}
+  act = told:byte(23) -- the caller's kind; 0: that of the script
+  happens = function(kind, field, record, reason)
+    local of = record and record:byte(1) == 1 and #record >= 53 and record:byte(2) % 4 or 0
+    if kind > 0 and (of == 1 or of == 2 or kind == 6) then
+      local n = #happened
+      happened[n + 1] = '\1' .. string.char(kind) .. told:sub(1, 8) .. string.char((n - n % 256) / 256 % 256, n % 256) .. pack('>I7', now) ..
+        field .. string.char(#reason) .. reason .. string.char(#told - 23) .. told:sub(24) .. key:match('[^:]*$') .. cut(record)
+    end
+  end
+  -- Appends what has happened, and gives the script's reply. The caller appends it if there is no
+  -- second key, or that holds something else.
+  done = function(reply)
+    if #happened == 0 then
+      return reply
+    end
+    local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
+    local ok = stream
+    for _, event in ipairs(happened) do
+      ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
+    end
+    ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
+    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+      redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
+      redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
+    end
+    return ok and reply or {reply, happened}
   end
 end
--- Appends what has happened, and gives the script's reply. The caller appends it if there is no
--- second key, or that holds something else.
-local function done(reply)
-  if #happened == 0 then
-    return reply
-  end
-  local stream, longest, most = KEYS[2], times('>I7I7', told, 9)
-  local ok = stream
-  for _, event in ipairs(happened) do
-    ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
-  end
-  ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-  if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
-    redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
-    redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
-  end
-  return ok and reply or {reply, happened}
-end
-if deadline <= now or over(touched, ends, ARGV[9]) then
+if deadline <= now or over then
   return {now, 0, ''}
 end
-local idle, next, step = tonumber(ARGV[6]), deadline, tonumber(ARGV[8])
+local next = deadline
 if idle > 0 then
   next = math.min(now + idle, deadline)
 end
 local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or 2 ^ there:byte(52) > 2 * step
 if moved then
   touched, ends = math.max(touched, now), math.max(ends, next)
-  when = pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step)))
+  when = pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(22)
 end
 local before, rest = '\0', 54
 if there:byte(53) == 1 then -- the ID before it: its tombstone goes after its Grace
@@ -144,8 +144,8 @@ end
 local head, boxes = ARGV[3], ARGV[4]
 if head == '' then
   head, boxes = there:sub(1, 23), there:sub(rest)
-elseif ARGV[7] ~= '' then
-  call('HSET', key, 'v' .. field, ARGV[7])
+elseif ARGV[6] ~= '' then
+  call('HSET', key, 'v' .. field, ARGV[6])
 elseif flags >= 16 then
   call('HDEL', key, 'v' .. field)
 end

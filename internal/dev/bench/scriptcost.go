@@ -31,8 +31,9 @@ func scriptWorks() []scriptWork {
 	field, revision := "field of 16 byte", "revision"
 	head := "\x01\x01" + "\x00\x00\x00\x00" + revision + "handle of"
 	boxes := strings.Repeat("b", 330)
-	now := time.Now().UnixMicro()
-	record := head + micros7(now) + micros7(now+lifetime) + micros7(now) + micros7(now+idle) + "\x1c" + "\x00" + boxes
+	now, power := time.Now().UnixMicro(), "\x1c"
+	life := micros7(lifetime) + micros7(idle) + micros7(step) + power
+	record := head + micros7(now) + micros7(now+lifetime) + micros7(now) + micros7(now+idle) + power + "\x00" + boxes
 	put := func(ctx context.Context, c redis.Cmdable, key string) error {
 		if err := c.HSet(ctx, key, field, record).Err(); err != nil {
 			return err
@@ -49,8 +50,8 @@ func scriptWorks() []scriptWork {
 		{name: "fixed window", source: scripts.Get("limit/fixed.lua").Source(), args: []any{limit, 999}},
 		{name: "token bucket", source: scripts.Get("limit/bucket.lua").Source(), args: []any{limit, 11_002, window}},
 		{name: "quota", source: scripts.Get("limit/quota.lua").Source(), args: []any{limit, periods}},
-		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, lifetime, idle, "", step, idle}, before: put},
-		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "\x01", "", "", lifetime, idle, "", step, idle}, before: put},
+		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, life, "", life}, before: put},
+		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "\x01", "", "", life, "", life}, before: put},
 	}
 }
 

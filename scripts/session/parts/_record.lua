@@ -1,6 +1,7 @@
-local deadline, idle = now + ARGV[4], tonumber(ARGV[5])
-if ARGV[6] ~= '0' then
-  deadline = tonumber(ARGV[6])
+local lifetime, idle = times('>I7I7', ARGV[4], 1)
+local deadline = now + lifetime
+if ARGV[5] ~= '0' then
+  deadline = tonumber(ARGV[5])
 end
 if deadline <= now then
   return {now, 0, ''}
@@ -9,4 +10,4 @@ local ends = deadline
 if idle > 0 then
   ends = math.min(deadline, now + idle)
 end
-local when = pack('>I7I7I7I7', now, deadline, now, ends) .. string.char(select(2, math.frexp(step)))
+local when = pack('>I7I7I7I7', now, deadline, now, ends) .. ARGV[4]:sub(22)

@@ -9,7 +9,7 @@
 -- ARGV[5]  values in a field of their own, or ""
 -- ARGV[6]  field of the first ID
 -- ARGV[7]  revision that the caller knows, 8 bytes
--- ARGV[8]  idle timeout and its tolerance of a twentieth, of what stands at the first ID, µs
+-- ARGV[8]  life of what stands at the first ID, 22 bytes: see README.md
 --
 -- Reply: now, done; -now, done, and a sweep is due; {now, 0, there}, not done: there stands
 -- at the first ID, "" for nothing. now is Redis's time in µs.
@@ -24,8 +24,9 @@ if there:byte(1) ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[7] then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
+local _, limit = times('>I7I7', ARGV[8], 1)
 -- include _over.lua
-if over(touched, ends, ARGV[8]) then
+if over then
   return {now, 0, ''}
 end
 ends = math.min(deadline, now + ARGV[4])

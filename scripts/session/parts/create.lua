@@ -4,22 +4,20 @@
 -- ARGV[1]  field
 -- ARGV[2]  head, 23 bytes
 -- ARGV[3]  boxes
--- ARGV[4]  lifetime, µs
--- ARGV[5]  idle timeout, µs; 0: none
--- ARGV[6]  deadline that the record keeps, µs since 1970; 0: its lifetime decides
--- ARGV[7]  values in a field of their own, or ""
--- ARGV[8]  "1": overwrite what is there
--- ARGV[9]  how often a use is noted, µs
+-- ARGV[4]  life, 22 bytes: see README.md
+-- ARGV[5]  deadline that the record keeps, µs since 1970; 0: its lifetime decides
+-- ARGV[6]  values in a field of their own, or ""
+-- ARGV[7]  "1": overwrite what is there
 --
 -- Reply: now, created; -now, created, and a sweep is due; {now, 0, there}, not created:
 -- there stands at the field, or "" if the deadline has passed. now is Redis's time in µs.
-local call, key, field, step = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[9])
+local call, key, field = redis.call, KEYS[1], ARGV[1]
 -- include _pack.lua
 -- include _taken.lua
 
 -- include _record.lua
 local record = ARGV[2] .. when .. '\0' .. ARGV[3]
-if ARGV[6] ~= '0' and ARGV[8] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
+if ARGV[5] ~= '0' and ARGV[7] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
   local there = call('HGET', key, field)
   if there and taken(there) then
     return {now, 0, there}
@@ -28,18 +26,18 @@ end
 local fresh = call('HSETNX', key, field, record) == 1
 if not fresh then
   local there = call('HGET', key, field)
-  if ARGV[8] ~= '1' and taken(there) then
+  if ARGV[7] ~= '1' and taken(there) then
     return {now, 0, there}
   end
   call('HSET', key, field, record)
 end
 local n = call('HLEN', key)
-if ARGV[7] ~= '' then
-  call('HSET', key, 'v' .. field, ARGV[7])
+if ARGV[6] ~= '' then
+  call('HSET', key, 'v' .. field, ARGV[6])
 elseif not fresh then
   call('HDEL', key, 'v' .. field)
 end
-local last, new = ARGV[6] ~= '0' and deadline or ends, n == 1
+local last, new = ARGV[5] ~= '0' and deadline or ends, n == 1
 -- include _expire.lua
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
   return -now

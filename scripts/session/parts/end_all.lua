@@ -20,6 +20,7 @@
 local call, key, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[7]
 -- include _pack.lua
 -- include _bury.lua
+-- include _cut.lua
 -- include _happens.lua
 
 local new, stands, ended, doomed, heard = call('HLEN', key) == 0, false, {}, {}, {}

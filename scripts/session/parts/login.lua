@@ -7,29 +7,27 @@
 -- ARGV[1]  field
 -- ARGV[2]  head, 23 bytes
 -- ARGV[3]  boxes
--- ARGV[4]  lifetime, µs
--- ARGV[5]  idle timeout, µs; 0: none
--- ARGV[6]  deadline that a copy keeps, µs since 1970; 0: its lifetime decides
--- ARGV[7]  values in a field of their own, or ""
--- ARGV[8]  fence that half a login has noted, 15 bytes; "": none
--- ARGV[9]  when the request was loaded, at the earliest, µs since 1970
--- ARGV[10] how long ago that is by the caller's own clock, µs
--- ARGV[11] mark of the fence that this request has raised itself, 8 bytes; "": none
--- ARGV[12] how long a fence stands, µs
--- ARGV[13] how long half a login stands, µs; 0: a whole one
--- ARGV[14] handle of the session that is to be replaced, 9 bytes; "": none
--- ARGV[15] most sessions
--- ARGV[16] "1": refuse when full; else the idlest is ended
--- ARGV[17] lifetime, ARGV[18] idle timeout of a login, ARGV[19], ARGV[20] of a remembered
---          one, µs; 0: none
--- ARGV[21] sessions that were born before are over, µs since 1970
--- ARGV[22] field of the session that this one goes on from, whose handle it keeps; "": none
--- ARGV[23] Grace, µs
--- ARGV[24] mark of a fence that may have to be planted, 8 bytes
--- ARGV[25] how often a use is noted, µs
--- ARGV[26] lifetime of legacy sessions: a copy was born by so much before its deadline, µs
--- ARGV[27] how long the caller waits for the reply at most, µs
--- ARGV[28] what the caller adds to events: see parts/_happens.lua
+-- ARGV[4]  life, 22 bytes: see README.md
+-- ARGV[5]  deadline that a copy keeps, µs since 1970; 0: its lifetime decides
+-- ARGV[6]  values in a field of their own, or ""
+-- ARGV[7]  fence that half a login has noted, 15 bytes; "": none
+-- ARGV[8]  when the request was loaded, at the earliest, µs since 1970
+-- ARGV[9]  how long ago that is by the caller's own clock, µs
+-- ARGV[10] mark of the fence that this request has raised itself, 8 bytes; "": none
+-- ARGV[11] how long a fence stands, µs
+-- ARGV[12] how long half a login stands, µs; 0: a whole one
+-- ARGV[13] handle of the session that is to be replaced, 9 bytes; "": none
+-- ARGV[14] most sessions
+-- ARGV[15] "1": refuse when full; else the idlest is ended
+-- ARGV[16] life of a login
+-- ARGV[17] life of a remembered one
+-- ARGV[18] sessions that were born before are over, µs since 1970
+-- ARGV[19] field of the session that this one goes on from, whose handle it keeps; "": none
+-- ARGV[20] Grace, µs
+-- ARGV[21] mark of a fence that may have to be planted, 8 bytes
+-- ARGV[22] lifetime of legacy sessions: a copy was born by so much before its deadline, µs
+-- ARGV[23] how long the caller waits for the reply at most, µs
+-- ARGV[24] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: {now, 1, note, margin}, created; {now, 2, note, margin}, and a sweep is due. note
 -- is the end of half a login and the fence that it noted, 22 bytes, or "". margin is how
@@ -37,13 +35,13 @@
 -- Not created: {now, 0, there}, there stands at the field; {now, 4, ""} the fence refuses
 -- it, or may have to; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
 -- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.
-local call, key, field, step, told = redis.call, KEYS[1], ARGV[1], tonumber(ARGV[25]), ARGV[28]
+local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[24]
 -- include _pack.lua
 -- include _taken.lua
 -- include _bury.lua
 -- include _happens.lua
 
-local half, copy = ARGV[13] ~= '0', ARGV[6] ~= '0'
+local half, copy = ARGV[12] ~= '0', ARGV[5] ~= '0'
 local there = call('HGET', key, field)
 if there and taken(there) then
   return {now, 0, there}
@@ -51,7 +49,7 @@ end
 -- include _record.lua
 
 -- The fence: its time, until, mark, and the time and mark of the one that it replaced.
-local fence, margin, stale = call('HGET', key, 'f'), -1, math.max(ARGV[10], now - ARGV[9]) > tonumber(ARGV[12])
+local fence, margin, stale = call('HGET', key, 'f'), -1, math.max(ARGV[9], now - ARGV[8]) > tonumber(ARGV[11])
 if fence and (#fence ~= 37 or times('>I7', fence, 8) <= now) then
   fence = false
 end
@@ -63,17 +61,17 @@ end
 local at, noted = 0, ''
 if fence then
   at, noted = times('>I7', fence, 1), fence:sub(1, 7) .. fence:sub(15, 22)
-  if fence:sub(15, 22) == ARGV[11] then
+  if fence:sub(15, 22) == ARGV[10] then
     at, noted = times('>I7', fence, 23), fence:sub(23)
   end
 end
 if copy then
   stale = at > 0
-elseif ARGV[8] ~= '' then
-  stale = noted ~= ARGV[8]
+elseif ARGV[7] ~= '' then
+  stale = noted ~= ARGV[7]
 elseif fence then
-  margin = now - ARGV[10] - at
-  stale = stale or tonumber(ARGV[9]) <= at or margin <= 0
+  margin = now - ARGV[9] - at
+  stale = stale or tonumber(ARGV[8]) <= at or margin <= 0
 end
 local function refuse(outcome, why)
   if not copy then
@@ -86,30 +84,30 @@ if stale then
 end
 
 -- The sessions that there are, by handle: those of the same kind, whole or half.
-local mine, most, count, sessions = ARGV[2]:sub(15, 23), tonumber(ARGV[15]), 0
+local mine, most, count, sessions = ARGV[2]:sub(15, 23), tonumber(ARGV[14]), 0
 local function look()
   sessions = {}
+  local oldest = tonumber(ARGV[18])
   for _, f in ipairs(call('HKEYS', key)) do
     local r = #f == 16 and call('HGET', key, f) or ''
     local format, flags = r:byte(1, 2)
     if format == 1 and #r >= 53 and flags % 4 > 0 and (flags % 4 == 3) == half then
       local born, dies, touched, till = times('>I7I7I7I7', r, 24)
-      local remembered = flags % 4 == 2 and 2 or 0
-      local idle = tonumber(ARGV[18 + remembered])
+      local lifetime, idle = times('>I7I7', ARGV[flags % 4 == 2 and 17 or 16], 1)
       if flags % 16 >= 8 then -- a copy, whose deadline is its own
-        born = dies - ARGV[26]
+        born = dies - ARGV[22]
       elseif not half then
-        dies = born + ARGV[17 + remembered]
+        dies = born + lifetime
       end
       if till <= now then -- or it counts again when the clock is set back
-        bury(f, r, ARGV[23], 0, '', ('\0'):rep(9))
-      elseif dies > now and born >= tonumber(ARGV[21]) and (half or idle == 0 or touched + idle + 2 ^ r:byte(52) > now) then
+        bury(f, r, ARGV[20], 0, '', ('\0'):rep(9))
+      elseif dies > now and born >= oldest and (half or idle == 0 or touched + idle + 2 ^ r:byte(52) > now) then
         local handle = r:sub(15, 23)
         local s = sessions[handle]
         if not s then
           s = {handle = handle, touched = 0, born = born}
           sessions[handle] = s
-          if handle ~= mine and handle ~= ARGV[14] then
+          if handle ~= mine and handle ~= ARGV[13] then
             count = count + 1
           end
         end
@@ -125,13 +123,13 @@ local function over(s)
     if i == 1 then
       happens(5, f, r, 'replaced')
     end
-    bury(f, r, ARGV[23], (times('>I7', r, 31)), 'replaced', ('\0'):rep(9))
+    bury(f, r, ARGV[20], (times('>I7', r, 31)), 'replaced', ('\0'):rep(9))
   end
 end
 
 local size = call('HLEN', key)
-if ARGV[22] ~= '' then
-  local from = call('HGET', key, ARGV[22])
+if ARGV[19] ~= '' then
+  local from = call('HGET', key, ARGV[19])
   if not (from and from:byte(1) == 1 and #from >= 53 and times('>I7', from, 45) > now and from:sub(15, 23) == mine) then
     look()
     if not sessions[mine] then
@@ -139,27 +137,27 @@ if ARGV[22] ~= '' then
     end
   end
 end
-if not sessions and (ARGV[14] ~= '' or size >= most) then
+if not sessions and (ARGV[13] ~= '' or size >= most) then
   look()
 end
-if ARGV[14] ~= '' and not sessions[ARGV[14]] then
+if ARGV[13] ~= '' and not sessions[ARGV[13]] then
   return refuse(5, 'unknown')
 end
-if count >= most and ARGV[16] == '1' and not half then
+if count >= most and ARGV[15] == '1' and not half then
   return refuse(6, 'full')
 end
 -- The caller refuses a login whose reply takes longer than the margin. What was ended for it would
 -- stay ended, so where that may come there is no login.
-if (count >= most or ARGV[14] ~= '' and ARGV[14] ~= mine) and margin >= 0 and margin < tonumber(ARGV[27]) then
+if (count >= most or ARGV[13] ~= '' and ARGV[13] ~= mine) and margin >= 0 and margin < tonumber(ARGV[23]) then
   return refuse(4, 'stale')
 end
-if ARGV[14] ~= '' and ARGV[14] ~= mine then
-  over(sessions[ARGV[14]])
+if ARGV[13] ~= '' and ARGV[13] ~= mine then
+  over(sessions[ARGV[13]])
 end
 if count >= most then
   local idlest = {}
   for handle, s in pairs(sessions) do
-    if handle ~= mine and handle ~= ARGV[14] then
+    if handle ~= mine and handle ~= ARGV[13] then
       idlest[#idlest + 1] = s
     end
   end
@@ -177,22 +175,22 @@ end
 last = math.max(last, copy and deadline or ends)
 local note = ''
 if half then
-  local till = now + ARGV[12]
+  local till = now + ARGV[11]
   if fence then
     till = math.max(till, (times('>I7', fence, 8)))
     fence = fence:sub(1, 7) .. pack('>I7', till) .. fence:sub(15)
   else
-    fence = pack('>I7I7', 0, till) .. ARGV[24] .. ('\0'):rep(15)
+    fence = pack('>I7I7', 0, till) .. ARGV[21] .. ('\0'):rep(15)
   end
   call('HSET', key, 'f', fence)
-  note = pack('>I7', now + ARGV[13]) .. fence:sub(1, 7) .. fence:sub(15, 22)
+  note = pack('>I7', now + ARGV[12]) .. fence:sub(1, 7) .. fence:sub(15, 22)
   last = math.max(last, till)
 end
 local record = ARGV[2] .. when .. '\0' .. note .. ARGV[3]
 call('HSET', key, field, record)
 happens(copy and 7 or 1, field, record, '')
-if ARGV[7] ~= '' then
-  call('HSET', key, 'v' .. field, ARGV[7])
+if ARGV[6] ~= '' then
+  call('HSET', key, 'v' .. field, ARGV[6])
 elseif there then
   call('HDEL', key, 'v' .. field)
 end

@@ -9,20 +9,18 @@
 -- ARGV[2]  revision of the new record that the caller knows, 8 bytes
 -- ARGV[3]  head of the new record, 23 bytes
 -- ARGV[4]  boxes
--- ARGV[5]  lifetime, µs
--- ARGV[6]  idle timeout, µs; 0: none
--- ARGV[7]  values in a field of their own, or ""
--- ARGV[8]  field of the old ID
--- ARGV[9]  revision of the old record that the caller knows; "": any
--- ARGV[10] Grace, µs
--- ARGV[11] reason, at most 32 bytes
--- ARGV[12] how often a use is noted, µs
--- ARGV[13] what the caller adds to events: see parts/_happens.lua
+-- ARGV[5]  life, 22 bytes: see README.md
+-- ARGV[6]  values in a field of their own, or ""
+-- ARGV[7]  field of the old ID
+-- ARGV[8]  revision of the old record that the caller knows; "": any
+-- ARGV[9]  Grace, µs
+-- ARGV[10] reason, at most 32 bytes
+-- ARGV[11] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, done; nothing done: {now, 0, there}, there
 -- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
 -- which was changed or rotated. now is Redis's time in µs.
-local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[8], ARGV[13]
+local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[7], ARGV[11]
 -- include _pack.lua
 -- include _tell.lua
 -- include _happens.lua
@@ -40,22 +38,21 @@ local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
 if ends <= now then
   return {now, 0, ''}
 end
-if before and ARGV[9] ~= '' then
+if before and ARGV[8] ~= '' then
   local format = before:byte(1)
-  if format == 1 and #before >= 53 and times('>I7', before, 45) > now and before:sub(7, 14) ~= ARGV[9] or
+  if format == 1 and #before >= 53 and times('>I7', before, 45) > now and before:sub(7, 14) ~= ARGV[8] or
     format == 2 and #before >= 41 and times('>I7', before, 3) > now then
     return {now, 3, before}
   end
 end
 
-local idle = tonumber(ARGV[6])
+local lifetime, idle = times('>I7I7', ARGV[5], 1)
 if flags % 16 < 8 then -- not a copy, whose deadline is its own
-  deadline = born + ARGV[5]
+  deadline = born + lifetime
 end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
-local step = tonumber(ARGV[12])
-local last, grace, at, r = ends, now + ARGV[10], old, before
+local last, grace, at, r = ends, now + ARGV[9], old, before
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
     break
@@ -71,7 +68,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
       for _, f in ipairs(call('HKEYS', key)) do -- while that changes its ID it has two places
         local other = #f == 16 and f ~= at and call('HGET', key, f)
         if other and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
-          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new .. ARGV[11])
+          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new .. ARGV[10])
           call('HDEL', key, 'v' .. f)
         end
       end
@@ -79,7 +76,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
   end
-  call('HSET', key, at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[11])
+  call('HSET', key, at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[10])
   if format == 1 and (r:byte(2) or 0) >= 16 then
     call('HDEL', key, 'v' .. at)
   end
@@ -90,11 +87,11 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   end
   at = next
 end
-local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[4]
+local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(22) .. '\1' .. old .. ARGV[4]
 call('HSET', key, new, record)
 happens(act, new, record, '')
-if ARGV[7] ~= '' then
-  call('HSET', key, 'v' .. new, ARGV[7])
+if ARGV[6] ~= '' then
+  call('HSET', key, 'v' .. new, ARGV[6])
 elseif flags >= 16 then
   call('HDEL', key, 'v' .. new)
 end

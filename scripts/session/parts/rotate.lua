@@ -8,18 +8,16 @@
 -- ARGV[3]  field of the new ID
 -- ARGV[4]  head, 23 bytes
 -- ARGV[5]  boxes
--- ARGV[6]  lifetime, µs
--- ARGV[7]  idle timeout, µs; 0: none
--- ARGV[8]  values in a field of their own, or ""
--- ARGV[9]  Grace, µs
--- ARGV[10] where the old ID leads to, sealed
--- ARGV[11] how often a use is noted, µs
--- ARGV[12] idle timeout of what stands at the old ID, as ARGV[7]: it may be of another kind
--- ARGV[13] what the caller adds to events: see parts/_happens.lua
+-- ARGV[6]  life, 22 bytes: see README.md
+-- ARGV[7]  values in a field of their own, or ""
+-- ARGV[8]  Grace, µs
+-- ARGV[9]  where the old ID leads to, sealed
+-- ARGV[10] life of what stands at the old ID: it may be of another kind
+-- ARGV[11] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, rotated; -now, rotated, and a sweep is due; {now, 0, there}, not rotated:
 -- there stands at the old ID, "" for nothing. now is Redis's time in µs.
-local call, key, old, new, told = redis.call, KEYS[1], ARGV[1], ARGV[3], ARGV[13]
+local call, key, old, new, told = redis.call, KEYS[1], ARGV[1], ARGV[3], ARGV[11]
 -- include _pack.lua
 
 local there = call('HGET', key, old)
@@ -31,29 +29,31 @@ if format ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[2] then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
+local lifetime, idle = times('>I7I7', ARGV[6], 1)
+local _, limit = times('>I7I7', ARGV[10], 1)
 local copied = flags % 16 >= 8
 if not copied then
-  deadline = born + ARGV[6]
+  deadline = born + lifetime
 end
 -- include _over.lua
 -- include _happens.lua
-if deadline <= now or over(touched, ends, ARGV[12]) then
+if deadline <= now or over then
   return {now, 0, ''}
 end
-local idle, next, step = tonumber(ARGV[7]), deadline, tonumber(ARGV[11])
+local next = deadline
 touched = math.max(touched, now)
 if idle > 0 then
   next = math.min(touched + idle, deadline)
 end
 ends = math.max(ends, next)
-local record = ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step))) .. '\1' .. old .. ARGV[5]
+local record = ARGV[4] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[6]:sub(22) .. '\1' .. old .. ARGV[5]
 call('HSET', key, new, record)
 happens(4, new, record, '')
 if flags >= 16 then
   call('HDEL', key, 'v' .. old)
 end
-if ARGV[8] ~= '' then
-  call('HSET', key, 'v' .. new, ARGV[8])
+if ARGV[7] ~= '' then
+  call('HSET', key, 'v' .. new, ARGV[7])
 end
 if there:byte(53) == 1 then -- the ID before it: its tombstone goes when its time is over
   local tombstone = call('HGET', key, there:sub(54, 69))
@@ -63,12 +63,12 @@ if there:byte(53) == 1 then -- the ID before it: its tombstone goes when its tim
 end
 -- A copy's first ID keeps its place until the legacy session ends, so that it is not
 -- copied again.
-local grace = now + ARGV[9]
+local grace = now + ARGV[8]
 local leads, lived = grace, '\1'
 if copied and there:byte(53) == 0 and deadline > grace then
   leads, lived = deadline, '\3'
 end
-call('HSET', key, old, '\2' .. lived .. pack('>I7I7', grace, leads) .. there:sub(15, 23) .. new .. ARGV[10])
+call('HSET', key, old, '\2' .. lived .. pack('>I7I7', grace, leads) .. there:sub(15, 23) .. new .. ARGV[9])
 if leads > ends then
   ends = leads
 end

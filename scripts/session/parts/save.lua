@@ -8,16 +8,14 @@
 -- ARGV[2]  revision that the caller knows, 8 bytes; for a touch the kind, one byte
 -- ARGV[3]  head, 23 bytes; "": a touch, head and boxes stay
 -- ARGV[4]  boxes
--- ARGV[5]  lifetime, µs
--- ARGV[6]  idle timeout and its tolerance of a twentieth, µs; 0: none
--- ARGV[7]  values in a field of their own, or ""
--- ARGV[8]  how often a use is noted, µs
--- ARGV[9]  idle timeout of what stands there, as ARGV[6]: it may be of another kind
--- ARGV[10] what the caller adds to events: see parts/_happens.lua
+-- ARGV[5]  life, 22 bytes: see README.md
+-- ARGV[6]  values in a field of their own, or ""
+-- ARGV[7]  life of what stands there: it may be of another kind
+-- ARGV[8]  what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, written; {now, 0, there}, not written: there stands at the field, "" for
 -- nothing. now is Redis's time in µs.
-local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[10]
+local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[8]
 -- include _pack.lua
 
 local there = call('HGET', key, field)
@@ -30,22 +28,24 @@ if format ~= 1 or #there < 53 or not known then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
+local lifetime, idle, step = times('>I7I7I7', ARGV[5], 1)
+local _, limit = times('>I7I7', ARGV[7], 1)
 if flags % 16 < 8 then -- not a copy, whose deadline is its own
-  deadline = born + ARGV[5]
+  deadline = born + lifetime
 end
 -- include _over.lua
 -- include _happens.lua
-if deadline <= now or over(touched, ends, ARGV[9]) then
+if deadline <= now or over then
   return {now, 0, ''}
 end
-local idle, next, step = tonumber(ARGV[6]), deadline, tonumber(ARGV[8])
+local next = deadline
 if idle > 0 then
   next = math.min(now + idle, deadline)
 end
 local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or 2 ^ there:byte(52) > 2 * step
 if moved then
   touched, ends = math.max(touched, now), math.max(ends, next)
-  when = pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(select(2, math.frexp(step)))
+  when = pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(22)
 end
 local before, rest = '\0', 54
 if there:byte(53) == 1 then -- the ID before it: its tombstone goes after its Grace
@@ -69,8 +69,8 @@ end
 local head, boxes = ARGV[3], ARGV[4]
 if head == '' then
   head, boxes = there:sub(1, 23), there:sub(rest)
-elseif ARGV[7] ~= '' then
-  call('HSET', key, 'v' .. field, ARGV[7])
+elseif ARGV[6] ~= '' then
+  call('HSET', key, 'v' .. field, ARGV[6])
 elseif flags >= 16 then
   call('HDEL', key, 'v' .. field)
 end
