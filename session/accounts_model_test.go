@@ -173,6 +173,11 @@ func (o accountsOrder) serve(m *Manager) (a accountsAnswer) {
 
 // altered sends a script with something changed.
 func altered(script *scripts.Script, change ...string) redistest.Instead {
+	for i := 0; i < len(change); i += 2 {
+		if !strings.Contains(script.Source(), change[i]) {
+			panic("the script does not contain " + change[i])
+		}
+	}
 	text := strings.NewReplacer(change...).Replace(script.Source())
 	return func(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
 		args := cmd.Args()
@@ -186,8 +191,8 @@ func altered(script *scripts.Script, change ...string) redistest.Instead {
 // accountsBroken are the ways in which the processes may do it wrongly, for the model to find.
 var accountsBroken = map[string]redis.Hook{
 	"EndAll without the fence":       altered(loginScript, "if stale then", "if false then", "note, margin}", "note, -1}"),
-	"a fence compared by age alone":  altered(loginScript, "tonumber(ARGV[9]) <= at or margin <= 0", "margin <= 0", "note, margin}", "note, -1}"),
-	"a fence compared by time alone": altered(loginScript, "tonumber(ARGV[9]) <= at or margin <= 0", "tonumber(ARGV[9]) <= at", "note, margin}", "note, -1}"),
+	"a fence compared by age alone":  altered(loginScript, "tonumber(ARGV[8]) <= at or margin <= 0", "margin <= 0", "note, margin}", "note, -1}"),
+	"a fence compared by time alone": altered(loginScript, "tonumber(ARGV[8]) <= at or margin <= 0", "tonumber(ARGV[8]) <= at", "note, margin}", "note, -1}"),
 	// What others have created since the last count of this process does not count.
 	"a cap counted apart from the creation":                altered(loginScript, "count >= most", "count >= most and now % 2 == 0"),
 	"a commit that does not ask whether its record stands": unconditional,
