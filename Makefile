@@ -13,9 +13,9 @@ export GORACE ?= atexit_sleep_ms=50
 # The tests that are parallel mostly wait. Go would run as many at a time as there are CPUs.
 PARALLEL ?= 4
 
-# Tests the module $$1; $$2 goes to go test: the package to begin with, which takes the longest, or how
-# many packages are tested at a time. The race detector is left out for the benchmark, which is slow
-# enough, and for what drives a browser.
+# Tests the module $$1; $$2 goes to go test: the package to begin with, which takes the longest, or -p 1
+# for the examples, which wait for Redis as briefly as in use. The race detector is left out for the
+# benchmark, which is slow enough, and for what drives a browser.
 TEST = test_module() { \
 	race=$(RACE); case "$$1" in */bench | */browsertest) race= ;; esac; \
 	echo "== test $$1"; \

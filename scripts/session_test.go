@@ -48,7 +48,7 @@ func TestEachSessionScriptIsItsFileAndCompiles(t *testing.T) {
 			}
 			// A script that cannot begin, for want of a library or of a name that is set too
 			// late, is found by running it: on a key that is none, with arguments that pass for
-			// fields as well as for numbers.
+			// fields, for numbers and for lives.
 			args := make([]any, 32)
 			for i := range args {
 				args[i] = "1000000000000000"

@@ -10,7 +10,7 @@ type life struct {
 	lifetime time.Duration
 	idle     time.Duration // 0: none
 	step     int64         // how often a use is noted, µs
-	arg      any           // of kept(0), as scripts take it
+	arg      any           // of a life that is kept, as scripts take it
 }
 
 // newLife returns a life that notes uses as often as its times want it, and at least as often
@@ -27,7 +27,8 @@ func newLife(lifetime, idle time.Duration, another ...life) life {
 	return l
 }
 
-// argOf renders l, with an idle timeout, as scripts take it; scripts/README.md has the format.
+// argOf renders l as scripts take it, with idle in the place of its own. scripts/README.md has the
+// format.
 func (l life) argOf(idle time.Duration) any {
 	b := make([]byte, 0, 3*timeLen+1)
 	for _, µs := range [...]int64{l.lifetime.Microseconds(), idle.Microseconds(), l.step} {

@@ -36,7 +36,7 @@ func newBrowser(t *testing.T, s *httptest.Server) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &browser{t, s.URL, &http.Client{Jar: jar, Transport: servicetest.Patient}}
+	return &browser{t, s.URL, &http.Client{Jar: jar}}
 }
 
 func (b *browser) do(want int, method, path string, form url.Values) string {
@@ -47,7 +47,7 @@ func (b *browser) do(want int, method, path string, form url.Values) string {
 	if form != nil {
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	res, err := b.http.Do(r)
+	res, err := servicetest.Patiently(b.http, r)
 	if err != nil {
 		b.t.Fatal(err)
 	}

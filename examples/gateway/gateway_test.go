@@ -61,7 +61,7 @@ func complete(t *testing.T, gateway, key, body string) (int, http.Header, string
 
 func do(t *testing.T, r *http.Request) (int, http.Header, string) {
 	t.Helper()
-	resp, err := servicetest.Patient.RoundTrip(r)
+	resp, err := servicetest.Patiently(http.DefaultClient, r)
 	if err != nil {
 		t.Fatal(err)
 	}

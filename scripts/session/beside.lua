@@ -54,7 +54,7 @@ end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
 local _, limit = times('>I7I7', ARGV[8], 1)
 -- Whether what stands is over, by its own time or the idle timeout that is configured now. Who
--- held it while it did not answer does not bring it back.
+-- held it while it did not answer does not bring it back. limit is that idle timeout, µs; 0: none.
 local over = ends <= now or limit > 0 and touched + limit + 2 ^ there:byte(52) <= now
 if over then
   return {now, 0, ''}

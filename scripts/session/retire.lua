@@ -61,7 +61,7 @@ end
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local act, happens, done = 0, function() end, function(reply) return reply end
-if told and #told >= 23 then -- Lua makes a function anew in each call: most tell nothing
+if told and #told >= 23 then -- each run makes its functions anew, and most runs tell nothing
   -- A record without its values: up to the end of the owner's box.
   local function cut(r)
     local at = r:byte(53) == 1 and 70 or 54

@@ -64,7 +64,7 @@ if not copied then
   deadline = born + lifetime
 end
 -- Whether what stands is over, by its own time or the idle timeout that is configured now. Who
--- held it while it did not answer does not bring it back.
+-- held it while it did not answer does not bring it back. limit is that idle timeout, µs; 0: none.
 local over = ends <= now or limit > 0 and touched + limit + 2 ^ there:byte(52) <= now
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
@@ -72,7 +72,7 @@ local over = ends <= now or limit > 0 and touched + limit + 2 ^ there:byte(52) <
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local act, happens, done = 0, function() end, function(reply) return reply end
-if told and #told >= 23 then -- Lua makes a function anew in each call: most tell nothing
+if told and #told >= 23 then -- each run makes its functions anew, and most runs tell nothing
   -- A record without its values: up to the end of the owner's box.
   local function cut(r)
     local at = r:byte(53) == 1 and 70 or 54

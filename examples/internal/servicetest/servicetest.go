@@ -19,35 +19,33 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
-// Patient is a transport for services whose Redis is there: a busy machine may still take longer than
-// they wait for an answer, and then it sends the request again.
-var Patient http.RoundTripper = patient{}
-
-type patient struct{}
-
-func (patient) RoundTrip(r *http.Request) (*http.Response, error) {
+// Patiently sends a request of a service whose Redis is there: a busy machine may still take longer
+// than it waits for an answer, and then the request is sent again.
+func Patiently(browser *http.Client, r *http.Request) (*http.Response, error) {
 	for tries := 0; ; tries++ {
-		res, err := http.DefaultTransport.RoundTrip(r)
+		res, err := browser.Do(r)
 		if err != nil || res.StatusCode != http.StatusServiceUnavailable || tries == 5 {
 			return res, err
 		}
 		res.Body.Close()
 		time.Sleep(1100 * time.Millisecond) // after a second Redis is asked again
-		r = r.Clone(r.Context())
+		again := r.Clone(r.Context())
+		again.Header.Del("Cookie") // the jar adds them, with those of the answer
 		if r.GetBody != nil {
-			if r.Body, err = r.GetBody(); err != nil {
+			if again.Body, err = r.GetBody(); err != nil {
 				return nil, err
 			}
 		}
+		r = again
 	}
 }
 
 // Client is a browser of one server.
 type Client struct {
-	t     testing.TB
-	url   string
-	agent string
-	jar   http.CookieJar
+	t       testing.TB
+	url     string
+	agent   string
+	browser *http.Client
 }
 
 // NewClient starts a server of handler and returns a client with an empty
@@ -64,7 +62,10 @@ func (c *Client) Another() *Client {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return &Client{t: c.t, url: c.url, jar: jar}
+	return &Client{t: c.t, url: c.url, browser: &http.Client{
+		Jar:           jar,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
 }
 
 // As is another browser of the same server, which calls itself agent.
@@ -83,8 +84,8 @@ func (c *Client) Visit(handler http.Handler) *Client {
 	return &visiting
 }
 
-// Do sends a request and checks the status. form is "a=b&c=d" or empty. It is Patient unless it wants
-// 503.
+// Do sends a request and checks the status. form is "a=b&c=d" or empty. It is sent Patiently, unless
+// 503 is wanted.
 func (c *Client) Do(want int, method, path, form string) (body string, header http.Header) {
 	c.t.Helper()
 	req, err := http.NewRequest(method, c.url+path, strings.NewReader(form))
@@ -94,11 +95,11 @@ func (c *Client) Do(want int, method, path, form string) (body string, header ht
 	if form != "" {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	transport := Patient
+	send := Patiently
 	if want == http.StatusServiceUnavailable {
-		transport = http.DefaultTransport
+		send = (*http.Client).Do
 	}
-	resp, err := c.send(req, transport)
+	resp, err := send(c.browser, c.from(req))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -113,15 +114,11 @@ func (c *Client) Do(want int, method, path, form string) (body string, header ht
 	return string(b), resp.Header
 }
 
-func (c *Client) send(r *http.Request, transport http.RoundTripper) (*http.Response, error) {
+func (c *Client) from(r *http.Request) *http.Request {
 	if c.agent != "" {
 		r.Header.Set("User-Agent", c.agent)
 	}
-	browser := http.Client{
-		Jar: c.jar, Transport: transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return browser.Do(r)
+	return r
 }
 
 // Status sends a request and returns the status. Unlike Do it may be called
@@ -132,7 +129,7 @@ func (c *Client) Status(t testing.TB, method, path string) int {
 		t.Error(err)
 		return 0
 	}
-	resp, err := c.send(req, http.DefaultTransport)
+	resp, err := c.browser.Do(c.from(req))
 	if err != nil {
 		t.Error(err)
 		return 0
@@ -148,7 +145,7 @@ func (c *Client) Cookies() map[string]string {
 		c.t.Fatal(err)
 	}
 	m := make(map[string]string)
-	for _, cookie := range c.jar.Cookies(u) {
+	for _, cookie := range c.browser.Jar.Cookies(u) {
 		m[cookie.Name] = cookie.Value
 	}
 	return m

@@ -71,7 +71,7 @@ var operations = []operation{
 		}
 		for _, f := range fields {
 			if len(f) == 16 { // a record
-				return b.call(ctx, scripts.Get("session/save.lua"), f, "", "", "", 24*3_600_000_000, 3_600_000_000, "")
+				return b.call(ctx, scripts.Get("session/save.lua"), f, "\x01", "", "", ordinaryLife, "", ordinaryLife)
 			}
 		}
 		return fmt.Errorf("bench: no record among %d fields", len(fields))

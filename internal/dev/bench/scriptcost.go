@@ -24,15 +24,21 @@ type scriptWork struct {
 	before func(ctx context.Context, c redis.Cmdable, key string) error
 }
 
+const (
+	lifetime, idle, step = 24 * 3_600_000_000, 3_600_000_000, 180_000_000 // µs
+	power                = "\x1c"                                         // of two, above step
+)
+
+// ordinaryLife is the life of a session as scripts take it.
+var ordinaryLife = micros7(lifetime) + micros7(idle) + micros7(step) + power
+
 // scriptWorks returns the scripts that a request can cost, each as a request would call it.
 func scriptWorks() []scriptWork {
 	const limit, window = "100", "1000000" // a second, in µs
-	const lifetime, idle, step = 24 * 3_600_000_000, 3_600_000_000, 180_000_000
 	field, revision := "field of 16 byte", "revision"
 	head := "\x01\x01" + "\x00\x00\x00\x00" + revision + "handle of"
 	boxes := strings.Repeat("b", 330)
-	now, power := time.Now().UnixMicro(), "\x1c"
-	life := micros7(lifetime) + micros7(idle) + micros7(step) + power
+	now := time.Now().UnixMicro()
 	record := head + micros7(now) + micros7(now+lifetime) + micros7(now) + micros7(now+idle) + power + "\x00" + boxes
 	put := func(ctx context.Context, c redis.Cmdable, key string) error {
 		if err := c.HSet(ctx, key, field, record).Err(); err != nil {
@@ -50,8 +56,8 @@ func scriptWorks() []scriptWork {
 		{name: "fixed window", source: scripts.Get("limit/fixed.lua").Source(), args: []any{limit, 999}},
 		{name: "token bucket", source: scripts.Get("limit/bucket.lua").Source(), args: []any{limit, 11_002, window}},
 		{name: "quota", source: scripts.Get("limit/quota.lua").Source(), args: []any{limit, periods}},
-		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, life, "", life}, before: put},
-		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "\x01", "", "", life, "", life}, before: put},
+		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, ordinaryLife, "", ordinaryLife}, before: put},
+		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "\x01", "", "", ordinaryLife, "", ordinaryLife}, before: put},
 	}
 }
 

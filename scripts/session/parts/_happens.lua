@@ -4,7 +4,7 @@
 -- kind, its ID, the time, the field, reason and actor with their lengths, the owner, and the
 -- record without its values.
 local act, happens, done = 0, function() end, function(reply) return reply end
-if told and #told >= 23 then -- Lua makes a function anew in each call: most tell nothing
+if told and #told >= 23 then -- each run makes its functions anew, and most runs tell nothing
   -- include _cut.lua
   local happened = {}
   act = told:byte(23) -- the caller's kind; 0: that of the script
