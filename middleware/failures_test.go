@@ -505,8 +505,8 @@ func TestWhatNeverComesIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-// A client that comes back after its Retry-After makes no strike, nor does a request that has no answer
-// yet.
+// Strikes are counted neither for a client that comes back after its Retry-After nor for a request that
+// waits for its answer.
 func TestPatienceIsNoStrike(t *testing.T) {
 	t.Parallel() // with others that wait
 	server := redistest.Start(t)

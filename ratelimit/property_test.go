@@ -267,15 +267,6 @@ func TestDecisionsMatchTheOracle(t *testing.T) {
 	})
 }
 
-// broken returns a script in which a piece is replaced.
-func broken(t *testing.T, s *scripts.Script, old, new string) *scripts.Script {
-	t.Helper()
-	if !strings.Contains(s.Source(), old) {
-		t.Fatalf("the script does not contain %q", old)
-	}
-	return scripts.New(strings.Replace(s.Source(), old, new, 1))
-}
-
 // The property catches scripts that are wrong in the ways that have been seen.
 func TestThePropertyCatchesBrokenScripts(t *testing.T) {
 	client := redistest.Shared(t).Client()
@@ -307,7 +298,7 @@ func TestThePropertyCatchesBrokenScripts(t *testing.T) {
 			old: "whole, part, ahead = full, 0, true", new: ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			script := broken(t, engineScript(test.algorithm), test.old, test.new)
+			script := redistest.Break(engineScript(test.algorithm), test.old, test.new)
 			err := hold(client, test.algorithm, script, 100_000, 1, test.clockSteps)
 			var server redis.Error
 			if err == nil || errors.As(err, &server) {

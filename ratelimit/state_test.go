@@ -172,7 +172,7 @@ func TestMissingTTLIsHealed(t *testing.T) {
 			t.Error(err)
 		}
 		naive := newLimiter(t, fixed, b.Client, "naive", PerHour(10))
-		SetScript(naive, broken(t, engineScript(fixed), "if ends < 0 or ends >", "if ends >").Source())
+		SetScript(naive, redistest.Break(engineScript(fixed), "if ends < 0 or ends >", "if ends >").Source())
 		if err := heals(b.Client, naive); err == nil {
 			t.Error("a script that does not heal is not caught")
 		}
@@ -245,9 +245,9 @@ func TestBucketIsKeptUntilItIsFull(t *testing.T) {
 		t.Error(err)
 	}
 	for name, wrong := range map[string]*scripts.Script{
-		"never renewed":      broken(t, engineScript(bucket), "local near, loan = whole < kept,", "local near, loan = raw,"),
-		"renewed too late":   broken(t, engineScript(bucket), "kept = whole - whole % 10000000 + 10000000", "kept = whole - whole % 10000000 + 20000000"),
-		"nine seconds short": broken(t, engineScript(bucket), "'PX', ttl", "'PX', ttl - 9000"),
+		"never renewed":      redistest.Break(engineScript(bucket), "local near, loan = whole < kept,", "local near, loan = raw,"),
+		"renewed too late":   redistest.Break(engineScript(bucket), "kept = whole - whole % 10000000 + 10000000", "kept = whole - whole % 10000000 + 20000000"),
+		"nine seconds short": redistest.Break(engineScript(bucket), "'PX', ttl", "'PX', ttl - 9000"),
 	} {
 		if err := outlives(client, name, wrong.Source()); err == nil {
 			t.Errorf("an expiry %s is not caught", name)

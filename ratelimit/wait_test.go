@@ -405,9 +405,9 @@ func TestLentPermitsExpireInTime(t *testing.T) {
 		t.Error(err)
 	}
 	for name, wrong := range map[string]*scripts.Script{
-		"never renewed": broken(t, bucketWait, "local near, loan = whole < kept,", "local near, loan = raw,"),
-		"short":         broken(t, bucketWait, "'PX', ttl", "'PX', ttl - 9000"),
-		"none":          broken(t, bucketWait, "call('SET', key, level, 'PX', ttl)", "call('SET', key, level)"),
+		"never renewed": redistest.Break(bucketWait, "local near, loan = whole < kept,", "local near, loan = raw,"),
+		"short":         redistest.Break(bucketWait, "'PX', ttl", "'PX', ttl - 9000"),
+		"none":          redistest.Break(bucketWait, "call('SET', key, level, 'PX', ttl)", "call('SET', key, level)"),
 	} {
 		if err := reserveAndTake(client, wrong, 1); err == nil {
 			t.Errorf("an expiry %s is not caught", name)
@@ -551,13 +551,13 @@ func TestDisagreementOnWaitingIsCaught(t *testing.T) {
 		name               string
 		take, wait, settle *scripts.Script
 	}{
-		{"patience beyond a window", take, broken(t, bucketWait, "math.min(ARGV[5], ARGV[3])", "ARGV[5] + 0"), settle},
-		{"no patience", take, broken(t, bucketWait, "full + patience - whole", "full - whole"), settle},
-		{"a wait without an end", take, broken(t, bucketWait, "elseif patience > 0 then", "elseif false then"), settle},
-		{"a loan without a mark", take, broken(t, bucketWait, "(loan and '%d%06d:%.0f:l') or", ""), settle},
-		{"a loan that others cut", broken(t, take, "(lent ~= ':l' or whole - full > window)", "true"), bucketWait, settle},
-		{"a loan that nobody cuts", broken(t, take, "(lent ~= ':l' or whole - full > window)", "lent ~= ':l'"), bucketWait, settle},
-		{"a settlement that forgets the loan", take, bucketWait, broken(t, settle, "(loan and '%d%06d:%.0f:l') or", "")},
+		{"patience beyond a window", take, redistest.Break(bucketWait, "math.min(ARGV[5], ARGV[3])", "ARGV[5] + 0"), settle},
+		{"no patience", take, redistest.Break(bucketWait, "full + patience - whole", "full - whole"), settle},
+		{"a wait without an end", take, redistest.Break(bucketWait, "elseif patience > 0 then", "elseif false then"), settle},
+		{"a loan without a mark", take, redistest.Break(bucketWait, "(loan and '%d%06d:%.0f:l') or", ""), settle},
+		{"a loan that others cut", redistest.Break(take, "(lent ~= ':l' or whole - full > window)", "true"), bucketWait, settle},
+		{"a loan that nobody cuts", redistest.Break(take, "(lent ~= ':l' or whole - full > window)", "lent ~= ':l'"), bucketWait, settle},
+		{"a settlement that forgets the loan", take, bucketWait, redistest.Break(settle, "(loan and '%d%06d:%.0f:l') or", "")},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for seed := range uint64(2000) {

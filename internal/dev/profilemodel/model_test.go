@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -344,18 +343,10 @@ func TestHistoriesAreThoseOfARegister(t *testing.T) {
 	}
 }
 
-// broken returns a script with parts exchanged.
-func broken(t *testing.T, name string, oldnew ...string) (sha, source string) {
-	t.Helper()
+// broken returns a script of this name with parts exchanged.
+func broken(name string, oldnew ...string) (sha, source string) {
 	s := scripts.Get("profile/" + name + ".lua")
-	source = s.Source()
-	for i := 0; i < len(oldnew); i += 2 {
-		if !strings.Contains(source, oldnew[i]) {
-			t.Fatalf("%s.lua has no %q", name, oldnew[i])
-		}
-		source = strings.ReplaceAll(source, oldnew[i], oldnew[i+1])
-	}
-	return s.SHA1(), source
+	return s.SHA1(), redistest.Break(s, oldnew...).Source()
 }
 
 // The judge catches the usual ways to make a cache, and what this one's rules are there for.
@@ -369,14 +360,14 @@ func TestBrokenCachesAreCaught(t *testing.T) {
 		return m
 	}
 	const refused = "if not lease or lease:sub(49) ~= ARGV[2] or lease:sub(1, 16) ~= version or lease:sub(33, 48) + 0 <= now then"
-	keepAlways, keepAlwaysSource := broken(t, "keep", refused, "if not version then")
-	keepNever, keepNeverSource := broken(t, "keep", "  return 0\n", "  return 1\n")
-	noBegin, noBeginSource := broken(t, "begin", "local call, key = redis.call, KEYS[1]", "if KEYS[1] then return 1 end local call, key = redis.call, KEYS[1]")
-	askItself, askItselfSource := broken(t, "get", "return {now, 'held', '', held}", "return {now, 'load', '', 0}")
-	storeAlways, storeAlwaysSource := broken(t, "end", "if #others > 0 then", "if false then", "mine and mine == version", "version")
-	noVersion, noVersionSource := broken(t, "get", "value:sub(1, 16) == version and", "")
-	overlapBegin, overlapBeginSource := broken(t, "begin", "  version = string.rep('-', 16)\n", "", "string.rep('-', 16) .. updates:sub(at + 16, at + 63)", "updates:sub(at, at + 63)")
-	overlapEnd, overlapEndSource := broken(t, "end", "string.rep('-', 16) .. updates:sub(at + 16, at + 63)", "updates:sub(at, at + 63)")
+	keepAlways, keepAlwaysSource := broken("keep", refused, "if not version then")
+	keepNever, keepNeverSource := broken("keep", "  return 0\n", "  return 1\n")
+	noBegin, noBeginSource := broken("begin", "local call, key = redis.call, KEYS[1]", "if KEYS[1] then return 1 end local call, key = redis.call, KEYS[1]")
+	askItself, askItselfSource := broken("get", "return {now, 'held', '', held}", "return {now, 'load', '', 0}")
+	storeAlways, storeAlwaysSource := broken("end", "if #others > 0 then", "if false then", "mine and mine == version", "version")
+	noVersion, noVersionSource := broken("get", "value:sub(1, 16) == version and", "")
+	overlapBegin, overlapBeginSource := broken("begin", "  version = string.rep('-', 16)\n", "", "string.rep('-', 16) .. updates:sub(at + 16, at + 63)", "updates:sub(at, at + 63)")
+	overlapEnd, overlapEndSource := broken("end", "string.rep('-', 16) .. updates:sub(at + 16, at + 63)", "updates:sub(at, at + 63)")
 	for name, tc := range map[string]struct {
 		scripts map[string]string
 		busy    int

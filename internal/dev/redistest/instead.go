@@ -3,8 +3,11 @@ package redistest
 import (
 	"context"
 	"net"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/gatehouse-go/gatehouse/scripts"
 )
 
 // Instead is a hook that sends another command in the place of some, and gives its reply to who sent
@@ -60,4 +63,29 @@ func answer(cmd redis.Cmder, other *redis.Cmd, err error) error {
 	}
 	cmd.(interface{ SetVal(any) }).SetVal(other.Val())
 	return nil
+}
+
+// Break is a script with pieces of its text exchanged for others, each old piece before the new one.
+// It panics if the script does not have one of them: it would be as right as before.
+func Break(script *scripts.Script, oldnew ...string) *scripts.Script {
+	text := script.Source()
+	for i := 0; i < len(oldnew); i += 2 {
+		if !strings.Contains(text, oldnew[i]) {
+			panic("redistest: the script does not contain " + oldnew[i])
+		}
+		text = strings.ReplaceAll(text, oldnew[i], oldnew[i+1])
+	}
+	return scripts.New(text)
+}
+
+// Broken runs a script as [Break] leaves it.
+func Broken(script *scripts.Script, oldnew ...string) Instead {
+	broken := Break(script, oldnew...)
+	return func(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
+		args := cmd.Args()
+		if len(args) < 3 || args[1] != script.SHA1() && args[1] != script.Source() {
+			return nil
+		}
+		return redis.NewCmd(ctx, append([]any{"eval", broken.Source()}, args[2:]...)...)
+	}
 }
