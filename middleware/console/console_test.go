@@ -48,11 +48,11 @@ func newService(t *testing.T, client redis.UniversalClient) *service {
 	s := &service{client: client, rules: must(ratelimit.NewRules(client, ratelimit.RulesConfig{}))}
 	t.Cleanup(func() { _ = s.rules.Close() })
 	denials := NewDenials(100)
-	cfg := ratelimit.Config{Rules: s.rules, OnDecision: denials.Note}
+	cfg := ratelimit.Config{Rules: s.rules, OnDecision: denials.Note, Timeout: 10 * time.Second}
 	s.api = must(ratelimit.NewFixedWindow(client, "api", ratelimit.PerHour(3), cfg))
 	cfg.Penalty = ratelimit.Penalty{Strikes: 1}
 	s.login = must(ratelimit.NewSlidingWindow(client, "login", ratelimit.PerHour(1), cfg))
-	s.sessions = must(session.New(client, session.Config{Events: session.Events{Retention: time.Hour}}))
+	s.sessions = must(session.New(client, session.Config{Events: session.Events{Retention: time.Hour}, Timeout: 10 * time.Second}))
 	s.console = Console{
 		// A browser would have a session: these tests say who they are.
 		Authorize: func(r *http.Request) (string, Access) {
@@ -594,7 +594,7 @@ func Example() {
 	rules := must(ratelimit.NewRules(client, ratelimit.RulesConfig{}))
 	defer rules.Close()
 	denials := NewDenials(1000)
-	api := must(ratelimit.NewFixedWindow(client, "api", ratelimit.PerHour(100), ratelimit.Config{Rules: rules, OnDecision: denials.Note}))
+	api := must(ratelimit.NewFixedWindow(client, "api", ratelimit.PerHour(100), ratelimit.Config{Rules: rules, OnDecision: denials.Note, Timeout: 10 * time.Second}))
 
 	mux := http.NewServeMux()
 	mux.Handle("/ops/", http.StripPrefix("/ops", Console{

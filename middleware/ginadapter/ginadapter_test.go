@@ -546,11 +546,11 @@ func Example() {
 	defer mini.Close()
 	client := redis.NewClient(&redis.Options{Addr: mini.Addr()})
 	defer client.Close()
-	manager, err := session.New(client, session.Config{})
+	manager, err := session.New(client, session.Config{Timeout: 10 * time.Second})
 	if err != nil {
 		panic(err)
 	}
-	perUser, err := ratelimit.NewSlidingWindow(client, "orders", ratelimit.PerMinute(2), ratelimit.Config{})
+	perUser, err := ratelimit.NewSlidingWindow(client, "orders", ratelimit.PerMinute(2), ratelimit.Config{Timeout: 10 * time.Second})
 	if err != nil {
 		panic(err)
 	}

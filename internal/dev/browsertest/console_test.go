@@ -28,12 +28,12 @@ type office struct {
 func newOffice(t *testing.T) *office {
 	t.Helper()
 	client := redistest.Start(t, "--appendonly", "yes").Client()
-	rules := must(ratelimit.NewRules(client, ratelimit.RulesConfig{}))
+	rules := must(ratelimit.NewRules(client, ratelimit.RulesConfig{Timeout: 10 * time.Second}))
 	t.Cleanup(func() { _ = rules.Close() })
 	denials := console.NewDenials(100)
-	cfg := ratelimit.Config{Rules: rules, OnDecision: denials.Note}
+	cfg := ratelimit.Config{Rules: rules, OnDecision: denials.Note, Timeout: 10 * time.Second}
 	o := &office{access: console.Write, login: must(ratelimit.NewSlidingWindow(client, "login", ratelimit.Limit{Requests: 5, Window: 15 * time.Minute}, cfg))}
-	sessions := must(session.New(client, session.Config{Events: session.Events{Retention: time.Hour}}))
+	sessions := must(session.New(client, session.Config{Events: session.Events{Retention: time.Hour}, Timeout: 10 * time.Second}))
 	o.logIn = func(user, device string) {
 		ctx := must(sessions.Load(t.Context()))
 		sessions.Describe(ctx, func() string { return device })

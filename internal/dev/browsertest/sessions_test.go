@@ -32,7 +32,7 @@ type shop struct {
 // newShop returns a shop. site is how its sessions are mounted, but for what each has.
 func newShop(t *testing.T, client redis.UniversalClient, site middleware.Sessions) *shop {
 	t.Helper()
-	s := &shop{sessions: must(session.New(client, session.Config{}))}
+	s := &shop{sessions: must(session.New(client, session.Config{Timeout: 10 * time.Second}))}
 	site.Manager, site.Logger = s.sessions, s.log.logger()
 	page := func(w http.ResponseWriter, format string, args ...any) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -234,7 +234,7 @@ func TestFromAnotherSite(t *testing.T) {
 			fmt.Fprint(w, text)
 		})
 		for name, mode := range modes {
-			managers[name] = must(session.New(client, session.Config{Prefix: name + ":"}))
+			managers[name] = must(session.New(client, session.Config{Prefix: name + ":", Timeout: 10 * time.Second}))
 			h = middleware.Sessions{Manager: managers[name], Cookie: http.Cookie{Name: name, SameSite: mode}, Logger: quiet}.Handler(h)
 		}
 		app := serve("app", h)
@@ -306,7 +306,7 @@ func TestARefusedCookie(t *testing.T) {
 
 // Validate refuses a cookie that the browser drops wherever it is sent, and no other.
 func TestACookieThatNoHostCanSet(t *testing.T) {
-	manager := must(session.New(redistest.Start(t).Client(), session.Config{}))
+	manager := must(session.New(redistest.Start(t).Client(), session.Config{Timeout: 10 * time.Second}))
 	table := []struct {
 		name   string
 		cookie http.Cookie
@@ -345,8 +345,8 @@ func TestACookieThatNoHostCanSet(t *testing.T) {
 // and the answer does not find it.
 func TestOAuthByFormPost(t *testing.T) {
 	client := redistest.Start(t).Client()
-	states := must(session.New(client, session.Config{Prefix: "oauth:", Lifetime: 10 * time.Minute}))
-	sessions := must(session.New(client, session.Config{}))
+	states := must(session.New(client, session.Config{Prefix: "oauth:", Lifetime: 10 * time.Minute, Timeout: 10 * time.Second}))
+	sessions := must(session.New(client, session.Config{Timeout: 10 * time.Second}))
 	each(t, func(t *testing.T, b *browser, serve func(string, http.Handler) site) {
 		mux := http.NewServeMux()
 		app := serve("app", mux)
