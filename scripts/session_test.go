@@ -53,6 +53,9 @@ func TestEachSessionScriptIsItsFileAndCompiles(t *testing.T) {
 			for i := range args {
 				args[i] = "1000000000000000"
 			}
+			if name == "login" {
+				args[5] = strings.Repeat("1", 77) // all its numbers
+			}
 			err = b.Client.Eval(t.Context(), text, []string{"{scratch}:" + name, "{scratch}:" + name + ":2"}, args...).Err()
 			if err != nil && err != redis.Nil {
 				t.Errorf("session/%s.lua: %v", name, err)

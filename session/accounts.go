@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 )
 
@@ -32,16 +33,13 @@ func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) 
 	if err != nil {
 		return reply{}, err
 	}
-	own, replacing := e.own[:], e.replacing[:]
-	if e.own == (mark{}) {
-		own = nil
-	}
+	replacing := e.replacing[:]
 	if e.replacing == (handle{}) {
 		replacing = nil
 	}
-	refuse := ""
+	refuse := int64(0)
 	if s.accounts.WhenFull == RefuseLogin {
-		refuse = "1"
+		refuse = 1
 	}
 	planted := newMark()
 	longest := s.timeout
@@ -49,19 +47,22 @@ func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) 
 		longest *= 2 // act asks once more while a slot moves
 	}
 	sent := s.redis.Now()
-	a, err := s.act(ctx, loginScript, r.id, told{}, r.id.field, out.head, out.boxes,
-		l.arg, r.times.deadline, out.values,
-		e.fence, e.since, sent.Sub(e.loaded).Microseconds(), own, s.fence.Microseconds(),
-		e.within.Microseconds(), replacing, e.most, refuse,
-		s.lives[login].arg, s.lives[remembered].arg,
-		s.notBefore, e.from, s.grace.Microseconds(), planted[:], s.legacyLife.Microseconds(),
-		longest.Microseconds())
+	numbers := make([]byte, 0, 11*timeLen)
+	for _, n := range [...]int64{
+		r.times.deadline, e.since, sent.Sub(e.loaded).Microseconds(), s.fence.Microseconds(), e.within.Microseconds(),
+		int64(e.most), refuse, s.notBefore, s.grace.Microseconds(), s.legacyLife.Microseconds(), longest.Microseconds(),
+	} {
+		numbers = appendTime(numbers, n)
+	}
+	a, err := s.act(ctx, loginScript, r.id, told{}, r.id.field, out.head, out.boxes, out.values,
+		l.arg+s.lives[login].arg+s.lives[remembered].arg, numbers,
+		slices.Concat(planted[:], e.own[:]), e.fence, replacing, e.from)
 	if err != nil {
 		return a, err
 	}
 	switch a.outcome {
 	case written, sweepDue:
-		if margin, _ := a.more.(int64); margin >= 0 && a.received.Sub(sent).Microseconds() >= margin {
+		if margin, fenced := a.more.(int64); fenced && margin >= 0 && a.received.Sub(sent).Microseconds() >= margin {
 			return a, errMargin
 		}
 		if len(a.there) == noteLen {
@@ -102,7 +103,7 @@ func (s *records) beside(ctx context.Context, r, old *record, short time.Duratio
 		return reply{}, err
 	}
 	return s.run(ctx, besideScript, r.id, r.id.field, out.head, out.boxes,
-		short.Microseconds(), out.values, old.id.field, old.head.revision[:], s.lives[old.head.kind].arg)
+		short.Microseconds(), out.values, old.id.field, old.head.revision[:], s.lives[old.head.kind].slack().Microseconds())
 }
 
 // What endAll ends; scripts/session/end_all.lua says more.

@@ -173,10 +173,10 @@ func (o accountsOrder) serve(m *Manager) (a accountsAnswer) {
 // accountsBroken are the ways in which the processes may do it wrongly, for the model to find.
 var accountsBroken = map[string]redis.Hook{
 	"EndAll without the fence":       redistest.Broken(loginScript, "if stale then", "if false then", "note, margin}", "note, -1}"),
-	"a fence compared by age alone":  redistest.Broken(loginScript, "tonumber(ARGV[8]) <= at or margin <= 0", "margin <= 0", "note, margin}", "note, -1}"),
-	"a fence compared by time alone": redistest.Broken(loginScript, "tonumber(ARGV[8]) <= at or margin <= 0", "tonumber(ARGV[8]) <= at", "note, margin}", "note, -1}"),
+	"a fence compared by age alone":  redistest.Broken(loginScript, "loaded <= at or margin <= 0", "margin <= 0", "note, margin}", "note, -1}"),
+	"a fence compared by time alone": redistest.Broken(loginScript, "loaded <= at or margin <= 0", "loaded <= at", "note, margin}", "note, -1}"),
 	// What others have created since the last count of this process does not count.
-	"a cap counted apart from the creation":                redistest.Broken(loginScript, "count >= most", "count >= most and now % 2 == 0"),
+	"a cap counted apart from the creation":                redistest.Broken(loginScript, "count - most + 1", "(count - most + 1) * (now % 2)"),
 	"a commit that does not ask whether its record stands": unconditional,
 }
 

@@ -122,7 +122,7 @@ func (st *state) changed(m *Manager, d draft, r *record, p *pending) bool {
 // one nobody knows.
 func (m *Manager) complete(ctx context.Context, st *state, d draft) error {
 	c := completion{
-		m: m, st: st, d: d, mine: d.record, next: d.over(d.record), beside: -1,
+		m: m, st: st, d: d, mine: d.record, next: d.over(d.record), changed: d.wanted(), beside: -1,
 		old:     append([]retiree(nil), d.login.old...),
 		changes: merged(d.login.changes, d.changes),
 	}
@@ -171,6 +171,7 @@ type completion struct {
 	d       draft
 	mine    *record // the login's record as it stands
 	next    *record // as it is to be written
+	changed bool    // next is not what stands
 	old     []retiree
 	beside  int               // of old, in the hash of mine: one script does both; -1: none
 	changes map[string][]byte // all of this request
@@ -186,7 +187,7 @@ var errAgain = errors.New("again")
 // grant writes the record of a login with its own life, together with the retirement of
 // what stands beside it.
 func (c *completion) grant(ctx context.Context) error {
-	if !c.d.login.short && !c.d.wanted() && c.d.login.tells == 0 {
+	if !c.d.login.short && !c.changed && c.d.login.tells == 0 {
 		return nil // it has its own life since Login
 	}
 	var a reply
@@ -195,12 +196,14 @@ func (c *completion) grant(ctx context.Context) error {
 	if c.granted {
 		tells = told{}
 	}
-	if c.beside < 0 {
-		a, err = c.m.records.save(ctx, c.next, c.mine, 0, tells)
-	} else {
-		o := c.old[c.beside]
-		a, err = c.m.records.retire(ctx, c.next, c.mine.head.revision, o, tells)
+	switch {
+	case c.beside >= 0:
+		a, err = c.m.records.retire(ctx, c.next, c.mine.head.revision, c.changed, c.old[c.beside], tells)
 		c.st.sent(err != nil)
+	case c.changed:
+		a, err = c.m.records.save(ctx, c.next, c.mine, 0, tells)
+	default:
+		a, err = c.m.records.touch(ctx, c.next, tells)
 	}
 	switch {
 	case err != nil:
@@ -254,7 +257,7 @@ func (c *completion) carry(ctx context.Context, i int, a reply) error {
 	}
 	if steps[f.what][logIn] == merge {
 		c.old[i].record = f.record
-		c.next.values = f.record.values.Change(c.changes)
+		c.next.values, c.changed = f.record.values.Change(c.changes), true
 		if !c.asked {
 			c.next.head.remember(f.record.head.persistent)
 		}

@@ -403,7 +403,7 @@ func (m *Manager) noteUse(ctx context.Context, st *state, d draft, r *record) er
 		if r.head.key != m.records.sealer.ring.Current() {
 			a, err = m.records.save(ctx, &used, r, 0, m.records.used())
 		} else {
-			a, err = m.records.touch(ctx, &used)
+			a, err = m.records.touch(ctx, &used, m.records.used())
 		}
 		switch {
 		case err != nil && d.confirm && d.fresh:

@@ -154,7 +154,7 @@ func benchmarkAccounts(b *testing.B, events Events) {
 		}},
 		{"touch", 1, func(b *testing.B, m *Manager, i int, cookie string) {
 			r := *m.state(load(b, m, cookie)).record
-			if _, err := m.records.touch(b.Context(), &r); err != nil {
+			if _, err := m.records.touch(b.Context(), &r, told{}); err != nil {
 				b.Fatal(err)
 			}
 		}},

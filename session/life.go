@@ -10,7 +10,7 @@ type life struct {
 	lifetime time.Duration
 	idle     time.Duration // 0: none
 	step     int64         // how often a use is noted, µs
-	arg      any           // of a life that is kept, as scripts take it
+	arg      string        // of a life that is kept, as scripts take it
 }
 
 // newLife returns a life that notes uses as often as its times want it, and at least as often
@@ -29,7 +29,7 @@ func newLife(lifetime, idle time.Duration, another ...life) life {
 
 // argOf renders l as scripts take it, with idle in the place of its own. scripts/README.md has the
 // format.
-func (l life) argOf(idle time.Duration) any {
+func (l life) argOf(idle time.Duration) string {
 	b := make([]byte, 0, 3*timeLen+1)
 	for _, µs := range [...]int64{l.lifetime.Microseconds(), idle.Microseconds(), l.step} {
 		b = appendTime(b, µs)
@@ -48,6 +48,13 @@ const (
 
 // slack is how long a session that is not used is there.
 func (l life) slack() time.Duration { return l.idle + l.idle/touchShare }
+
+// after renders l as scripts take it that write over a record of another life: in front is how
+// long that may be unused.
+func (l life) after(old life) string {
+	b := appendTime(make([]byte, 0, 4*timeLen+1), old.slack().Microseconds())
+	return string(append(b, l.arg...))
+}
 
 // kept is how long Redis keeps a record after a write: for short, if that is not 0.
 func (l life) kept(short time.Duration) life {

@@ -227,18 +227,19 @@ func (s *records) save(ctx context.Context, r, old *record, short time.Duration,
 		return reply{}, err
 	}
 	a, err := s.act(ctx, saveScript, r.id, t, r.id.field, old.head.revision[:], out.head, out.boxes,
-		l.arg, out.values, s.lives[old.head.kind].arg)
+		l.after(s.lives[old.head.kind]), out.values)
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
 	}
 	return a, err
 }
 
-// touch notes a use of the session, if it still is of its kind.
-func (s *records) touch(ctx context.Context, r *record) (reply, error) {
+// touch notes a use of the session, if it still is of its kind, or gives it its own life. t is what
+// has happened to it by that.
+func (s *records) touch(ctx context.Context, r *record, t told) (reply, error) {
 	l := s.lives[r.head.kind].kept(0)
-	a, err := s.act(ctx, saveScript, r.id, s.used(), r.id.field, []byte{byte(r.head.kind)}, "", "",
-		l.arg, "", l.arg)
+	a, err := s.act(ctx, saveScript, r.id, t, r.id.field, []byte{byte(r.head.kind)}, "", "",
+		l.after(s.lives[r.head.kind]), "")
 	if err == nil && a.outcome != refused && l.moves(r, a.now) {
 		r.written(a.now, l)
 	}
@@ -258,7 +259,7 @@ func (s *records) rotate(ctx context.Context, r, old *record) (reply, error) {
 	}
 	l := s.lives[r.head.kind].kept(0)
 	a, err := s.act(ctx, rotateScript, r.id, told{}, old.id.field, old.head.revision[:], r.id.field, out.head, out.boxes,
-		l.arg, out.values, s.grace.Microseconds(), leads, s.lives[old.head.kind].arg)
+		l.after(s.lives[old.head.kind]), out.values, s.grace.Microseconds(), leads)
 	if err == nil && a.outcome != refused {
 		r.written(a.now, l)
 	}
@@ -266,20 +267,23 @@ func (s *records) rotate(ctx context.Context, r, old *record) (reply, error) {
 }
 
 // retire gives r, which must have a revision, its own life, and ends the old ID and what
-// took its place meanwhile in one step. What is to be carried over must still have its
-// revision. t is what has happened to the session by it.
-func (s *records) retire(ctx context.Context, r *record, known revision, old retiree, t told) (reply, error) {
+// took its place meanwhile in one step. Only if r was changed it is written anew. What is to be
+// carried over must still have its revision. t is what has happened to the session by it.
+func (s *records) retire(ctx context.Context, r *record, known revision, changed bool, old retiree, t told) (reply, error) {
 	var theirs []byte // any
 	if old.carry {
 		theirs = old.record.head.revision[:]
 	}
-	out, err := s.sealer.seal(r)
-	if err != nil {
-		return reply{}, err
+	var out sealed
+	if changed {
+		var err error
+		if out, err = s.sealer.seal(r); err != nil {
+			return reply{}, err
+		}
 	}
 	l := s.lives[r.head.kind].kept(0)
 	a, err := s.act(ctx, retireScript, r.id, t, r.id.field, known[:], out.head, out.boxes,
-		l.arg, out.values, old.record.id.field, theirs, s.grace.Microseconds(), "")
+		l.arg, out.values, old.record.id.field, theirs, s.grace.Microseconds())
 	if err == nil && a.outcome != refused && a.outcome != oldMoved {
 		r.written(a.now, l)
 	}

@@ -83,7 +83,7 @@ func TestCommandsOfARequest(t *testing.T) {
 			{"a put after a commit", 0, func(ctx context.Context) { m.Put(ctx, "k", 3); commit(ctx); m.Put(ctx, "k", 4) }, "hget save save"},
 			{"a commit of nothing", 0, commit, "hget"},
 			{"a visitor's touch", 7 * time.Minute, func(ctx context.Context) {}, "hget touch"},
-			{"a login over a visitor's session", 0, login("ann"), "hget login save end"},
+			{"a login over a visitor's session", 0, login("ann"), "hget login touch end"},
 			{"a login of the same user", 0, login("ann"), "hget login retire"},
 			{"a login, and puts before and after", 0, func(ctx context.Context) {
 				m.Put(ctx, "k", 5)
@@ -96,7 +96,7 @@ func TestCommandsOfARequest(t *testing.T) {
 				m.Put(ctx, "l", 6)
 				commit(ctx)
 			}, "hget login save retire"},
-			{"a login of another user", 0, login("bob"), "hget login save end"},
+			{"a login of another user", 0, login("bob"), "hget login touch end"},
 			{"a rotation", 0, func(ctx context.Context) { _ = m.Rotate(ctx) }, "hget rotate"},
 			{"a rotation and a put", 0, func(ctx context.Context) { _ = m.Rotate(ctx); m.Put(ctx, "k", 7) }, "hget rotate"},
 			{"remember", 0, func(ctx context.Context) { m.Remember(ctx, true) }, "hget save"},
@@ -116,7 +116,7 @@ func TestCommandsOfARequest(t *testing.T) {
 				_, _ = m.EndAll(ctx, "bob", Cause{})
 				login("bob")(ctx)
 			}, "hget end_all end login"},
-			{"half of a login over it", time.Second, func(ctx context.Context) { _ = m.BeginLogin(ctx, "bob", time.Minute) }, "hget login save end"},
+			{"half of a login over it", time.Second, func(ctx context.Context) { _ = m.BeginLogin(ctx, "bob", time.Minute) }, "hget login touch end"},
 			{"the other half", 0, login("bob"), "hget login retire"},
 			{"a logout", 0, func(ctx context.Context) { _ = m.Logout(ctx) }, "hget end"},
 			{"half of a login without a cookie", 0, func(ctx context.Context) { _ = m.BeginLogin(ctx, "bob", time.Minute) }, "login"},

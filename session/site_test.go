@@ -135,10 +135,10 @@ func overwriting(ctx context.Context, cmd redis.Cmder) *redis.Cmd {
 	if nameOf(cmd) != "save" {
 		return nil
 	}
-	// KEYS[1]; field, known revision, head, boxes, life, values
+	// KEYS[1]; field, known revision, head, boxes, limit and life, values
 	a := cmd.Args()[3:]
 	return redis.NewCmd(ctx, "eval", createScript.Source(), 1, a[0],
-		a[1], a[3], a[4], a[5], 0, a[6], "1")
+		a[1], a[3], a[4], a[5].(string)[timeLen:], 0, a[6], "1")
 }
 
 // onlyCommands is the part of a hook that leaves connections alone.

@@ -372,7 +372,7 @@ func (m *Manager) Touch(ctx context.Context) error {
 	}
 	next := *used
 	for range 3 { // a rotation may come in between
-		a, err := m.records.touch(ctx, &next)
+		a, err := m.records.touch(ctx, &next, m.records.used())
 		if err != nil {
 			return err
 		}

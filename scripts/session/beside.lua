@@ -11,7 +11,7 @@
 -- ARGV[5]  values in a field of their own, or ""
 -- ARGV[6]  field of the first ID
 -- ARGV[7]  revision that the caller knows, 8 bytes
--- ARGV[8]  life of what stands at the first ID, 22 bytes: see README.md
+-- ARGV[8]  how long what stands at the first ID may be unused, µs; 0: its lifetime decides
 --
 -- Reply: now, done; -now, done, and a sweep is due; {now, 0, there}, not done: there stands
 -- at the first ID, "" for nothing. now is Redis's time in µs.
@@ -52,15 +52,16 @@ if there:byte(1) ~= 1 or #there < 53 or there:sub(7, 14) ~= ARGV[7] then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
-local _, limit = times('>I7I7', ARGV[8], 1)
+local noted, limit = there:byte(52), tonumber(ARGV[8])
 -- Whether what stands is over, by its own time or the idle timeout that is configured now. Who
 -- held it while it did not answer does not bring it back. limit is that idle timeout, µs; 0: none.
-local over = ends <= now or limit > 0 and touched + limit + 2 ^ there:byte(52) <= now
+-- noted is the power of two below which uses were noted.
+local over = ends <= now or limit > 0 and touched + limit + 2 ^ noted <= now
 if over then
   return {now, 0, ''}
 end
 ends = math.min(deadline, now + ARGV[4])
-call('HSET', key, ARGV[1], ARGV[2] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. there:sub(52, 52) .. '\0' .. ARGV[3])
+call('HSET', key, ARGV[1], ARGV[2] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. string.char(noted) .. '\0' .. ARGV[3])
 if ARGV[5] ~= '' then
   call('HSET', key, 'v' .. ARGV[1], ARGV[5])
 end

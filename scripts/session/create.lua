@@ -13,7 +13,7 @@
 --
 -- Reply: now, created; -now, created, and a sweep is due; {now, 0, there}, not created:
 -- there stands at the field, or "" if the deadline has passed. now is Redis's time in µs.
-local call, key, field = redis.call, KEYS[1], ARGV[1]
+local call, key, field, life, keeps = redis.call, KEYS[1], ARGV[1], ARGV[4], tonumber(ARGV[5])
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -50,21 +50,15 @@ local function taken(there)
   return #there >= 41 and times('>I7', there, 10) > now
 end
 
-local lifetime, idle = times('>I7I7', ARGV[4], 1)
-local deadline = now + lifetime
-if ARGV[5] ~= '0' then
-  deadline = tonumber(ARGV[5])
-end
+local lifetime, idle = times('>I7I7', life, 1)
+local deadline = keeps > 0 and keeps or now + lifetime
 if deadline <= now then
   return {now, 0, ''}
 end
-local ends = deadline
-if idle > 0 then
-  ends = math.min(deadline, now + idle)
-end
-local when = pack('>I7I7I7I7', now, deadline, now, ends) .. ARGV[4]:sub(22)
+local ends = idle > 0 and math.min(deadline, now + idle) or deadline
+local when = pack('>I7I7I7I7', now, deadline, now, ends) .. life:sub(22)
 local record = ARGV[2] .. when .. '\0' .. ARGV[3]
-if ARGV[5] ~= '0' and ARGV[7] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
+if keeps > 0 and ARGV[7] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
   local there = call('HGET', key, field)
   if there and taken(there) then
     return {now, 0, there}
@@ -84,7 +78,7 @@ if ARGV[6] ~= '' then
 elseif not fresh then
   call('HDEL', key, 'v' .. field)
 end
-local last, new = ARGV[5] ~= '0' and deadline or ends, n == 1
+local last, new = keeps > 0 and deadline or ends, n == 1
 local ms = (last - last % 1000) / 1000 + 1
 if new then -- GT does nothing to a key without a TTL
   call('PEXPIREAT', key, ms)

@@ -9,35 +9,24 @@
 -- ARGV[1]  field
 -- ARGV[2]  head, 23 bytes
 -- ARGV[3]  boxes
--- ARGV[4]  life, 22 bytes: see README.md
--- ARGV[5]  deadline that a copy keeps, µs since 1970; 0: its lifetime decides
--- ARGV[6]  values in a field of their own, or ""
--- ARGV[7]  fence that half a login has noted, 15 bytes; "": none
--- ARGV[8]  when the request was loaded, at the earliest, µs since 1970
--- ARGV[9]  how long ago that is by the caller's own clock, µs
--- ARGV[10] mark of the fence that this request has raised itself, 8 bytes; "": none
--- ARGV[11] how long a fence stands, µs
--- ARGV[12] how long half a login stands, µs; 0: a whole one
--- ARGV[13] handle of the session that is to be replaced, 9 bytes; "": none
--- ARGV[14] most sessions
--- ARGV[15] "1": refuse when full; else the idlest is ended
--- ARGV[16] life of a login
--- ARGV[17] life of a remembered one
--- ARGV[18] sessions that were born before are over, µs since 1970
--- ARGV[19] field of the session that this one goes on from, whose handle it keeps; "": none
--- ARGV[20] Grace, µs
--- ARGV[21] mark of a fence that may have to be planted, 8 bytes
--- ARGV[22] lifetime of legacy sessions: a copy was born by so much before its deadline, µs
--- ARGV[23] how long the caller waits for the reply at most, µs
--- ARGV[24] what the caller adds to events: see parts/_happens.lua
+-- ARGV[4]  values in a field of their own, or ""
+-- ARGV[5]  lives of the record, of a login, and of a remembered one, 22 bytes each: see README.md
+-- ARGV[6]  eleven numbers, seven bytes each: see below
+-- ARGV[7]  marks of a fence, 8 bytes each: of one that may have to be planted, and of the one that this
+--          request has raised itself, or zeros
+-- ARGV[8]  fence that half a login has noted, 15 bytes; "": none
+-- ARGV[9]  handle of the session that is to be replaced, 9 bytes; "": none
+-- ARGV[10] field of the session that this one goes on from, whose handle it keeps; "": none
+-- ARGV[11] what the caller adds to events: see parts/_happens.lua
 --
--- Reply: {now, 1, note, margin}, created; {now, 2, note, margin}, and a sweep is due. note
--- is the end of half a login and the fence that it noted, 22 bytes, or "". margin is how
--- long after the fence the request was loaded, µs, at most; -1: there is no fence.
+-- Reply: now, created; -now, and a sweep is due. Or, of half a login and where there is a fence,
+-- {now, 1, note, margin}, and {now, 2, note, margin}: note is the end of half a login and the fence
+-- that it noted, 22 bytes, or "". margin is how long after the fence the request was loaded, µs, at
+-- most; -1: there is no fence.
 -- Not created: {now, 0, there}, there stands at the field; {now, 4, ""} the fence refuses
 -- it, or may have to; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
 -- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.
-local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[24]
+local call, key, field, replaced, told = redis.call, KEYS[1], ARGV[1], ARGV[9], ARGV[11]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -64,58 +53,6 @@ local times = struct and struct.unpack or function(format, s, i)
     end
   end
   return unpack(out)
-end
--- Whether what stands at a field must stay. A copy keeps its place, and is not made again.
-local function taken(there)
-  local format, flags = there:byte(1, 2)
-  if format == 1 then
-    return #there >= 53 and times('>I7', there, flags % 16 >= 8 and 31 or 45) > now
-  end
-  return #there >= 41 and times('>I7', there, 10) > now
-end
--- Publishes the end of a session for those who watch it. Where that is not permitted, they
--- learn of it by looking.
-local function tell(handle)
-  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
-end
--- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
--- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
--- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
--- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
-local last = 0
-local function bury(field, there, grace, till, reason, mark, copy)
-  local lived, handle, next = '\0', mark, ('\0'):rep(16)
-  local ends = math.max(now + grace, till)
-  local format, flags = 0, 0
-  if there then
-    format, flags = there:byte(1, 2)
-  end
-  if format == 1 then
-    lived = '\1'
-    if #there >= 53 then
-      handle = there:sub(15, 23)
-      if flags % 16 >= 8 then -- a copy
-        lived, ends = '\3', math.max(ends, (times('>I7', there, 31)))
-      end
-      tell(handle)
-    end
-  elseif (format == 2 or format == 3) and #there >= 41 then
-    if there:byte(2) % 2 == 1 then -- or it shows a mark, which this one does not inherit
-      lived, handle = there:sub(2, 2), there:sub(17, 25)
-    end
-    ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
-    reason = format == 3 and there:sub(42) or reason
-  end
-  if mark ~= ('\0'):rep(9) then
-    lived, handle = lived == '\3' and lived or '\0', mark
-  end
-  if copy then
-    lived = '\3'
-  end
-  -- First what a full Redis permits: from then on it lets the script write.
-  call('HDEL', key, 'v' .. field)
-  call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
-  last = math.max(last, ends)
 end
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
@@ -164,27 +101,39 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
   end
 end
 
-local half, copy = ARGV[12] ~= '0', ARGV[5] ~= '0'
-local there = call('HGET', key, field)
-if there and taken(there) then
-  return {now, 0, there}
+-- The deadline that a copy keeps, µs since 1970; 0: its lifetime decides. When the request was loaded,
+-- at the earliest, and how long ago that is by the caller's own clock. How long a fence stands, and
+-- half a login; 0: it is a whole one. Most sessions, and 1: refuse when full, else the idlest is ended.
+-- Sessions born before the oldest are over. A copy was born by the lifetime of legacy sessions before
+-- its deadline. The caller waits for the reply for so long at most.
+local keeps, loaded, age, fenced, within, most, refuses, oldest, grace, legacy, waits =
+  times('>I7I7I7I7I7I7I7I7I7I7I7', ARGV[6], 1)
+local life, half, copy = ARGV[5]:sub(1, 22), within > 0, keeps > 0
+local stands = call('HMGET', key, field, 'f', ARGV[10])
+local there, fence, from = stands[1], stands[2], stands[3]
+if there then
+  -- Whether what stands at a field must stay. A copy keeps its place, and is not made again.
+  local function taken(there)
+    local format, flags = there:byte(1, 2)
+    if format == 1 then
+      return #there >= 53 and times('>I7', there, flags % 16 >= 8 and 31 or 45) > now
+    end
+    return #there >= 41 and times('>I7', there, 10) > now
+  end
+  if taken(there) then
+    return {now, 0, there}
+  end
 end
-local lifetime, idle = times('>I7I7', ARGV[4], 1)
-local deadline = now + lifetime
-if ARGV[5] ~= '0' then
-  deadline = tonumber(ARGV[5])
-end
+local lifetime, idle = times('>I7I7', life, 1)
+local deadline = keeps > 0 and keeps or now + lifetime
 if deadline <= now then
   return {now, 0, ''}
 end
-local ends = deadline
-if idle > 0 then
-  ends = math.min(deadline, now + idle)
-end
-local when = pack('>I7I7I7I7', now, deadline, now, ends) .. ARGV[4]:sub(22)
+local ends = idle > 0 and math.min(deadline, now + idle) or deadline
+local when = pack('>I7I7I7I7', now, deadline, now, ends) .. life:sub(22)
 
 -- The fence: its time, until, mark, and the time and mark of the one that it replaced.
-local fence, margin, stale = call('HGET', key, 'f'), -1, math.max(ARGV[9], now - ARGV[8]) > tonumber(ARGV[11])
+local margin, stale = -1, math.max(age, now - loaded) > fenced
 if fence and (#fence ~= 37 or times('>I7', fence, 8) <= now) then
   fence = false
 end
@@ -196,53 +145,90 @@ end
 local at, noted = 0, ''
 if fence then
   at, noted = times('>I7', fence, 1), fence:sub(1, 7) .. fence:sub(15, 22)
-  if fence:sub(15, 22) == ARGV[10] then
+  if fence:sub(15, 22) == ARGV[7]:sub(9) then
     at, noted = times('>I7', fence, 23), fence:sub(23)
   end
 end
 if copy then
   stale = at > 0
-elseif ARGV[7] ~= '' then
-  stale = noted ~= ARGV[7]
+elseif ARGV[8] ~= '' then
+  stale = noted ~= ARGV[8]
 elseif fence then
-  margin = now - ARGV[9] - at
-  stale = stale or tonumber(ARGV[8]) <= at or margin <= 0
-end
-local function refuse(outcome, why)
-  if not copy then
-    happens(6, field, ARGV[2] .. when .. '\0' .. (half and ('\0'):rep(22) or '') .. ARGV[3], why)
-  end
-  return done({now, outcome, ''})
-end
-if stale then
-  return refuse(4, 'stale')
+  margin = now - age - at
+  stale = stale or loaded <= at or margin <= 0
 end
 
--- The sessions that there are, by handle: those of the same kind, whole or half.
-local mine, most, count, sessions = ARGV[2]:sub(15, 23), tonumber(ARGV[14]), 0
-local function look()
-  sessions = {}
-  local oldest = tonumber(ARGV[18])
+local size, mine, count, last, refusal, why = call('HLEN', key), ARGV[2]:sub(15, 23), 0, 0
+local goes = ARGV[10] == '' or from and from:byte(1) == 1 and #from >= 53 and times('>I7', from, 45) > now and from:sub(15, 23) == mine
+if stale then
+  refusal, why = 4, 'stale'
+elseif not goes or replaced ~= '' or size >= most then
+  -- Publishes the end of a session for those who watch it. Where that is not permitted, they
+  -- learn of it by looking.
+  local function tell(handle)
+    redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+  end
+  -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
+  -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
+  -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
+  -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again. last is when the
+  -- last thing that is kept goes.
+  local function bury(field, there, grace, till, reason, mark, copy)
+    local lived, handle, next = '\0', mark, ('\0'):rep(16)
+    local ends = math.max(now + grace, till)
+    local format, flags = 0, 0
+    if there then
+      format, flags = there:byte(1, 2)
+    end
+    if format == 1 then
+      lived = '\1'
+      if #there >= 53 then
+        handle = there:sub(15, 23)
+        if flags % 16 >= 8 then -- a copy
+          lived, ends = '\3', math.max(ends, (times('>I7', there, 31)))
+        end
+        tell(handle)
+      end
+    elseif (format == 2 or format == 3) and #there >= 41 then
+      if there:byte(2) % 2 == 1 then -- or it shows a mark, which this one does not inherit
+        lived, handle = there:sub(2, 2), there:sub(17, 25)
+      end
+      ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
+      reason = format == 3 and there:sub(42) or reason
+    end
+    if mark ~= ('\0'):rep(9) then
+      lived, handle = lived == '\3' and lived or '\0', mark
+    end
+    if copy then
+      lived = '\3'
+    end
+    -- First what a full Redis permits: from then on it lets the script write.
+    call('HDEL', key, 'v' .. field)
+    call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
+    last = math.max(last, ends)
+  end
+  -- The sessions that there are, by handle: those of the same kind, whole or half.
+  local sessions = {}
   for _, f in ipairs(call('HKEYS', key)) do
     local r = #f == 16 and call('HGET', key, f) or ''
     local format, flags = r:byte(1, 2)
     if format == 1 and #r >= 53 and flags % 4 > 0 and (flags % 4 == 3) == half then
       local born, dies, touched, till = times('>I7I7I7I7', r, 24)
-      local lifetime, idle = times('>I7I7', ARGV[flags % 4 == 2 and 17 or 16], 1)
+      local lifetime, idle = times('>I7I7', ARGV[5], flags % 4 == 2 and 45 or 23)
       if flags % 16 >= 8 then -- a copy, whose deadline is its own
-        born = dies - ARGV[22]
+        born = dies - legacy
       elseif not half then
         dies = born + lifetime
       end
       if till <= now then -- or it counts again when the clock is set back
-        bury(f, r, ARGV[20], 0, '', ('\0'):rep(9))
+        bury(f, r, grace, 0, '', ('\0'):rep(9))
       elseif dies > now and born >= oldest and (half or idle == 0 or touched + idle + 2 ^ r:byte(52) > now) then
         local handle = r:sub(15, 23)
         local s = sessions[handle]
         if not s then
           s = {handle = handle, touched = 0, born = born}
           sessions[handle] = s
-          if handle ~= mine and handle ~= ARGV[13] then
+          if handle ~= mine and handle ~= replaced then
             count = count + 1
           end
         end
@@ -251,81 +237,74 @@ local function look()
       end
     end
   end
-end
-local function over(s)
-  for i, f in ipairs(s) do
-    local r = call('HGET', key, f)
-    if i == 1 then
-      happens(5, f, r, 'replaced')
-    end
-    bury(f, r, ARGV[20], (times('>I7', r, 31)), 'replaced', ('\0'):rep(9))
+  if not goes and not sessions[mine] then
+    return {now, 7, ''}
   end
-end
-
-local size = call('HLEN', key)
-if ARGV[19] ~= '' then
-  local from = call('HGET', key, ARGV[19])
-  if not (from and from:byte(1) == 1 and #from >= 53 and times('>I7', from, 45) > now and from:sub(15, 23) == mine) then
-    look()
-    if not sessions[mine] then
-      return {now, 7, ''}
+  local other = replaced ~= '' and replaced ~= mine
+  if replaced ~= '' and not sessions[replaced] then
+    refusal, why = 5, 'unknown'
+  elseif count >= most and refuses == 1 and not half then
+    refusal, why = 6, 'full'
+  elseif (count >= most or other) and margin >= 0 and margin < waits then
+    -- The caller refuses a login whose reply takes longer than the margin. What was ended for it would
+    -- stay ended, so where that may come there is no login.
+    refusal, why = 4, 'stale'
+  else
+    local function over(s)
+      for i, f in ipairs(s) do
+        local r = call('HGET', key, f)
+        if i == 1 then
+          happens(5, f, r, 'replaced')
+        end
+        bury(f, r, grace, (times('>I7', r, 31)), 'replaced', ('\0'):rep(9))
+      end
     end
-  end
-end
-if not sessions and (ARGV[13] ~= '' or size >= most) then
-  look()
-end
-if ARGV[13] ~= '' and not sessions[ARGV[13]] then
-  return refuse(5, 'unknown')
-end
-if count >= most and ARGV[15] == '1' and not half then
-  return refuse(6, 'full')
-end
--- The caller refuses a login whose reply takes longer than the margin. What was ended for it would
--- stay ended, so where that may come there is no login.
-if (count >= most or ARGV[13] ~= '' and ARGV[13] ~= mine) and margin >= 0 and margin < tonumber(ARGV[23]) then
-  return refuse(4, 'stale')
-end
-if ARGV[13] ~= '' and ARGV[13] ~= mine then
-  over(sessions[ARGV[13]])
-end
-if count >= most then
-  local idlest = {}
-  for handle, s in pairs(sessions) do
-    if handle ~= mine and handle ~= ARGV[13] then
-      idlest[#idlest + 1] = s
+    if other then
+      over(sessions[replaced])
+    end
+    local idlest = {}
+    for handle, s in pairs(sessions) do
+      if handle ~= mine and handle ~= replaced then
+        idlest[#idlest + 1] = s
+      end
+    end
+    table.sort(idlest, function(a, b)
+      if a.touched ~= b.touched then
+        return a.touched < b.touched
+      end
+      return a.born < b.born or a.born == b.born and a.handle < b.handle
+    end)
+    for i = 1, count - most + 1 do
+      over(idlest[i])
     end
   end
-  table.sort(idlest, function(a, b)
-    if a.touched ~= b.touched then
-      return a.touched < b.touched
-    end
-    return a.born < b.born or a.born == b.born and a.handle < b.handle
-  end)
-  for i = 1, count - most + 1 do
-    over(idlest[i])
+end
+if refusal then
+  if not copy then
+    happens(6, field, ARGV[2] .. when .. '\0' .. (half and ('\0'):rep(22) or '') .. ARGV[3], why)
   end
+  return done({now, refusal, ''})
 end
 
 last = math.max(last, copy and deadline or ends)
 local note = ''
 if half then
-  local till = now + ARGV[11]
+  local till = now + fenced
   if fence then
     till = math.max(till, (times('>I7', fence, 8)))
     fence = fence:sub(1, 7) .. pack('>I7', till) .. fence:sub(15)
   else
-    fence = pack('>I7I7', 0, till) .. ARGV[21] .. ('\0'):rep(15)
+    fence = pack('>I7I7', 0, till) .. ARGV[7]:sub(1, 8) .. ('\0'):rep(15)
   end
   call('HSET', key, 'f', fence)
-  note = pack('>I7', now + ARGV[12]) .. fence:sub(1, 7) .. fence:sub(15, 22)
+  note = pack('>I7', now + within) .. fence:sub(1, 7) .. fence:sub(15, 22)
   last = math.max(last, till)
 end
 local record = ARGV[2] .. when .. '\0' .. note .. ARGV[3]
 call('HSET', key, field, record)
 happens(copy and 7 or 1, field, record, '')
-if ARGV[6] ~= '' then
-  call('HSET', key, 'v' .. field, ARGV[6])
+if ARGV[4] ~= '' then
+  call('HSET', key, 'v' .. field, ARGV[4])
 elseif there then
   call('HDEL', key, 'v' .. field)
 end
@@ -336,7 +315,8 @@ if new then -- GT does nothing to a key without a TTL
 else
   call('PEXPIREAT', key, ms, 'GT')
 end
-if count >= most or size >= 15 and size + 1 >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return done({now, 2, note, margin})
+local sweep = count >= most or size >= 15 and size + 1 >= 2 * (tonumber(call('HGET', key, 's')) or 8)
+if half or margin >= 0 then
+  return done({now, sweep and 2 or 1, note, margin})
 end
-return done({now, 1, note, margin})
+return done(sweep and -now or now)

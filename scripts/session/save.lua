@@ -10,14 +10,14 @@
 -- ARGV[2]  revision that the caller knows, 8 bytes; for a touch the kind, one byte
 -- ARGV[3]  head, 23 bytes; "": a touch, head and boxes stay
 -- ARGV[4]  boxes
--- ARGV[5]  life, 22 bytes: see README.md
+-- ARGV[5]  how long what stands there may be unused, µs in seven bytes, since it may be of another
+--          kind; and life, 22 bytes: see README.md
 -- ARGV[6]  values in a field of their own, or ""
--- ARGV[7]  life of what stands there: it may be of another kind
--- ARGV[8]  what the caller adds to events: see parts/_happens.lua
+-- ARGV[7]  what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, written; {now, 0, there}, not written: there stands at the field, "" for
 -- nothing. now is Redis's time in µs.
-local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[8]
+local call, key, field, told = redis.call, KEYS[1], ARGV[1], ARGV[7]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -56,14 +56,15 @@ if format ~= 1 or #there < 53 or not known then
   return {now, 0, there}
 end
 local born, deadline, touched, ends = times('>I7I7I7I7', there, 24)
-local lifetime, idle, step = times('>I7I7I7', ARGV[5], 1)
-local _, limit = times('>I7I7', ARGV[7], 1)
+local noted, through = there:byte(52, 53)
+local limit, lifetime, idle, step = times('>I7I7I7I7', ARGV[5], 1)
 if flags % 16 < 8 then -- not a copy, whose deadline is its own
   deadline = born + lifetime
 end
 -- Whether what stands is over, by its own time or the idle timeout that is configured now. Who
 -- held it while it did not answer does not bring it back. limit is that idle timeout, µs; 0: none.
-local over = ends <= now or limit > 0 and touched + limit + 2 ^ there:byte(52) <= now
+-- noted is the power of two below which uses were noted.
+local over = ends <= now or limit > 0 and touched + limit + 2 ^ noted <= now
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
 -- kind of what it does, and who does it; nil: no events are wanted. An event is its format, its
@@ -117,13 +118,13 @@ local next = deadline
 if idle > 0 then
   next = math.min(now + idle, deadline)
 end
-local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or 2 ^ there:byte(52) > 2 * step
+local when, moved = there:sub(24, 52), now - touched >= step or next - ends >= step or 2 ^ noted > 2 * step
 if moved then
   touched, ends = math.max(touched, now), math.max(ends, next)
-  when = pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(22)
+  when = pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(29)
 end
 local before, rest = '\0', 54
-if there:byte(53) == 1 then -- the ID before it: its tombstone goes after its Grace
+if through == 1 then -- the ID before it: its tombstone goes after its Grace
   before, rest = there:sub(53, 69), 70
   local tombstone = call('HGET', key, there:sub(54, 69))
   if not tombstone or #tombstone < 41 then

@@ -71,7 +71,7 @@ var operations = []operation{
 		}
 		for _, f := range fields {
 			if len(f) == 16 { // a record
-				return b.call(ctx, scripts.Get("session/save.lua"), f, "\x01", "", "", ordinaryLife, "", ordinaryLife)
+				return b.call(ctx, scripts.Get("session/save.lua"), f, "\x01", "", "", micros7(idle)+ordinaryLife, "")
 			}
 		}
 		return fmt.Errorf("bench: no record among %d fields", len(fields))

@@ -56,8 +56,8 @@ func scriptWorks() []scriptWork {
 		{name: "fixed window", source: scripts.Get("limit/fixed.lua").Source(), args: []any{limit, 999}},
 		{name: "token bucket", source: scripts.Get("limit/bucket.lua").Source(), args: []any{limit, 11_002, window}},
 		{name: "quota", source: scripts.Get("limit/quota.lua").Source(), args: []any{limit, periods}},
-		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, ordinaryLife, "", ordinaryLife}, before: put},
-		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "\x01", "", "", ordinaryLife, "", ordinaryLife}, before: put},
+		{name: "session commit", source: scripts.Get("session/save.lua").Source(), args: []any{field, revision, head, boxes, micros7(idle) + ordinaryLife, ""}, before: put},
+		{name: "session touch", source: scripts.Get("session/save.lua").Source(), args: []any{field, "\x01", "", "", micros7(idle) + ordinaryLife, ""}, before: put},
 	}
 }
 

@@ -2,8 +2,8 @@
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
 -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
--- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
-local last = 0
+-- lived is 1, and 3 if it keeps the place of a copy, so that none is made again. last is when the
+-- last thing that is kept goes.
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
   local ends = math.max(now + grace, till)

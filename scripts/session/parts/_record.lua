@@ -1,13 +1,7 @@
-local lifetime, idle = times('>I7I7', ARGV[4], 1)
-local deadline = now + lifetime
-if ARGV[5] ~= '0' then
-  deadline = tonumber(ARGV[5])
-end
+local lifetime, idle = times('>I7I7', life, 1)
+local deadline = keeps > 0 and keeps or now + lifetime
 if deadline <= now then
   return {now, 0, ''}
 end
-local ends = deadline
-if idle > 0 then
-  ends = math.min(deadline, now + idle)
-end
-local when = pack('>I7I7I7I7', now, deadline, now, ends) .. ARGV[4]:sub(22)
+local ends = idle > 0 and math.min(deadline, now + idle) or deadline
+local when = pack('>I7I7I7I7', now, deadline, now, ends) .. life:sub(22)

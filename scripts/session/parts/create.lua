@@ -11,13 +11,13 @@
 --
 -- Reply: now, created; -now, created, and a sweep is due; {now, 0, there}, not created:
 -- there stands at the field, or "" if the deadline has passed. now is Redis's time in µs.
-local call, key, field = redis.call, KEYS[1], ARGV[1]
+local call, key, field, life, keeps = redis.call, KEYS[1], ARGV[1], ARGV[4], tonumber(ARGV[5])
 -- include _pack.lua
 -- include _taken.lua
 
 -- include _record.lua
 local record = ARGV[2] .. when .. '\0' .. ARGV[3]
-if ARGV[5] ~= '0' and ARGV[7] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
+if keeps > 0 and ARGV[7] ~= '1' then -- a copy, of which is to be known also in a full Redis what is in its way
   local there = call('HGET', key, field)
   if there and taken(there) then
     return {now, 0, there}
@@ -37,7 +37,7 @@ if ARGV[6] ~= '' then
 elseif not fresh then
   call('HDEL', key, 'v' .. field)
 end
-local last, new = ARGV[5] ~= '0' and deadline or ends, n == 1
+local last, new = keeps > 0 and deadline or ends, n == 1
 -- include _expire.lua
 if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
   return -now

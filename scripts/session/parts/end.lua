@@ -45,6 +45,7 @@ local function handle(s)
   end
 end
 
+local last = 0
 -- include _bury.lua
 -- include _happens.lua
 local none = ('\0'):rep(9)

@@ -19,6 +19,7 @@
 -- session of the handle stands. now is Redis's time in µs.
 local call, key, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[7]
 -- include _pack.lua
+local last = 0
 -- include _bury.lua
 -- include _cut.lua
 -- include _happens.lua

@@ -7,20 +7,19 @@
 -- KEYS[2]  the stream of its partition's events, if they are wanted
 -- ARGV[1]  field of the new ID
 -- ARGV[2]  revision of the new record that the caller knows, 8 bytes
--- ARGV[3]  head of the new record, 23 bytes
+-- ARGV[3]  head of the new record, 23 bytes; "": head, boxes and values stay
 -- ARGV[4]  boxes
 -- ARGV[5]  life, 22 bytes: see README.md
 -- ARGV[6]  values in a field of their own, or ""
 -- ARGV[7]  field of the old ID
 -- ARGV[8]  revision of the old record that the caller knows; "": any
 -- ARGV[9]  Grace, µs
--- ARGV[10] reason, at most 32 bytes
--- ARGV[11] what the caller adds to events: see parts/_happens.lua
+-- ARGV[10] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, done; nothing done: {now, 0, there}, there
 -- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
 -- which was changed or rotated. now is Redis's time in µs.
-local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[7], ARGV[11]
+local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[7], ARGV[10]
 -- include _pack.lua
 -- include _tell.lua
 -- include _happens.lua
@@ -53,6 +52,7 @@ end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
 local last, grace, at, r = ends, now + ARGV[9], old, before
+local left, tombstone -- the ID that was ended last, which is written with the record
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
     break
@@ -68,7 +68,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
       for _, f in ipairs(call('HKEYS', key)) do -- while that changes its ID it has two places
         local other = #f == 16 and f ~= at and call('HGET', key, f)
         if other and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
-          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new .. ARGV[10])
+          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new)
           call('HDEL', key, 'v' .. f)
         end
       end
@@ -76,7 +76,10 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   elseif (format == 2 or format == 3) and #r >= 41 then
     stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
   end
-  call('HSET', key, at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new .. ARGV[10])
+  if tombstone then
+    call('HSET', key, left, tombstone)
+  end
+  left, tombstone = at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new
   if format == 1 and (r:byte(2) or 0) >= 16 then
     call('HDEL', key, 'v' .. at)
   end
@@ -87,12 +90,16 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   end
   at = next
 end
-local record = ARGV[3] .. pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(22) .. '\1' .. old .. ARGV[4]
-call('HSET', key, new, record)
+local head, boxes = ARGV[3], ARGV[4]
+if head == '' then
+  head, boxes = there:sub(1, 23), there:sub(there:byte(53) == 1 and 70 or 54)
+end
+local record = head .. pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(22) .. '\1' .. old .. boxes
+call('HSET', key, new, record, left, tombstone)
 happens(act, new, record, '')
 if ARGV[6] ~= '' then
   call('HSET', key, 'v' .. new, ARGV[6])
-elseif flags >= 16 then
+elseif ARGV[3] ~= '' and flags >= 16 then
   call('HDEL', key, 'v' .. new)
 end
 local ms = (last - last % 1000) / 1000 + 1
