@@ -76,14 +76,17 @@ end
 local last = 0
 -- Publishes the end of a session for those who watch it. Where that is not permitted, they
 -- learn of it by looking.
+local channel, owner
 local function tell(handle)
-  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+  channel, owner = channel or key:match('^[^{]*') .. 'ended', owner or key:match('[^:]*$')
+  redis.pcall('PUBLISH', channel, owner .. handle)
 end
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
 -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
 -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again. last is when the
--- last thing that is kept goes.
+-- last thing that is kept goes, and none no handle.
+local freed, none = false, ('\0'):rep(9)
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
   local ends = math.max(now + grace, till)
@@ -107,14 +110,17 @@ local function bury(field, there, grace, till, reason, mark, copy)
     ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
     reason = format == 3 and there:sub(42) or reason
   end
-  if mark ~= ('\0'):rep(9) then
+  if mark ~= none then
     lived, handle = lived == '\3' and lived or '\0', mark
   end
   if copy then
     lived = '\3'
   end
   -- First what a full Redis permits: from then on it lets the script write.
-  call('HDEL', key, 'v' .. field)
+  if not freed or format ~= 1 or flags >= 16 then
+    call('HDEL', key, 'v' .. field)
+    freed = true
+  end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end
@@ -164,7 +170,6 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
     return ok and reply or {reply, happened}
   end
 end
-local none = ('\0'):rep(9)
 local function stop(field, there, copy)
   if standing(there) == 1 then
     happens(act, field, there, '')
@@ -183,10 +188,34 @@ elseif mode == 'logout' then
   call('HDEL', key, 'v' .. field) -- a full Redis lets a script go on that has freed something first
   local through = there and there:byte(1) == 2 -- by an ID that was rotated: with the IDs after it
   local mine = ARGV[5] ~= none and ARGV[5] or handle(there)
-  for _, f in ipairs(mine and mine ~= ARGV[4] and call('HKEYS', key) or {}) do
-    local r = #f == 16 and f ~= field and call('HGET', key, f) or ''
-    if (r:byte(1) == 1 or through and r:byte(1) == 2) and handle(r) == mine then
-      stop(f, r)
+  if mine and mine ~= ARGV[4] then
+    -- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
+    -- there is one, and none of them is read.
+    local function each(others)
+      local fields, n, i, some = {}, 0, 0, nil
+      for _, f in ipairs(call('HKEYS', key)) do
+        if #f == 16 then
+          n = n + 1
+          fields[n] = f
+        elseif others then
+          others[#others + 1] = f
+        end
+      end
+      return function()
+        i = i + 1
+        if i > n then
+          return nil
+        end
+        if i % 100 == 1 then
+          some = call('HMGET', key, unpack(fields, i, math.min(i + 99, n)))
+        end
+        return fields[i], some[(i - 1) % 100 + 1]
+      end
+    end
+    for f, r in each() do
+      if f ~= field and (r:byte(1) == 1 or through and r:byte(1) == 2) and handle(r) == mine then
+        stop(f, r)
+      end
     end
   end
 end

@@ -50,14 +50,17 @@ end
 local last = 0
 -- Publishes the end of a session for those who watch it. Where that is not permitted, they
 -- learn of it by looking.
+local channel, owner
 local function tell(handle)
-  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+  channel, owner = channel or key:match('^[^{]*') .. 'ended', owner or key:match('[^:]*$')
+  redis.pcall('PUBLISH', channel, owner .. handle)
 end
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
 -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
 -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again. last is when the
--- last thing that is kept goes.
+-- last thing that is kept goes, and none no handle.
+local freed, none = false, ('\0'):rep(9)
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
   local ends = math.max(now + grace, till)
@@ -81,14 +84,17 @@ local function bury(field, there, grace, till, reason, mark, copy)
     ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
     reason = format == 3 and there:sub(42) or reason
   end
-  if mark ~= ('\0'):rep(9) then
+  if mark ~= none then
     lived, handle = lived == '\3' and lived or '\0', mark
   end
   if copy then
     lived = '\3'
   end
   -- First what a full Redis permits: from then on it lets the script write.
-  call('HDEL', key, 'v' .. field)
+  if not freed or format ~= 1 or flags >= 16 then
+    call('HDEL', key, 'v' .. field)
+    freed = true
+  end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end
@@ -148,23 +154,46 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
     return ok and reply or {reply, happened}
   end
 end
+-- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
+-- there is one, and none of them is read.
+local function each(others)
+  local fields, n, i, some = {}, 0, 0, nil
+  for _, f in ipairs(call('HKEYS', key)) do
+    if #f == 16 then
+      n = n + 1
+      fields[n] = f
+    elseif others then
+      others[#others + 1] = f
+    end
+  end
+  return function()
+    i = i + 1
+    if i > n then
+      return nil
+    end
+    if i % 100 == 1 then
+      some = call('HMGET', key, unpack(fields, i, math.min(i + 99, n)))
+    end
+    return fields[i], some[(i - 1) % 100 + 1]
+  end
+end
 
-local new, stands, ended, doomed, heard = call('HLEN', key) == 0, false, {}, {}, {}
-for _, f in ipairs(call('HKEYS', key)) do
-  local r = #f == 16 and call('HGET', key, f) or ''
+local grace = tonumber(ARGV[3])
+local new, stands, ended, fields, doomed, heard = call('HLEN', key) == 0, false, {}, {}, {}, {}
+for f, r in each() do
   if r:byte(1) == 1 and #r >= 53 then
     local its = r:sub(15, 23) == ARGV[2]
     stands = stands or its and times('>I7', r, 45) > now
     if its == (mode == 'one') or mode == 'all' then
-      doomed[#doomed + 1] = f
+      fields[#fields + 1], doomed[#doomed + 1] = f, r
     end
   end
 end
 if mode ~= 'all' and not stands then
   return {now, 5, ''}
 end
-for _, f in ipairs(doomed) do
-  local r, reason = call('HGET', key, f), ''
+for i, r in ipairs(doomed) do
+  local f, reason = fields[i], ''
   if times('>I7', r, 45) > now then -- or it is over, until the clock is set back
     ended[#ended + 1] = f
     ended[#ended + 1] = cut(r)
@@ -175,7 +204,7 @@ for _, f in ipairs(doomed) do
     end
   end
   local till = reason == '' and 0 or times('>I7', r, 31) -- a reason stays for as long as the session would have
-  bury(f, r, ARGV[3], till, reason, ('\0'):rep(9))
+  bury(f, r, grace, till, reason, none)
 end
 if mode ~= 'one' then
   local fence, at, before, till = call('HGET', key, 'f'), now, ('\0'):rep(15), now + ARGV[6]

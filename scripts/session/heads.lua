@@ -22,19 +22,39 @@ local times = struct and struct.unpack or function(format, s, i)
   end
   return unpack(out)
 end
+-- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
+-- there is one, and none of them is read.
+local function each(others)
+  local fields, n, i, some = {}, 0, 0, nil
+  for _, f in ipairs(call('HKEYS', key)) do
+    if #f == 16 then
+      n = n + 1
+      fields[n] = f
+    elseif others then
+      others[#others + 1] = f
+    end
+  end
+  return function()
+    i = i + 1
+    if i > n then
+      return nil
+    end
+    if i % 100 == 1 then
+      some = call('HMGET', key, unpack(fields, i, math.min(i + 99, n)))
+    end
+    return fields[i], some[(i - 1) % 100 + 1]
+  end
+end
 
 local heads = {}
 if call('TYPE', key).ok ~= 'hash' then
   return heads
 end
-for _, f in ipairs(call('HKEYS', key)) do
-  if #f == 16 then
-    local r = call('HGET', key, f)
-    local format = r:byte(1)
-    local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or format == 2 and #r >= 41 and times('>I7', r, 3)
-    if not ends or ends > now then
-      heads[#heads + 1] = r:sub(1, 45)
-    end
+for _, r in each() do
+  local format = r:byte(1)
+  local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or format == 2 and #r >= 41 and times('>I7', r, 3)
+  if not ends or ends > now then
+    heads[#heads + 1] = r:sub(1, 45)
   end
 end
 return heads

@@ -32,10 +32,32 @@ local function cut(r)
   local salt = r:sub(3, 6) == '\0\0\0\0' and 0 or 4
   return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
 end
+-- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
+-- there is one, and none of them is read.
+local function each(others)
+  local fields, n, i, some = {}, 0, 0, nil
+  for _, f in ipairs(call('HKEYS', key)) do
+    if #f == 16 then
+      n = n + 1
+      fields[n] = f
+    elseif others then
+      others[#others + 1] = f
+    end
+  end
+  return function()
+    i = i + 1
+    if i > n then
+      return nil
+    end
+    if i % 100 == 1 then
+      some = call('HMGET', key, unpack(fields, i, math.min(i + 99, n)))
+    end
+    return fields[i], some[(i - 1) % 100 + 1]
+  end
+end
 
 local list = {}
-for _, f in ipairs(call('HKEYS', key)) do
-  local r = #f == 16 and call('HGET', key, f) or ''
+for f, r in each() do
   if r:byte(1) == 1 and #r >= 53 and times('>I7', r, 45) > now then
     list[#list + 1] = f
     list[#list + 1] = cut(r)

@@ -165,14 +165,17 @@ if stale then
 elseif not goes or replaced ~= '' or size >= most then
   -- Publishes the end of a session for those who watch it. Where that is not permitted, they
   -- learn of it by looking.
+  local channel, owner
   local function tell(handle)
-    redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+    channel, owner = channel or key:match('^[^{]*') .. 'ended', owner or key:match('[^:]*$')
+    redis.pcall('PUBLISH', channel, owner .. handle)
   end
   -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
   -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
   -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
   -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again. last is when the
-  -- last thing that is kept goes.
+  -- last thing that is kept goes, and none no handle.
+  local freed, none = false, ('\0'):rep(9)
   local function bury(field, there, grace, till, reason, mark, copy)
     local lived, handle, next = '\0', mark, ('\0'):rep(16)
     local ends = math.max(now + grace, till)
@@ -196,21 +199,46 @@ elseif not goes or replaced ~= '' or size >= most then
       ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
       reason = format == 3 and there:sub(42) or reason
     end
-    if mark ~= ('\0'):rep(9) then
+    if mark ~= none then
       lived, handle = lived == '\3' and lived or '\0', mark
     end
     if copy then
       lived = '\3'
     end
     -- First what a full Redis permits: from then on it lets the script write.
-    call('HDEL', key, 'v' .. field)
+    if not freed or format ~= 1 or flags >= 16 then
+      call('HDEL', key, 'v' .. field)
+      freed = true
+    end
     call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
     last = math.max(last, ends)
   end
+  -- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
+  -- there is one, and none of them is read.
+  local function each(others)
+    local fields, n, i, some = {}, 0, 0, nil
+    for _, f in ipairs(call('HKEYS', key)) do
+      if #f == 16 then
+        n = n + 1
+        fields[n] = f
+      elseif others then
+        others[#others + 1] = f
+      end
+    end
+    return function()
+      i = i + 1
+      if i > n then
+        return nil
+      end
+      if i % 100 == 1 then
+        some = call('HMGET', key, unpack(fields, i, math.min(i + 99, n)))
+      end
+      return fields[i], some[(i - 1) % 100 + 1]
+    end
+  end
   -- The sessions that there are, by handle: those of the same kind, whole or half.
   local sessions = {}
-  for _, f in ipairs(call('HKEYS', key)) do
-    local r = #f == 16 and call('HGET', key, f) or ''
+  for f, r in each() do
     local format, flags = r:byte(1, 2)
     if format == 1 and #r >= 53 and flags % 4 > 0 and (flags % 4 == 3) == half then
       local born, dies, touched, till = times('>I7I7I7I7', r, 24)
@@ -221,7 +249,7 @@ elseif not goes or replaced ~= '' or size >= most then
         dies = born + lifetime
       end
       if till <= now then -- or it counts again when the clock is set back
-        bury(f, r, grace, 0, '', ('\0'):rep(9))
+        bury(f, r, grace, 0, '', none)
       elseif dies > now and born >= oldest and (half or idle == 0 or touched + idle + 2 ^ r:byte(52) > now) then
         local handle = r:sub(15, 23)
         local s = sessions[handle]
@@ -256,7 +284,7 @@ elseif not goes or replaced ~= '' or size >= most then
         if i == 1 then
           happens(5, f, r, 'replaced')
         end
-        bury(f, r, grace, (times('>I7', r, 31)), 'replaced', ('\0'):rep(9))
+        bury(f, r, grace, (times('>I7', r, 31)), 'replaced', none)
       end
     end
     if other then

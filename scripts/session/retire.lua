@@ -51,8 +51,10 @@ local times = struct and struct.unpack or function(format, s, i)
 end
 -- Publishes the end of a session for those who watch it. Where that is not permitted, they
 -- learn of it by looking.
+local channel, owner
 local function tell(handle)
-  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+  channel, owner = channel or key:match('^[^{]*') .. 'ended', owner or key:match('[^:]*$')
+  redis.pcall('PUBLISH', channel, owner .. handle)
 end
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
@@ -142,9 +144,31 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     if r:sub(15, 23) ~= there:sub(15, 23) and times('>I7', r, 45) > now then -- another session ends
       tell(r:sub(15, 23))
       happens(5, at, r, 'replaced')
-      for _, f in ipairs(call('HKEYS', key)) do -- while that changes its ID it has two places
-        local other = #f == 16 and f ~= at and call('HGET', key, f)
-        if other and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
+      -- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
+      -- there is one, and none of them is read.
+      local function each(others)
+        local fields, n, i, some = {}, 0, 0, nil
+        for _, f in ipairs(call('HKEYS', key)) do
+          if #f == 16 then
+            n = n + 1
+            fields[n] = f
+          elseif others then
+            others[#others + 1] = f
+          end
+        end
+        return function()
+          i = i + 1
+          if i > n then
+            return nil
+          end
+          if i % 100 == 1 then
+            some = call('HMGET', key, unpack(fields, i, math.min(i + 99, n)))
+          end
+          return fields[i], some[(i - 1) % 100 + 1]
+        end
+      end
+      for f, other in each() do -- while that changes its ID it has two places
+        if f ~= at and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
           call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new)
           call('HDEL', key, 'v' .. f)
         end

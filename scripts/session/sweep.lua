@@ -24,33 +24,51 @@ local times = struct and struct.unpack or function(format, s, i)
   end
   return unpack(out)
 end
+-- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
+-- there is one, and none of them is read.
+local function each(others)
+  local fields, n, i, some = {}, 0, 0, nil
+  for _, f in ipairs(call('HKEYS', key)) do
+    if #f == 16 then
+      n = n + 1
+      fields[n] = f
+    elseif others then
+      others[#others + 1] = f
+    end
+  end
+  return function()
+    i = i + 1
+    if i > n then
+      return nil
+    end
+    if i % 100 == 1 then
+      some = call('HMGET', key, unpack(fields, i, math.min(i + 99, n)))
+    end
+    return fields[i], some[(i - 1) % 100 + 1]
+  end
+end
 
 local last, fresh, others, apart, records, unknown = 0, {}, {}, {}, {}, false
-for _, f in ipairs(call('HKEYS', key)) do
-  if #f == 17 and f:byte(1) == 118 then
-    apart[#apart + 1] = f
-  elseif #f == 16 then
-    local r = call('HGET', key, f)
-    local format = r:byte(1)
-    local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or (format == 2 or format == 3) and #r >= 41 and times('>I7', r, 10)
-    if format == 1 and ends and r:byte(2) % 16 >= 8 and r:byte(53) == 0 then -- a copy keeps its place
-      ends = times('>I7', r, 31)
-    end
-    if ends and ends <= now then
-      call('HDEL', key, f)
-    elseif format ~= 1 and ends and r:byte(2) == 3 then -- the place of a copy
-      last = math.max(last, ends)
-    elseif format ~= 1 and ends then
-      local list = times('>I7', r, 3) > now and fresh or others
-      list[#list + 1] = {field = f, lived = r:byte(2), ends = ends}
-    else
-      records['v' .. f] = true
-      last, unknown = math.max(last, ends or 0), unknown or not ends
-    end
+for f, r in each(apart) do
+  local format = r:byte(1)
+  local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or (format == 2 or format == 3) and #r >= 41 and times('>I7', r, 10)
+  if format == 1 and ends and r:byte(2) % 16 >= 8 and r:byte(53) == 0 then -- a copy keeps its place
+    ends = times('>I7', r, 31)
+  end
+  if ends and ends <= now then
+    call('HDEL', key, f)
+  elseif format ~= 1 and ends and r:byte(2) == 3 then -- the place of a copy
+    last = math.max(last, ends)
+  elseif format ~= 1 and ends then
+    local list = times('>I7', r, 3) > now and fresh or others
+    list[#list + 1] = {field = f, lived = r:byte(2), ends = ends}
+  else
+    records['v' .. f] = true
+    last, unknown = math.max(last, ends or 0), unknown or not ends
   end
 end
 for _, f in ipairs(apart) do
-  if not records[f] then
+  if #f == 17 and f:byte(1) == 118 and not records[f] then
     call('HDEL', key, f)
   end
 end

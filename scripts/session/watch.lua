@@ -23,6 +23,29 @@ local times = struct and struct.unpack or function(format, s, i)
   end
   return unpack(out)
 end
+-- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
+-- there is one, and none of them is read.
+local function each(others)
+  local fields, n, i, some = {}, 0, 0, nil
+  for _, f in ipairs(call('HKEYS', key)) do
+    if #f == 16 then
+      n = n + 1
+      fields[n] = f
+    elseif others then
+      others[#others + 1] = f
+    end
+  end
+  return function()
+    i = i + 1
+    if i > n then
+      return nil
+    end
+    if i % 100 == 1 then
+      some = call('HMGET', key, unpack(fields, i, math.min(i + 99, n)))
+    end
+    return fields[i], some[(i - 1) % 100 + 1]
+  end
+end
 
 local function live(r, handle)
   return r and r:byte(1) == 1 and #r >= 53 and times('>I7', r, 45) > now and r:sub(15, 23) == handle
@@ -30,8 +53,7 @@ end
 local stand, why
 local function look()
   stand, why = {}, {}
-  for _, f in ipairs(call('HKEYS', key)) do
-    local r = #f == 16 and call('HGET', key, f) or ''
+  for f, r in each() do
     if live(r, r:sub(15, 23)) then -- of two the one that stays longer
       local handle, till = r:sub(15, 23), times('>I7', r, 45)
       if not stand[handle] or till > stand[handle].till then

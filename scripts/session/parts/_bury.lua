@@ -3,7 +3,8 @@
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
 -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
 -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again. last is when the
--- last thing that is kept goes.
+-- last thing that is kept goes, and none no handle.
+local freed, none = false, ('\0'):rep(9)
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
   local ends = math.max(now + grace, till)
@@ -27,14 +28,17 @@ local function bury(field, there, grace, till, reason, mark, copy)
     ends, next = math.max(ends, (times('>I7', there, 10))), there:sub(26, 41)
     reason = format == 3 and there:sub(42) or reason
   end
-  if mark ~= ('\0'):rep(9) then
+  if mark ~= none then
     lived, handle = lived == '\3' and lived or '\0', mark
   end
   if copy then
     lived = '\3'
   end
   -- First what a full Redis permits: from then on it lets the script write.
-  call('HDEL', key, 'v' .. field)
+  if not freed or format ~= 1 or flags >= 16 then
+    call('HDEL', key, 'v' .. field)
+    freed = true
+  end
   call('HSET', key, field, '\3' .. lived .. pack('>I7I7', now + grace, ends) .. handle .. next .. reason)
   last = math.max(last, ends)
 end

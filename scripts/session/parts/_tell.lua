@@ -1,5 +1,7 @@
 -- Publishes the end of a session for those who watch it. Where that is not permitted, they
 -- learn of it by looking.
+local channel, owner
 local function tell(handle)
-  redis.pcall('PUBLISH', key:match('^[^{]*') .. 'ended', key:match('[^:]*$') .. handle)
+  channel, owner = channel or key:match('^[^{]*') .. 'ended', owner or key:match('[^:]*$')
+  redis.pcall('PUBLISH', channel, owner .. handle)
 end

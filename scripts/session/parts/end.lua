@@ -48,7 +48,6 @@ end
 local last = 0
 -- include _bury.lua
 -- include _happens.lua
-local none = ('\0'):rep(9)
 local function stop(field, there, copy)
   if standing(there) == 1 then
     happens(act, field, there, '')
@@ -67,10 +66,12 @@ elseif mode == 'logout' then
   call('HDEL', key, 'v' .. field) -- a full Redis lets a script go on that has freed something first
   local through = there and there:byte(1) == 2 -- by an ID that was rotated: with the IDs after it
   local mine = ARGV[5] ~= none and ARGV[5] or handle(there)
-  for _, f in ipairs(mine and mine ~= ARGV[4] and call('HKEYS', key) or {}) do
-    local r = #f == 16 and f ~= field and call('HGET', key, f) or ''
-    if (r:byte(1) == 1 or through and r:byte(1) == 2) and handle(r) == mine then
-      stop(f, r)
+  if mine and mine ~= ARGV[4] then
+    -- include _each.lua
+    for f, r in each() do
+      if f ~= field and (r:byte(1) == 1 or through and r:byte(1) == 2) and handle(r) == mine then
+        stop(f, r)
+      end
     end
   end
 end

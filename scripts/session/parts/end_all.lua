@@ -23,23 +23,24 @@ local last = 0
 -- include _bury.lua
 -- include _cut.lua
 -- include _happens.lua
+-- include _each.lua
 
-local new, stands, ended, doomed, heard = call('HLEN', key) == 0, false, {}, {}, {}
-for _, f in ipairs(call('HKEYS', key)) do
-  local r = #f == 16 and call('HGET', key, f) or ''
+local grace = tonumber(ARGV[3])
+local new, stands, ended, fields, doomed, heard = call('HLEN', key) == 0, false, {}, {}, {}, {}
+for f, r in each() do
   if r:byte(1) == 1 and #r >= 53 then
     local its = r:sub(15, 23) == ARGV[2]
     stands = stands or its and times('>I7', r, 45) > now
     if its == (mode == 'one') or mode == 'all' then
-      doomed[#doomed + 1] = f
+      fields[#fields + 1], doomed[#doomed + 1] = f, r
     end
   end
 end
 if mode ~= 'all' and not stands then
   return {now, 5, ''}
 end
-for _, f in ipairs(doomed) do
-  local r, reason = call('HGET', key, f), ''
+for i, r in ipairs(doomed) do
+  local f, reason = fields[i], ''
   if times('>I7', r, 45) > now then -- or it is over, until the clock is set back
     ended[#ended + 1] = f
     ended[#ended + 1] = cut(r)
@@ -50,7 +51,7 @@ for _, f in ipairs(doomed) do
     end
   end
   local till = reason == '' and 0 or times('>I7', r, 31) -- a reason stays for as long as the session would have
-  bury(f, r, ARGV[3], till, reason, ('\0'):rep(9))
+  bury(f, r, grace, till, reason, none)
 end
 if mode ~= 'one' then
   local fence, at, before, till = call('HGET', key, 'f'), now, ('\0'):rep(15), now + ARGV[6]

@@ -6,19 +6,17 @@
 -- Reply: the first 45 bytes of each
 local call, key = redis.call, KEYS[1]
 -- include _times.lua
+-- include _each.lua
 
 local heads = {}
 if call('TYPE', key).ok ~= 'hash' then
   return heads
 end
-for _, f in ipairs(call('HKEYS', key)) do
-  if #f == 16 then
-    local r = call('HGET', key, f)
-    local format = r:byte(1)
-    local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or format == 2 and #r >= 41 and times('>I7', r, 3)
-    if not ends or ends > now then
-      heads[#heads + 1] = r:sub(1, 45)
-    end
+for _, r in each() do
+  local format = r:byte(1)
+  local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or format == 2 and #r >= 41 and times('>I7', r, 3)
+  if not ends or ends > now then
+    heads[#heads + 1] = r:sub(1, 45)
   end
 end
 return heads

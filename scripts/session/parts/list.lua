@@ -7,10 +7,10 @@
 local call, key = redis.call, KEYS[1]
 -- include _times.lua
 -- include _cut.lua
+-- include _each.lua
 
 local list = {}
-for _, f in ipairs(call('HKEYS', key)) do
-  local r = #f == 16 and call('HGET', key, f) or ''
+for f, r in each() do
   if r:byte(1) == 1 and #r >= 53 and times('>I7', r, 45) > now then
     list[#list + 1] = f
     list[#list + 1] = cut(r)

@@ -78,10 +78,10 @@ if stale then
   refusal, why = 4, 'stale'
 elseif not goes or replaced ~= '' or size >= most then
   -- include _bury.lua
+  -- include _each.lua
   -- The sessions that there are, by handle: those of the same kind, whole or half.
   local sessions = {}
-  for _, f in ipairs(call('HKEYS', key)) do
-    local r = #f == 16 and call('HGET', key, f) or ''
+  for f, r in each() do
     local format, flags = r:byte(1, 2)
     if format == 1 and #r >= 53 and flags % 4 > 0 and (flags % 4 == 3) == half then
       local born, dies, touched, till = times('>I7I7I7I7', r, 24)
@@ -92,7 +92,7 @@ elseif not goes or replaced ~= '' or size >= most then
         dies = born + lifetime
       end
       if till <= now then -- or it counts again when the clock is set back
-        bury(f, r, grace, 0, '', ('\0'):rep(9))
+        bury(f, r, grace, 0, '', none)
       elseif dies > now and born >= oldest and (half or idle == 0 or touched + idle + 2 ^ r:byte(52) > now) then
         local handle = r:sub(15, 23)
         local s = sessions[handle]
@@ -127,7 +127,7 @@ elseif not goes or replaced ~= '' or size >= most then
         if i == 1 then
           happens(5, f, r, 'replaced')
         end
-        bury(f, r, grace, (times('>I7', r, 31)), 'replaced', ('\0'):rep(9))
+        bury(f, r, grace, (times('>I7', r, 31)), 'replaced', none)
       end
     end
     if other then

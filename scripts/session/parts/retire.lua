@@ -65,9 +65,9 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
     if r:sub(15, 23) ~= there:sub(15, 23) and times('>I7', r, 45) > now then -- another session ends
       tell(r:sub(15, 23))
       happens(5, at, r, 'replaced')
-      for _, f in ipairs(call('HKEYS', key)) do -- while that changes its ID it has two places
-        local other = #f == 16 and f ~= at and call('HGET', key, f)
-        if other and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
+      -- include _each.lua
+      for f, other in each() do -- while that changes its ID it has two places
+        if f ~= at and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
           call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new)
           call('HDEL', key, 'v' .. f)
         end

@@ -8,33 +8,29 @@
 -- Reply: now
 local call, key = redis.call, KEYS[1]
 -- include _times.lua
+-- include _each.lua
 
 local last, fresh, others, apart, records, unknown = 0, {}, {}, {}, {}, false
-for _, f in ipairs(call('HKEYS', key)) do
-  if #f == 17 and f:byte(1) == 118 then
-    apart[#apart + 1] = f
-  elseif #f == 16 then
-    local r = call('HGET', key, f)
-    local format = r:byte(1)
-    local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or (format == 2 or format == 3) and #r >= 41 and times('>I7', r, 10)
-    if format == 1 and ends and r:byte(2) % 16 >= 8 and r:byte(53) == 0 then -- a copy keeps its place
-      ends = times('>I7', r, 31)
-    end
-    if ends and ends <= now then
-      call('HDEL', key, f)
-    elseif format ~= 1 and ends and r:byte(2) == 3 then -- the place of a copy
-      last = math.max(last, ends)
-    elseif format ~= 1 and ends then
-      local list = times('>I7', r, 3) > now and fresh or others
-      list[#list + 1] = {field = f, lived = r:byte(2), ends = ends}
-    else
-      records['v' .. f] = true
-      last, unknown = math.max(last, ends or 0), unknown or not ends
-    end
+for f, r in each(apart) do
+  local format = r:byte(1)
+  local ends = format == 1 and #r >= 53 and times('>I7', r, 45) or (format == 2 or format == 3) and #r >= 41 and times('>I7', r, 10)
+  if format == 1 and ends and r:byte(2) % 16 >= 8 and r:byte(53) == 0 then -- a copy keeps its place
+    ends = times('>I7', r, 31)
+  end
+  if ends and ends <= now then
+    call('HDEL', key, f)
+  elseif format ~= 1 and ends and r:byte(2) == 3 then -- the place of a copy
+    last = math.max(last, ends)
+  elseif format ~= 1 and ends then
+    local list = times('>I7', r, 3) > now and fresh or others
+    list[#list + 1] = {field = f, lived = r:byte(2), ends = ends}
+  else
+    records['v' .. f] = true
+    last, unknown = math.max(last, ends or 0), unknown or not ends
   end
 end
 for _, f in ipairs(apart) do
-  if not records[f] then
+  if #f == 17 and f:byte(1) == 118 and not records[f] then
     call('HDEL', key, f)
   end
 end

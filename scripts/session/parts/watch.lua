@@ -7,6 +7,7 @@
 -- of its record; or "", and the tombstone that says why not, or "". now is Redis's time in µs.
 local call, key = redis.call, KEYS[1]
 -- include _times.lua
+-- include _each.lua
 
 local function live(r, handle)
   return r and r:byte(1) == 1 and #r >= 53 and times('>I7', r, 45) > now and r:sub(15, 23) == handle
@@ -14,8 +15,7 @@ end
 local stand, why
 local function look()
   stand, why = {}, {}
-  for _, f in ipairs(call('HKEYS', key)) do
-    local r = #f == 16 and call('HGET', key, f) or ''
+  for f, r in each() do
     if live(r, r:sub(15, 23)) then -- of two the one that stays longer
       local handle, till = r:sub(15, 23), times('>I7', r, 45)
       if not stand[handle] or till > stand[handle].till then
