@@ -33,7 +33,7 @@ func cachingIn(t testing.TB, addr string, set func(*redis.Options)) *Manager {
 	set(opts)
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { client.Close() })
-	return managerOver(t, client, Config{Timeout: 2 * time.Second})
+	return managerOver(t, client, Config{Timeout: 500 * time.Millisecond})
 }
 
 // hgets is how many HGETs the server has run, those of scripts included.
