@@ -202,7 +202,7 @@ func (c *completion) grant(ctx context.Context) error {
 		c.st.sent(err != nil)
 	case c.changed:
 		a, err = c.m.records.save(ctx, c.next, c.mine, 0, tells)
-	default:
+	default: // which does not ask for the revision: nobody else knows the ID
 		a, err = c.m.records.touch(ctx, c.next, tells)
 	}
 	switch {

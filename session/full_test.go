@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -154,6 +155,48 @@ func TestAFullRedisBringsNothingBack(t *testing.T) {
 					t.Errorf("with a user %v, maxmemory %s: the cart is %v", user != nil, limit, got)
 				}
 			})
+		}
+	}
+}
+
+// TestALoginThatMeetsAFullRedis: memory is used up between Login and Finish. Then the session from
+// before stays whole, with its values in a field of their own.
+func TestALoginThatMeetsAFullRedis(t *testing.T) {
+	server := redistest.Start(t, "--maxmemory-policy", "noeviction")
+	client := server.Client()
+	full := func(limit string) {
+		if err := client.ConfigSet(t.Context(), "maxmemory", limit).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	large := strings.Repeat("x", 2*apartAbove)
+	for _, later := range []bool{false, true} {
+		m := managerOver(t, client, Config{Timeout: 5 * time.Second})
+		b := begin(t, m, "ann")
+		b.request(func(ctx context.Context) { m.Put(ctx, "large", large) })
+		ctx := load(t, m, b.cookie)
+		if err := m.Login(ctx, "ann"); err != nil {
+			t.Fatal(err)
+		}
+		if later {
+			m.Put(ctx, "k", 1)
+		}
+		full("1")
+		if out, err := m.Finish(ctx); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "OOM") {
+			t.Errorf("%v: %v, %+v", later, err, out)
+		}
+		full("0")
+		ctx = load(t, m, b.cookie)
+		if m.UserID(ctx) != "ann" || m.GetString(ctx, "large") != large {
+			t.Errorf("%v: the session from before is %q, with %d bytes", later, m.UserID(ctx), len(m.GetString(ctx, "large")))
+		}
+		b.request(func(ctx context.Context) {
+			if err := m.Login(ctx, "ann"); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if got := m.GetString(load(t, m, b.cookie), "large"); got != large {
+			t.Errorf("%v: the login has %d bytes", later, len(got))
 		}
 	}
 }

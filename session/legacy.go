@@ -176,7 +176,7 @@ func (m *Manager) copied(ctx context.Context, legacyToken string, b []byte) (*re
 				slog.Duration("left", left.Round(time.Second)), slog.Duration("lifetime", m.legacy.Lifetime))
 		})
 	}
-	r.times.deadline = now + min(left, m.legacy.Lifetime).Microseconds()
+	r.times.deadline = max(1, now+min(left, m.legacy.Lifetime).Microseconds()) // 0 would be none
 	if user != "" && r.times.deadline-m.legacy.Lifetime.Microseconds() < m.records.notBefore {
 		return nil, errors.New("it began before Accounts.NotBefore")
 	}

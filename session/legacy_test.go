@@ -266,7 +266,11 @@ func TestUnreadableLegacySessionsAreNone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, raw := range map[string][]byte{"no gob": []byte("no gob"), "empty": {}, "cut short": good[:len(good)-1], "past its deadline": over} {
+		none, err := scs.GobCodec{}.Encode(time.Time{}, map[string]any{"k": "v"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, raw := range map[string][]byte{"without a deadline": none, "no gob": []byte("no gob"), "empty": {}, "cut short": good[:len(good)-1], "past its deadline": over} {
 			token := legacySession(t, store, map[string]any{"k": "v"}, time.Now().Add(time.Hour))
 			if err := store.Commit(token, raw, time.Now().Add(time.Hour)); err != nil {
 				t.Fatal(err)

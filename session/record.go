@@ -174,7 +174,7 @@ func (h *head) parse(b []byte) {
 
 func appendTime(b []byte, t int64) []byte {
 	var eight [8]byte
-	binary.BigEndian.PutUint64(eight[:], uint64(t))
+	binary.BigEndian.PutUint64(eight[:], uint64(max(0, t)))
 	return append(b, eight[8-timeLen:]...)
 }
 

@@ -416,3 +416,24 @@ func TestAHashFullOfGarbage(t *testing.T) {
 		rb.Client.Del(t.Context(), i.key)
 	})
 }
+
+// TestALogoutBesideARecordOfOneByte: it ends the session in its other places all the same.
+func TestALogoutBesideARecordOfOneByte(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
+		m := manager(t, rb, Config{})
+		b := begin(t, m, "ann")
+		i := idOf(t, m, b.cookie)
+		other := i
+		other.field = "sixteen letters."
+		if err := rb.Client.HSet(t.Context(), i.key, other.field, "\x01").Err(); err != nil {
+			t.Fatal(err)
+		}
+		h := m.state(load(t, m, b.cookie)).record.head.handle
+		if err := m.records.endSession(t.Context(), other, h); err != nil {
+			t.Error(err)
+		}
+		if got := look(t, m, b.cookie); got.user != "" {
+			t.Errorf("still there: %+v", got)
+		}
+	})
+}

@@ -33,7 +33,8 @@ local function cut(r)
   return r:sub(1, at + 1 + salt + (high or 0) * 256 + (low or 0))
 end
 -- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
--- there is one, and none of them is read.
+-- there is one, and none of them is read. A hundred are read ahead: the loop may delete no field but
+-- the one that it is at.
 local function each(others)
   local fields, n, i, some = {}, 0, 0, nil
   for _, f in ipairs(call('HKEYS', key)) do

@@ -19,10 +19,10 @@
 -- ARGV[10] field of the session that this one goes on from, whose handle it keeps; "": none
 -- ARGV[11] what the caller adds to events: see parts/_happens.lua
 --
--- Reply: now, created; -now, and a sweep is due. Or, of half a login and where there is a fence,
--- {now, 1, note, margin}, and {now, 2, note, margin}: note is the end of half a login and the fence
--- that it noted, 22 bytes, or "". margin is how long after the fence the request was loaded, µs, at
--- most; -1: there is no fence.
+-- Reply: now, created; -now, and a sweep is due. Or, of half a login, and where the request was
+-- compared with a fence by time, {now, 1, note, margin}, and {now, 2, note, margin}: note is the end
+-- of half a login and the fence that it noted, 22 bytes, or "". margin is how long after the fence
+-- the request was loaded, µs, at most; -1: it was not compared.
 -- Not created: {now, 0, there}, there stands at the field; {now, 4, ""} the fence refuses
 -- it, or may have to; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
 -- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.
@@ -173,8 +173,10 @@ elseif not goes or replaced ~= '' or size >= most then
   -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
   -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
   -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
-  -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again. last is when the
-  -- last thing that is kept goes, and none no handle.
+  -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
+  --
+  -- The script has a variable last: when the last thing that stays goes. none is the handle of
+  -- nobody. freed: something was deleted, from when on a full Redis lets the script write.
   local freed, none = false, ('\0'):rep(9)
   local function bury(field, there, grace, till, reason, mark, copy)
     local lived, handle, next = '\0', mark, ('\0'):rep(16)
@@ -205,8 +207,8 @@ elseif not goes or replaced ~= '' or size >= most then
     if copy then
       lived = '\3'
     end
-    -- First what a full Redis permits: from then on it lets the script write.
-    if not freed or format ~= 1 or flags >= 16 then
+    -- First what a full Redis permits.
+    if not freed or format ~= 1 or (flags or 16) >= 16 then
       call('HDEL', key, 'v' .. field)
       freed = true
     end
@@ -214,7 +216,8 @@ elseif not goes or replaced ~= '' or size >= most then
     last = math.max(last, ends)
   end
   -- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
-  -- there is one, and none of them is read.
+  -- there is one, and none of them is read. A hundred are read ahead: the loop may delete no field but
+  -- the one that it is at.
   local function each(others)
     local fields, n, i, some = {}, 0, 0, nil
     for _, f in ipairs(call('HKEYS', key)) do

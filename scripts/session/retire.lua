@@ -131,7 +131,9 @@ end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
 local last, grace, at, r = ends, now + ARGV[9], old, before
-local left, tombstone -- the ID that was ended last, which is written with the record
+-- The ID that was ended last, whose tombstone is written with the record, and the values of a record
+-- that stood there, which go after that: from when on a full Redis would let the script write.
+local left, tombstone, apart
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
     break
@@ -145,7 +147,8 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
       tell(r:sub(15, 23))
       happens(5, at, r, 'replaced')
       -- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
-      -- there is one, and none of them is read.
+      -- there is one, and none of them is read. A hundred are read ahead: the loop may delete no field but
+      -- the one that it is at.
       local function each(others)
         local fields, n, i, some = {}, 0, 0, nil
         for _, f in ipairs(call('HKEYS', key)) do
@@ -182,7 +185,7 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   end
   left, tombstone = at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new
   if format == 1 and (r:byte(2) or 0) >= 16 then
-    call('HDEL', key, 'v' .. at)
+    apart = 'v' .. at
   end
   last = math.max(last, stays)
   r = next and call('HGET', key, next)
@@ -196,7 +199,14 @@ if head == '' then
   head, boxes = there:sub(1, 23), there:sub(there:byte(53) == 1 and 70 or 54)
 end
 local record = head .. pack('>I7I7I7I7', born, deadline, touched, ends) .. ARGV[5]:sub(22) .. '\1' .. old .. boxes
-call('HSET', key, new, record, left, tombstone)
+if tombstone then
+  call('HSET', key, new, record, left, tombstone)
+else
+  call('HSET', key, new, record)
+end
+if apart then
+  call('HDEL', key, apart)
+end
 happens(act, new, record, '')
 if ARGV[6] ~= '' then
   call('HSET', key, 'v' .. new, ARGV[6])

@@ -25,7 +25,8 @@ local times = struct and struct.unpack or function(format, s, i)
   return unpack(out)
 end
 -- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
--- there is one, and none of them is read.
+-- there is one, and none of them is read. A hundred are read ahead: the loop may delete no field but
+-- the one that it is at.
 local function each(others)
   local fields, n, i, some = {}, 0, 0, nil
   for _, f in ipairs(call('HKEYS', key)) do

@@ -2,8 +2,10 @@
 -- Ends what stands at a field: a tombstone takes its place, which keeps the handle, stays
 -- for the Grace and until a time, and gives a reason. Of one that is there it keeps where
 -- it leads, its reason, and how long it stays. It publishes the end for watchers. What has
--- lived is 1, and 3 if it keeps the place of a copy, so that none is made again. last is when the
--- last thing that is kept goes, and none no handle.
+-- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
+--
+-- The script has a variable last: when the last thing that stays goes. none is the handle of
+-- nobody. freed: something was deleted, from when on a full Redis lets the script write.
 local freed, none = false, ('\0'):rep(9)
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)
@@ -34,8 +36,8 @@ local function bury(field, there, grace, till, reason, mark, copy)
   if copy then
     lived = '\3'
   end
-  -- First what a full Redis permits: from then on it lets the script write.
-  if not freed or format ~= 1 or flags >= 16 then
+  -- First what a full Redis permits.
+  if not freed or format ~= 1 or (flags or 16) >= 16 then
     call('HDEL', key, 'v' .. field)
     freed = true
   end

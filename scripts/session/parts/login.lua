@@ -17,10 +17,10 @@
 -- ARGV[10] field of the session that this one goes on from, whose handle it keeps; "": none
 -- ARGV[11] what the caller adds to events: see parts/_happens.lua
 --
--- Reply: now, created; -now, and a sweep is due. Or, of half a login and where there is a fence,
--- {now, 1, note, margin}, and {now, 2, note, margin}: note is the end of half a login and the fence
--- that it noted, 22 bytes, or "". margin is how long after the fence the request was loaded, µs, at
--- most; -1: there is no fence.
+-- Reply: now, created; -now, and a sweep is due. Or, of half a login, and where the request was
+-- compared with a fence by time, {now, 1, note, margin}, and {now, 2, note, margin}: note is the end
+-- of half a login and the fence that it noted, 22 bytes, or "". margin is how long after the fence
+-- the request was loaded, µs, at most; -1: it was not compared.
 -- Not created: {now, 0, there}, there stands at the field; {now, 4, ""} the fence refuses
 -- it, or may have to; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
 -- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.

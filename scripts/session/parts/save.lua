@@ -1,5 +1,5 @@
 -- Writes a record anew if it is still the one that the caller knows, or notes that it
--- was used. Born and a deadline of its own stay, no time goes back, and the others are
+-- was used, or gives it its own life. Born and a deadline of its own stay, no time goes back, and the others are
 -- set only if a use is to be noted, or the end moves by as much.
 --
 -- KEYS[1]  the owner's hash
