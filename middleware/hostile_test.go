@@ -283,12 +283,12 @@ func local(name string, n int) *ratelimit.Local {
 	return must(ratelimit.NewLocal(name, ratelimit.PerMinute(n), ratelimit.Config{}))
 }
 
-// A Redis that does not know EVALSHA or HGET any more quotes keys in its errors. They get into no log, and
+// A Redis that does not know EVALSHA or HMGET any more quotes keys in its errors. They get into no log, and
 // what is wrong is logged once.
 func TestWhatRedisQuotesIsInNoLog(t *testing.T) {
 	const canary = "canary@example.com"
 	for _, args := range [][]string{
-		{"--rename-command", "EVALSHA", ""}, {"--rename-command", "EVALSHA", "", "--rename-command", "EVAL", ""}, {"--rename-command", "HGET", ""},
+		{"--rename-command", "EVALSHA", ""}, {"--rename-command", "EVALSHA", "", "--rename-command", "EVAL", ""}, {"--rename-command", "HMGET", ""},
 	} {
 		client := redistest.Start(t, args...).Client()
 		var log journal

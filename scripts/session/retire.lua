@@ -49,13 +49,6 @@ local times = struct and struct.unpack or function(format, s, i)
   end
   return unpack(out)
 end
--- Publishes the end of a session for those who watch it. Where that is not permitted, they
--- learn of it by looking.
-local channel, owner
-local function tell(handle)
-  channel, owner = channel or key:match('^[^{]*') .. 'ended', owner or key:match('[^:]*$')
-  redis.pcall('PUBLISH', channel, owner .. handle)
-end
 -- What happens to a user's session goes into the stream of the partition in the same script. told
 -- is what the caller says of it: 8 random bytes, how long events stay, µs, how many at most, the
 -- kind of what it does, and who does it; nil: no events are wanted. An event is its format, its
@@ -130,7 +123,7 @@ if flags % 16 < 8 then -- not a copy, whose deadline is its own
 end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
-local last, grace, at, r = ends, now + ARGV[9], old, before
+local mine, last, grace, at, r = there:sub(15, 23), ends, now + ARGV[9], old, before
 -- The ID that was ended last, whose tombstone is written with the record, and the values of a record
 -- that stood there, which go after that: from when on a full Redis would let the script write.
 local left, tombstone, apart
@@ -138,13 +131,21 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
     break
   end
-  local stays, next, lived, format = grace, nil, '\1', r and r:byte(1)
+  local stays, next, lived, format, flags = grace, nil, '\1', (r or ''):byte(1, 2)
   if format == 1 and #r >= 53 then
-    if r:byte(2) % 16 >= 8 then -- a copy keeps its place
+    local its = r:sub(15, 23)
+    if flags % 16 >= 8 then -- a copy keeps its place
       stays, lived = math.max(grace, (times('>I7', r, 31))), '\3'
     end
-    if r:sub(15, 23) ~= there:sub(15, 23) and times('>I7', r, 45) > now then -- another session ends
-      tell(r:sub(15, 23))
+    if its ~= mine and times('>I7', r, 45) > now then -- another session ends
+      -- Publishes the end of a session for those who watch it. Where that is not permitted, they
+      -- learn of it by looking.
+      local channel, owner
+      local function tell(handle)
+        channel, owner = channel or key:match('^[^{]*') .. 'ended', owner or key:match('[^:]*$')
+        redis.pcall('PUBLISH', channel, owner .. handle)
+      end
+      tell(its)
       happens(5, at, r, 'replaced')
       -- Goes over what stands at the IDs of an owner. The hash's other fields are put into a list, if
       -- there is one, and none of them is read. A hundred are read ahead: the loop may delete no field but
@@ -171,20 +172,20 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
         end
       end
       for f, other in each() do -- while that changes its ID it has two places
-        if f ~= at and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
-          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new)
+        if f ~= at and other:byte(1) == 1 and other:sub(15, 23) == its then
+          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. mine .. new)
           call('HDEL', key, 'v' .. f)
         end
       end
     end
   elseif (format == 2 or format == 3) and #r >= 41 then
-    stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
+    stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), flags == 3 and '\3' or '\1'
   end
   if tombstone then
     call('HSET', key, left, tombstone)
   end
-  left, tombstone = at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new
-  if format == 1 and (r:byte(2) or 0) >= 16 then
+  left, tombstone = at, '\3' .. lived .. pack('>I7I7', grace, stays) .. mine .. new
+  if format == 1 and (flags or 0) >= 16 then
     apart = 'v' .. at
   end
   last = math.max(last, stays)

@@ -21,7 +21,6 @@
 -- which was changed or rotated. now is Redis's time in µs.
 local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[7], ARGV[10]
 -- include _pack.lua
--- include _tell.lua
 -- include _happens.lua
 
 local both = call('HMGET', key, new, old)
@@ -51,7 +50,7 @@ if flags % 16 < 8 then -- not a copy, whose deadline is its own
 end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
-local last, grace, at, r = ends, now + ARGV[9], old, before
+local mine, last, grace, at, r = there:sub(15, 23), ends, now + ARGV[9], old, before
 -- The ID that was ended last, whose tombstone is written with the record, and the values of a record
 -- that stood there, which go after that: from when on a full Redis would let the script write.
 local left, tombstone, apart
@@ -59,30 +58,32 @@ for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
     break
   end
-  local stays, next, lived, format = grace, nil, '\1', r and r:byte(1)
+  local stays, next, lived, format, flags = grace, nil, '\1', (r or ''):byte(1, 2)
   if format == 1 and #r >= 53 then
-    if r:byte(2) % 16 >= 8 then -- a copy keeps its place
+    local its = r:sub(15, 23)
+    if flags % 16 >= 8 then -- a copy keeps its place
       stays, lived = math.max(grace, (times('>I7', r, 31))), '\3'
     end
-    if r:sub(15, 23) ~= there:sub(15, 23) and times('>I7', r, 45) > now then -- another session ends
-      tell(r:sub(15, 23))
+    if its ~= mine and times('>I7', r, 45) > now then -- another session ends
+      -- include _tell.lua
+      tell(its)
       happens(5, at, r, 'replaced')
       -- include _each.lua
       for f, other in each() do -- while that changes its ID it has two places
-        if f ~= at and other:byte(1) == 1 and other:sub(15, 23) == r:sub(15, 23) then
-          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. there:sub(15, 23) .. new)
+        if f ~= at and other:byte(1) == 1 and other:sub(15, 23) == its then
+          call('HSET', key, f, '\3\1' .. pack('>I7I7', grace, grace) .. mine .. new)
           call('HDEL', key, 'v' .. f)
         end
       end
     end
   elseif (format == 2 or format == 3) and #r >= 41 then
-    stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), r:byte(2) == 3 and '\3' or '\1'
+    stays, next, lived = math.max(grace, (times('>I7', r, 10))), r:sub(26, 41), flags == 3 and '\3' or '\1'
   end
   if tombstone then
     call('HSET', key, left, tombstone)
   end
-  left, tombstone = at, '\3' .. lived .. pack('>I7I7', grace, stays) .. there:sub(15, 23) .. new
-  if format == 1 and (r:byte(2) or 0) >= 16 then
+  left, tombstone = at, '\3' .. lived .. pack('>I7I7', grace, stays) .. mine .. new
+  if format == 1 and (flags or 0) >= 16 then
     apart = 'v' .. at
   end
   last = math.max(last, stays)
