@@ -11,7 +11,7 @@
 -- ARGV[3]  boxes
 -- ARGV[4]  values in a field of their own, or ""
 -- ARGV[5]  lives of the record, of a login, and of a remembered one, 22 bytes each: see README.md
--- ARGV[6]  eleven numbers, seven bytes each: see below
+-- ARGV[6]  eleven numbers, seven bytes each, named below
 -- ARGV[7]  marks of a fence, 8 bytes each: of one that may have to be planted, and of the one that this
 --          request has raised itself, or zeros
 -- ARGV[8]  fence that half a login has noted, 15 bytes; "": none
@@ -101,11 +101,17 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
   end
 end
 
--- The deadline that a copy keeps, µs since 1970; 0: its lifetime decides. When the request was loaded,
--- at the earliest, and how long ago that is by the caller's own clock. How long a fence stands, and
--- half a login; 0: it is a whole one. Most sessions, and 1: refuse when full, else the idlest is ended.
--- Sessions born before the oldest are over. A copy was born by the lifetime of legacy sessions before
--- its deadline. The caller waits for the reply for so long at most.
+-- keeps    deadline that a copy keeps, µs since 1970; 0: its lifetime decides
+-- loaded   when the request was loaded, at the earliest, µs since 1970
+-- age      how long ago that is by the caller's own clock, µs
+-- fenced   how long a fence stands, µs
+-- within   how long half a login stands, µs; 0: a whole one
+-- most     sessions
+-- refuses  1: refuse when full; else the idlest is ended
+-- oldest   sessions that were born before are over, µs since 1970
+-- grace    µs
+-- legacy   lifetime of legacy sessions: a copy was born by so much before its deadline, µs
+-- waits    how long the caller waits for the reply at most, µs
 local keeps, loaded, age, fenced, within, most, refuses, oldest, grace, legacy, waits =
   times('>I7I7I7I7I7I7I7I7I7I7I7', ARGV[6], 1)
 local life, half, copy = ARGV[5]:sub(1, 22), within > 0, keeps > 0
