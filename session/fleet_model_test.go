@@ -579,7 +579,7 @@ func (m *fleetModel) settle(r *fleetRequest, a *fleetAnswer) {
 			case !failed && !r.pending:
 				m.ack(r, r.cur, now)
 				r.begun = r.begun || r.cur == r.fresh[len(r.fresh)-1] && len(r.cur.puts)+len(r.cur.shared) > 0
-			case res.Err == session.ErrEnded.Error(): // what it held is not in what comes
+			case res.Err == session.ErrEnded.Error() || res.Err == session.ErrMoved.Error(): // what it held is not in what comes
 				r.mine, r.gones, r.pending = nil, nil, false
 				r.cur = m.session(r)
 			case failed:
