@@ -87,7 +87,7 @@ end
 -- lived is 1, and 3 if it keeps the place of a copy, so that none is made again.
 --
 -- The script has a variable last: when the last thing that stays goes. none is the handle of
--- nobody. freed: something was deleted, from when on a full Redis lets the script write.
+-- nobody. freed: something was deleted, after which a full Redis lets the script write.
 local freed, none = false, ('\0'):rep(9)
 local function bury(field, there, grace, till, reason, mark, copy)
   local lived, handle, next = '\0', mark, ('\0'):rep(16)

@@ -51,8 +51,8 @@ end
 touched = math.max(touched, now)
 ends = idle > 0 and math.min(touched + idle, deadline) or deadline
 local mine, last, grace, at, r = there:sub(15, 23), ends, now + ARGV[9], old, before
--- The ID that was ended last, whose tombstone is written with the record, and the values of a record
--- that stood there, which go after that: from when on a full Redis would let the script write.
+-- The ID that was ended last, whose tombstone is written with the record; and the field with the values
+-- of what was there, which is deleted only then, since after that a full Redis lets the script write.
 local left, tombstone, apart
 for _ = 1, 4096 do -- no more IDs are in their Grace
   if at == new then
