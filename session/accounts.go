@@ -47,7 +47,7 @@ func (s *records) login(ctx context.Context, r *record, e entry) (reply, error) 
 		longest *= 2 // act asks once more while a slot moves
 	}
 	sent := s.redis.Now()
-	numbers := make([]byte, 0, 11*timeLen)
+	numbers := make([]byte, 0, 11*timeLen) // login.lua names them
 	for _, n := range [...]int64{
 		r.times.deadline, e.since, sent.Sub(e.loaded).Microseconds(), s.fence.Microseconds(), e.within.Microseconds(),
 		int64(e.most), refuse, s.notBefore, s.grace.Microseconds(), s.legacyLife.Microseconds(), longest.Microseconds(),

@@ -171,7 +171,7 @@ type completion struct {
 	d       draft
 	mine    *record // the login's record as it stands
 	next    *record // as it is to be written
-	changed bool    // next is not what stands
+	changed bool    // next differs from mine
 	old     []retiree
 	beside  int               // of old, in the hash of mine: one script does both; -1: none
 	changes map[string][]byte // all of this request
@@ -202,7 +202,7 @@ func (c *completion) grant(ctx context.Context) error {
 		c.st.sent(err != nil)
 	case c.changed:
 		a, err = c.m.records.save(ctx, c.next, c.mine, 0, tells)
-	default: // which does not ask for the revision: nobody else knows the ID
+	default: // a touch does not compare the revision, and need not: nobody else knows the ID
 		a, err = c.m.records.touch(ctx, c.next, tells)
 	}
 	switch {

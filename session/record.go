@@ -172,6 +172,7 @@ func (h *head) parse(b []byte) {
 	copy(h.handle[:], b)
 }
 
+// appendTime appends t in timeLen bytes; a time before 1970 as 0.
 func appendTime(b []byte, t int64) []byte {
 	var eight [8]byte
 	binary.BigEndian.PutUint64(eight[:], uint64(max(0, t)))

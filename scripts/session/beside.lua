@@ -67,8 +67,7 @@ if ARGV[5] ~= '' then
 end
 local ms = (ends - ends % 1000) / 1000 + 1
 call('PEXPIREAT', key, ms, 'GT')
+-- A sweep is due when there are 16 fields, and twice as many as the last one left.
 local n = call('HLEN', key)
-if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return -now
-end
-return now
+local due = n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8)
+return due and -now or now

@@ -72,7 +72,9 @@ if not fresh then
   end
   call('HSET', key, field, record)
 end
+-- A sweep is due when there are 16 fields, and twice as many as the last one left.
 local n = call('HLEN', key)
+local due = n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8)
 if ARGV[6] ~= '' then
   call('HSET', key, 'v' .. field, ARGV[6])
 elseif not fresh then
@@ -85,7 +87,4 @@ if new then -- GT does nothing to a key without a TTL
 else
   call('PEXPIREAT', key, ms, 'GT')
 end
-if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return -now
-end
-return now
+return due and -now or now

@@ -149,8 +149,7 @@ if leads > ends then
 end
 local ms = (ends - ends % 1000) / 1000 + 1
 call('PEXPIREAT', key, ms, 'GT')
+-- A sweep is due when there are 16 fields, and twice as many as the last one left.
 local n = call('HLEN', key)
-if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return done(-now)
-end
-return done(now)
+local due = n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8)
+return done(due and -now or now)

@@ -36,8 +36,5 @@ if ARGV[5] ~= '' then
 end
 local ms = (ends - ends % 1000) / 1000 + 1
 call('PEXPIREAT', key, ms, 'GT')
-local n = call('HLEN', key)
-if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return -now
-end
-return now
+-- include _due.lua
+return due and -now or now

@@ -31,7 +31,7 @@ if not fresh then
   end
   call('HSET', key, field, record)
 end
-local n = call('HLEN', key)
+-- include _due.lua
 if ARGV[6] ~= '' then
   call('HSET', key, 'v' .. field, ARGV[6])
 elseif not fresh then
@@ -39,7 +39,4 @@ elseif not fresh then
 end
 local last, new = keeps > 0 and deadline or ends, n == 1
 -- include _expire.lua
-if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return -now
-end
-return now
+return due and -now or now

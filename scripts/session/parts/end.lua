@@ -89,8 +89,5 @@ end
 if there or kept then -- no field more
   return done(now)
 end
-local n = call('HLEN', key)
-if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return done(-now)
-end
-return done(now)
+-- include _due.lua
+return done(due and -now or now)

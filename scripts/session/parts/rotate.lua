@@ -73,8 +73,5 @@ if leads > ends then
 end
 local ms = (ends - ends % 1000) / 1000 + 1
 call('PEXPIREAT', key, ms, 'GT')
-local n = call('HLEN', key)
-if n >= 16 and n >= 2 * (tonumber(call('HGET', key, 's')) or 8) then
-  return done(-now)
-end
-return done(now)
+-- include _due.lua
+return done(due and -now or now)
