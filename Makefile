@@ -15,12 +15,14 @@ PARALLEL ?= 4
 
 # Tests the module $$1; $$2 goes to go test: the package to begin with, which takes the longest, or -p 1
 # for the examples, which wait for Redis as briefly as in use. The race detector is left out for the
-# benchmark, which is slow enough, and for what drives a browser.
+# benchmark, which is slow enough, for what drives a browser, and for what counts allocations.
 TEST = test_module() { \
 	race=$(RACE); case "$$1" in */bench | */browsertest) race= ;; esac; \
 	echo "== test $$1"; \
 	(cd "$$1" && go test $$race -shuffle=on -parallel $(PARALLEL) -timeout 15m $$2 ./...) || { echo "FAILED: $$1"; return 1; }; \
 }
+
+ALLOCATIONS = echo "== test allocations"; go test -run 'Alloc|TenThousandRules' ./session ./ratelimit ./middleware ./internal/codec || { echo "FAILED: allocations"; false; }
 
 .DEFAULT_GOAL := help
 
@@ -37,7 +39,8 @@ test: redis postgres prometheus chromium ## Run all tests on a real Redis; GATEH
 	@[ -n "$(RACE)" ] || echo "No C compiler: testing without the race detector." >&2
 	@$(TEST); out=$$(mktemp) && trap 'rm -f "$$out"' EXIT && trap 'trap "" INT TERM; kill 0; exit 130' INT TERM || exit 1; \
 	rc=0; test_module . ./session || rc=1; \
-	(rc=0; for m in $(filter-out . ./examples,$(MODULES)); do test_module $$m || rc=1; done; exit $$rc) > "$$out" 2>&1 & others=$$!; \
+	(rc=0; for m in $(filter-out . ./examples,$(MODULES)); do test_module $$m || rc=1; done; \
+		[ -z "$(RACE)" ] || { $(ALLOCATIONS); } || rc=1; exit $$rc) > "$$out" 2>&1 & others=$$!; \
 	test_module ./examples '-p 1' || rc=1; wait $$others || rc=1; cat "$$out"; exit $$rc
 
 .PHONY: lint

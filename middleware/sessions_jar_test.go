@@ -206,7 +206,7 @@ func TestAMegabyteOfCookies(t *testing.T) {
 				if commands > 4 {
 					t.Errorf("%s: %d commands", name, commands)
 				}
-				if many > few+20 {
+				if many > 2*few+20 { // the race detector takes things from pools; each cookie would be thousands
 					t.Errorf("%s: %v allocations, and %v for a hundredth of it", name, many, few)
 				}
 			}
