@@ -46,11 +46,12 @@ func (m FailureMode) String() string {
 // RateLimit asks a limiter about every request and refuses with 429 what it
 // denies. The zero value is not usable: Limiter and Key are required.
 //
-// Every response that it passes on or refuses carries X-RateLimit-Limit,
-// X-RateLimit-Remaining and X-RateLimit-Reset (the second, in Unix time, at
-// which the full quota is back), and a 429 also Retry-After, unless waiting can
-// never help. Several RateLimits may stand on one request: each counts it once,
-// and the tightest one's figures are sent. A RateLimit that is mounted twice counts
+// Every response to a request that a limit above 0 has decided carries
+// X-RateLimit-Limit, X-RateLimit-Remaining and X-RateLimit-Reset (the second, in
+// Unix time, at which the full quota is back), unless Fields or Shadow say
+// otherwise, and a 429 also Retry-After, unless waiting can never help. Several
+// RateLimits may stand on one request: each counts it once, and the tightest one's
+// figures are sent. A RateLimit that is mounted twice counts
 // a request once if key, cost and limiter are the same, and the path too, or what
 // [http.StripPrefix] leaves of it. If a handler splits a request into several, as for
 // a batch, the first one may count as the request itself; the others are counted.

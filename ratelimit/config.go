@@ -14,8 +14,8 @@ import (
 // Config holds what is optional about a limiter. The zero value is a good
 // default, field by field. A field that a constructor has no use for is an error.
 type Config struct {
-	// Prefix begins every Redis key: <Prefix>rl:<kind>:<name>:{<subject>}, where subject is
-	// the key given to Take. Default "gatehouse:".
+	// Prefix begins every Redis key: <Prefix>rl:<kind>:<name>:…{<subject>}, where subject is
+	// made of the key given to Take. scripts/README.md lists them. Default "gatehouse:".
 	Prefix string
 
 	// KeySecret, of at least 32 bytes, makes an HMAC of each subject, so that Redis holds
@@ -44,7 +44,7 @@ type Config struct {
 	Rules *Rules
 
 	// Lease is for how long a place of a [Concurrency] stays taken after its server
-	// crashed. It is renewed three times as often. Default 15s, at least 100ms.
+	// crashed. It is renewed after each third of that. Default 15s, at least 100ms.
 	Lease time.Duration
 
 	// Logger gets a line when Redis stops answering and when it answers again, none for

@@ -72,7 +72,7 @@ type Rules struct {
 	policies sync.Map     // of int64: the most requests that all limiters of a name can have
 }
 
-// pollRules is how often it is looked for changes that were not heard of.
+// pollRules is how often to look for changes that were not heard of.
 var pollRules = 2 * time.Second
 
 // NewRules returns the rules that are kept in a Redis, which may be another one than that of the

@@ -22,8 +22,8 @@ type Stats struct {
 	Errors  uint64 // calls that returned an ErrUnavailable, or whose deadline came first
 	Invalid uint64 // calls that returned another error: for an empty key, a cost, or a context that was cancelled
 
-	// Silent is how many servers of its client are not asked, since they did not answer within
-	// the last minute.
+	// Silent is how many servers of its client are not asked for now, as they did not answer. One
+	// that nobody has tried for a minute is not counted.
 	Silent int
 }
 

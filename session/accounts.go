@@ -21,7 +21,7 @@ type entry struct {
 	replacing handle        // zero: none
 	most      int
 	from      string        // field of the session whose handle it keeps; "": none
-	short     time.Duration // as in create
+	short     time.Duration // as in save
 }
 
 // login makes the record of a login or of half one, or the copy of a legacy session with a

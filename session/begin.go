@@ -16,7 +16,7 @@ func (m *Manager) begin(ctx context.Context, st *state, d draft) error {
 	if !d.told {
 		r.who.reason = d.ended
 	}
-	a, err := m.records.create(ctx, r, 0)
+	a, err := m.records.create(ctx, r)
 	if err != nil {
 		return err
 	}

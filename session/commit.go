@@ -25,8 +25,9 @@ import (
 // The error is [ErrEnded] if the session has ended meanwhile; ctx then holds an empty one
 // that only a Login can save, or [ErrMoved]. Or it is an [*EncodeError] for a value that cannot be
 // encoded, [ErrFinished] for a first change whose cookie cannot be sent any more,
-// [ErrConflict], [ErrUnavailable], [ErrNoSession], or ctx's own. After any of the last
-// four, what was changed may or may not have been saved as a whole, never in part.
+// [ErrConflict], [ErrUnavailable], [ErrNoSession], or ctx's own. After [ErrConflict],
+// [ErrUnavailable] or ctx's own, what was changed may or may not have been saved as a whole, never
+// in part.
 // Commit ends within twice Config.Timeout.
 func (m *Manager) Commit(ctx context.Context) (err error) {
 	defer m.done(ctx, opCommit, "", m.began(), &err)

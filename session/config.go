@@ -97,7 +97,7 @@ type Accounts struct {
 type WhenFull uint8
 
 const (
-	EndIdlest   WhenFull = iota // the session that was used last the longest ago makes room
+	EndIdlest   WhenFull = iota // the session that has been idle for the longest makes room
 	RefuseLogin                 // the login is refused with ErrTooManySessions
 )
 

@@ -99,8 +99,8 @@ func (st *state) leave(m *Manager) {
 // against requests of other sites ([net/http.CrossOriginProtection]).
 //
 // The error is [ErrUnknownHandle] if this user has no such session, whoever else has,
-// [ErrNoUser], [ErrUnavailable], one for a Cause that is too long, or ctx's own. After the
-// last two of Redis it may or may not have been ended: End may be called again.
+// [ErrNoUser], one for a user ID or a Cause that is too long, [ErrUnavailable], or ctx's own.
+// After the last two it may or may not have been ended: End may be called again.
 func (m *Manager) End(ctx context.Context, userID, handle string, c Cause) (err error) {
 	defer m.done(ctx, opEnd, userID, m.began(), &err)
 	c, err = c.check()

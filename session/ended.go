@@ -49,7 +49,7 @@ func (c Cause) check() (Cause, error) {
 }
 
 // Describe says how to label who asks, such as "Firefox on Windows": the label is shown in
-// lists of sessions. It is asked for when the request logs in or confirms, and kept with
+// lists of sessions. Login, BeginLogin, Confirm and EndOthers ask for it, and it is kept with
 // the session, sealed if there are Secrets. What cannot be printed becomes a space, and what is
 // longer than 128 bytes is cut.
 func (m *Manager) Describe(ctx context.Context, label func() string) {

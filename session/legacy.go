@@ -130,7 +130,7 @@ func (m *Manager) loadLegacy(ctx context.Context, st *state, legacyToken string)
 // fence refuses it, since nobody knows when it began, and it counts as one of the user's.
 func (m *Manager) copy(ctx context.Context, r *record) (reply, error) {
 	if r.who.user == "" {
-		return m.records.create(ctx, r, 0)
+		return m.records.create(ctx, r)
 	}
 	return m.records.login(ctx, r, entry{most: m.records.accounts.Max, loaded: m.records.redis.Now()})
 }

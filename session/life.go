@@ -92,7 +92,8 @@ func (l life) over(r *record, now int64) bool {
 func (l life) touchDue(r *record, now int64) bool { return l.kept(0).moves(r, now) }
 
 // moves reports whether a write at now sets the times of a record: each idle/touchShare,
-// or when the configured life would move its end by as much. It is the script's own rule
+// when the configured life would move its end by as much, or when uses were noted less often
+// before. It is the script's own rule
 // (save.lua), of a life that is kept.
 func (l life) moves(r *record, now int64) bool {
 	end := l.deadline(r)

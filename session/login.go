@@ -52,9 +52,10 @@ func Replacing(handle string) LoginOption {
 //
 // What the handler checks before, a password for example, must be checked in this
 // request, or before [Manager.BeginLogin]: a Login is refused if the user's sessions were
-// ended since the request was loaded, or since BeginLogin. A Login that would end another session
-// may also be refused if the request was loaded within twice Config.Timeout after that end: its
-// reply could come too late to tell, and a refusal ends nothing.
+// ended since the request was loaded, or since BeginLogin. A Login that would itself end another
+// session may also be refused if its request was loaded less than Config.Timeout, with Events twice
+// that, after the user's sessions were ended: its reply could come too late to tell, and a refusal
+// ends nothing.
 //
 // A refusal is [ErrStaleLogin], [ErrUnknownHandle] or [ErrTooManySessions], looked at in
 // this order. Other errors are [ErrNoUser], [ErrNoSession], [ErrFinished] when the new

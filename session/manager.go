@@ -2,7 +2,7 @@
 // fleet.
 //
 // All sessions of a user, or of one visitor, are fields of one hash in Redis, so that
-// every change is one script on one key. github.com/alexedwards/scs holds the values of a
+// every change is one script on one key, and the stream of events where they are wanted. github.com/alexedwards/scs holds the values of a
 // request; the way of a request from [Manager.Load] through the values to
 // [Manager.Finish] is this package's own. A session that was ended stays ended whatever
 // runs at the same time, concurrent changes are merged key by key, an ID is replaced at
@@ -32,8 +32,8 @@ var (
 	// ErrNoUser is returned for an empty user ID, and by Confirm and EndOthers if nobody is
 	// logged in.
 	ErrNoUser = errors.New("session: no user ID, or nobody is logged in")
-	// ErrEnded is returned by Commit, Confirm, EndOthers and Touch when the session ended while
-	// the request ran: its changes are not saved. It is also the cause with which the context
+	// ErrEnded is returned by Commit, PopOnce, Reload, Confirm, EndOthers and Touch when the session
+	// ended while the request ran: its changes are not saved. It is also the cause with which the context
 	// of Watch ends.
 	ErrEnded = errors.New("session: the session has ended")
 	// ErrMoved is returned when the session lives on where this request does not find it: mostly

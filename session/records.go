@@ -22,7 +22,8 @@ var (
 	errOwner = errors.New("of another owner")
 )
 
-// records are the sessions in Redis. Each method but find is one round trip.
+// records are the sessions in Redis. What changes them is one round trip, but where a sweep is due,
+// or an event has to follow.
 type records struct {
 	redis   *roundtrip.Sender
 	keys    keys
@@ -55,7 +56,8 @@ type reply struct {
 	received time.Time // when it came
 }
 
-// The scripts. Each has one key, the hash of the session's owner.
+// The scripts. Each has one key, the hash of the session's owner; those that write events have the
+// stream of its partition besides.
 var (
 	createScript = scripts.Get("session/create.lua")
 	saveScript   = scripts.Get("session/save.lua")
@@ -178,19 +180,18 @@ func readReply(raw any) (r reply, ok bool) {
 	return r, ok && r.now > 0
 }
 
-// create makes a record under a new ID. short, if not 0, is how long it stands unless it
-// is written again.
-func (s *records) create(ctx context.Context, r *record, short time.Duration) (reply, error) {
-	return s.make(ctx, r, short, "")
+// create makes a record under a new ID.
+func (s *records) create(ctx context.Context, r *record) (reply, error) {
+	return s.make(ctx, r, "")
 }
 
 // overwrite is create over whatever is there.
 func (s *records) overwrite(ctx context.Context, r *record) (reply, error) {
-	return s.make(ctx, r, 0, "1")
+	return s.make(ctx, r, "1")
 }
 
-func (s *records) make(ctx context.Context, r *record, short time.Duration, over string) (reply, error) {
-	l := s.lives[r.head.kind].kept(short)
+func (s *records) make(ctx context.Context, r *record, over string) (reply, error) {
+	l := s.lives[r.head.kind].kept(0)
 	out, err := s.sealer.seal(r)
 	if err != nil {
 		return reply{}, err
@@ -218,8 +219,8 @@ func (r *record) written(now int64, l life) {
 	r.times.step = power(l.step)
 }
 
-// save writes r over old, if that still has its revision. short is as in create. t is told if by
-// it a use is noted.
+// save writes r over old, if that still has its revision. short, if not 0, is how long it stands
+// unless it is written again. t is told if by it a use is noted.
 func (s *records) save(ctx context.Context, r, old *record, short time.Duration, t told) (reply, error) {
 	l := s.lives[r.head.kind].kept(short)
 	out, err := s.sealer.seal(r)
@@ -305,14 +306,14 @@ func (s *records) end(ctx context.Context, at id, how string, known revision, ma
 }
 
 func (s *records) endBy(ctx context.Context, by *roundtrip.Sender, at id, how string, known revision, mark handle, t told) (reply, error) {
-	return s.actBy(ctx, by, endScript, at, t, at.field, how, s.grace.Microseconds(), known[:], mark[:], "", 0)
+	return s.actBy(ctx, by, endScript, at, t, at.field, how, s.grace.Microseconds(), known[:], mark[:], 0)
 }
 
 // endCopy ends the copy of a legacy session in each place that it has, and leaves a tombstone
 // until the legacy session ends, also if there is no copy yet: none is made then. If it went on
 // into a login, of a handle, that stays.
 func (s *records) endCopy(ctx context.Context, r *record, stays handle) error {
-	_, err := s.act(ctx, endScript, r.id, told{kind: LoggedOut}, r.id.field, endLogout, s.grace.Microseconds(), stays[:], make([]byte, len(handle{})), "", r.times.deadline)
+	_, err := s.act(ctx, endScript, r.id, told{kind: LoggedOut}, r.id.field, endLogout, s.grace.Microseconds(), stays[:], make([]byte, len(handle{})), r.times.deadline)
 	return err
 }
 

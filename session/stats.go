@@ -26,8 +26,8 @@ type Stats struct {
 	Dropped    uint64 // requests whose session had ended or moved meanwhile; nothing was written
 	LostEvents uint64 // what has happened and is not told: it could not be appended
 
-	// Silent is how many servers of its client are not asked, since they did not answer within
-	// the last minute.
+	// Silent is how many servers of its client are not asked for now, as they did not answer. One
+	// that nobody has tried for a minute is not counted.
 	Silent int
 }
 

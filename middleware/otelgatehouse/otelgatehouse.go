@@ -8,8 +8,9 @@
 //	limit := middleware.RateLimit{Limiter: api, Key: byUser, OnDecision: onDecision}
 //
 // The counters are read from the Stats of each, so that a decision costs what it did without.
-// Durations alone are measured, of what asked Redis. No metric has a key, address, user, session,
-// path or host among its attributes: how many series there are depends on the code, not on clients.
+// Durations alone are measured: of decisions that asked Redis, and of each operation of a Manager.
+// No metric has a key, address, user, session, path or host among its attributes: how many series
+// there are depends on the code, not on clients.
 //
 // Calls of several requests travel to Redis together, under the context of one of them. What
 // redisotel notes of a command on a span is thus not about the request of that span alone, and
@@ -52,7 +53,7 @@ type Config struct {
 	// name of its own. What is registered twice with one provider is counted twice.
 	Limiters    []ratelimit.Limiter
 	Concurrency []*ratelimit.Concurrency
-	// Managers and Rules of one kind are added up.
+	// All Managers are added up, and so are all Rules.
 	Managers []*session.Manager
 	Rules    []*ratelimit.Rules
 	// Caches are each a *profile.Cache; those of one name are added up.

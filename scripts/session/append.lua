@@ -3,7 +3,7 @@
 -- KEYS[1]  the stream of a partition's events
 -- ARGV[1]  how long events stay, ms
 -- ARGV[2]  how many stay, about
--- ARGV[3]  events of before are gone, ms since 1970
+-- ARGV[3]  events older than this are removed, ms since 1970
 -- ARGV     events
 --
 -- Reply: how many

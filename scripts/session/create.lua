@@ -1,6 +1,6 @@
 -- Made of parts/create.lua. Change it there, then: go test ./scripts -update
 --
--- Creates a record: the one way in which a session comes into being.
+-- Creates the record of a visitor's session, of the copy of a legacy one without a user, or of a Store.
 --
 -- KEYS[1]  the owner's hash
 -- ARGV[1]  field

@@ -16,14 +16,13 @@
 -- ARGV[4]  revision, 8 bytes, of "retire". Of "logout" the handle of a session that goes on
 -- ARGV[5]  mark of who leaves it, 9 bytes, in the handle's place; zeros: none. Of "logout"
 --          the session's handle; zeros: that of what stands there
--- ARGV[6]  reason, at most 32 bytes
--- ARGV[7]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
+-- ARGV[6]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
 --          1970; 0: it is none
--- ARGV[8]  what the caller adds to events: see parts/_happens.lua
+-- ARGV[7]  what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, ended; -now, ended, and a sweep is due; {now, 0, there}, not ended: there
 -- stands at the field. now is Redis's time in µs.
-local call, key, field, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[2], ARGV[8]
+local call, key, field, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[2], ARGV[7]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -165,7 +164,7 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
       ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
     end
     ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+    if ok and told:byte(1) < 16 * #happened then -- one event in 16: to trim costs as much as one
       redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
       redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
     end
@@ -177,7 +176,7 @@ local function stop(field, there, copy)
     happens(act, field, there, '')
     act = 0 -- it is one session
   end
-  bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], mode == 'logout' and none or ARGV[5], copy)
+  bury(field, there, ARGV[3], tonumber(ARGV[6]), '', mode == 'logout' and none or ARGV[5], copy)
 end
 
 local there = call('HGET', key, field)
@@ -222,9 +221,9 @@ elseif mode == 'logout' then
     end
   end
 end
-local kept = mode == 'logout' and ARGV[7] == '0' and (not there or there:byte(1) == 3)
+local kept = mode == 'logout' and ARGV[6] == '0' and (not there or there:byte(1) == 3)
 if not kept then
-  stop(field, there, ARGV[7] ~= '0')
+  stop(field, there, ARGV[6] ~= '0')
 end
 if last == 0 then
   return now

@@ -16,9 +16,9 @@
 -- ARGV[6]  how long a fence stands, µs
 -- ARGV[7]  what the caller adds to events: see parts/_happens.lua
 --
--- Reply: {now, 1, "", {record, …}}, what was ended: the first 52 bytes of the records, up to
--- the end of the owner's box, each after its field; {now, 5, ""}, nothing was ended: no
--- session of the handle stands. now is Redis's time in µs.
+-- Reply: {now, 1, "", {field, record, …}}, what was ended, each record up to the end of the
+-- owner's box; {now, 5, ""}, nothing was ended: no session of the handle stands. now is
+-- Redis's time in µs.
 local call, key, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[7]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -149,7 +149,7 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
       ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
     end
     ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+    if ok and told:byte(1) < 16 * #happened then -- one event in 16: to trim costs as much as one
       redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
       redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
     end
@@ -216,7 +216,7 @@ if mode ~= 'one' then
     at = math.max(now, times('>I7', fence, 1) + 1) -- it always grows
     before = fence:sub(15, 22) == ARGV[5] and fence:sub(23) or fence:sub(1, 7) .. fence:sub(15, 22)
   end
-  call('HDEL', key, 'v') -- there is none: see bury
+  call('HDEL', key, 'v') -- deletes nothing; after a deletion a full Redis lets the script write
   call('HSET', key, 'f', pack('>I7I7', at, till) .. ARGV[5] .. before)
   last = math.max(last, till)
 end

@@ -20,10 +20,11 @@
 -- ARGV[11] what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, created; -now, and a sweep is due. Or, of half a login, and where the request was
--- compared with a fence by time, {now, 1, note, margin}, and {now, 2, note, margin}: note is the end
--- of half a login and the fence that it noted, 22 bytes, or "". margin is how long after the fence
--- the request was loaded, µs, at most; -1: it was not compared.
--- Not created: {now, 0, there}, there stands at the field; {now, 4, ""} the fence refuses
+-- compared with a fence by time, {now, 1, note, margin}, and {now, 2, note, margin} if a sweep is
+-- due: note is the end of half a login and the fence that it noted, 22 bytes, or "". margin is how
+-- long after the fence the request was loaded, µs, at most; -1: it was not compared.
+-- Not created: {now, 0, there}, there stands at the field, or "" if the deadline of a copy has
+-- passed; {now, 4, ""} the fence refuses
 -- it, or may have to; {now, 5, ""} there is no session to be replaced; {now, 6, ""} there are too many;
 -- {now, 7, ""} the session that this one goes on from has ended. now is Redis's time in µs.
 local call, key, field, replaced, told = redis.call, KEYS[1], ARGV[1], ARGV[9], ARGV[11]
@@ -93,7 +94,7 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
       ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
     end
     ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+    if ok and told:byte(1) < 16 * #happened then -- one event in 16: to trim costs as much as one
       redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
       redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
     end
@@ -145,7 +146,7 @@ if fence and (#fence ~= 37 or times('>I7', fence, 8) <= now) then
 end
 if fence and times('>I7', fence, 1) > now then -- the clock was set back
   fence = pack('>I7', now) .. fence:sub(8)
-  call('HDEL', key, 'v') -- there is none: see bury
+  call('HDEL', key, 'v') -- deletes nothing; after a deletion a full Redis lets the script write
   call('HSET', key, 'f', fence)
 end
 local at, noted = 0, ''

@@ -18,9 +18,8 @@
 -- ARGV[9]  Grace, µs
 -- ARGV[10] what the caller adds to events: see parts/_happens.lua
 --
--- Reply: now, done; nothing done: {now, 0, there}, there
--- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
--- which was changed or rotated. now is Redis's time in µs.
+-- Reply: now, done; nothing done: {now, 0, there}, there stands at the new ID, "" for
+-- nothing; {now, 3, there}, there stands at the old one, which was changed or rotated. now is Redis's time in µs.
 local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[7], ARGV[10]
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -88,7 +87,7 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
       ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
     end
     ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+    if ok and told:byte(1) < 16 * #happened then -- one event in 16: to trim costs as much as one
       redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
       redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
     end

@@ -106,7 +106,7 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
       ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
     end
     ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+    if ok and told:byte(1) < 16 * #happened then -- one event in 16: to trim costs as much as one
       redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
       redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
     end

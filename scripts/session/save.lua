@@ -1,8 +1,9 @@
 -- Made of parts/save.lua. Change it there, then: go test ./scripts -update
 --
 -- Writes a record anew if it is still the one that the caller knows, or notes that it
--- was used, or gives it its own life. Born and a deadline of its own stay, no time goes back, and the others are
--- set only if a use is to be noted, or the end moves by as much.
+-- was used, or gives it its own life. Born and a deadline of its own stay. The other times are
+-- set if a use is due to be noted, a step after the last, if the end moves by a step or more, or
+-- if uses were noted less often before; none goes back.
 --
 -- KEYS[1]  the owner's hash
 -- KEYS[2]  the stream of its partition's events, if they are wanted
@@ -104,7 +105,7 @@ if told and #told >= 23 then -- each run makes its functions anew, and most runs
       ok = ok and type(redis.pcall('XADD', stream, '*', 'e', event)) == 'string'
     end
     ok = ok and redis.pcall('PEXPIRE', stream, math.ceil(longest / 1000)) == 1
-    if ok and told:byte(1) < 16 * #happened then -- that is random: to trim costs as much as an event
+    if ok and told:byte(1) < 16 * #happened then -- one event in 16: to trim costs as much as one
       redis.pcall('XTRIM', stream, 'MAXLEN', '~', most)
       redis.pcall('XTRIM', stream, 'MINID', '~', math.max(0, math.floor((now - longest) / 1000)))
     end

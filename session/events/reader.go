@@ -47,7 +47,7 @@ type Reader struct {
 	// Parallel is how many calls of the handler there are at a time, but for those that did not
 	// come back within Timeout; default 4, at most 256.
 	Parallel int
-	// Interval is how often it is looked for events when there are none; default a second.
+	// Interval is how often to look for events when there are none; default a second.
 	Interval time.Duration
 	// Logger is told of what goes wrong; nil: slog.Default().
 	Logger *slog.Logger

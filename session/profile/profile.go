@@ -32,8 +32,9 @@ var (
 	// ErrNotFound is for the loader to return, or an error that wraps it: there is nothing of this
 	// ID. Get then returns ErrNotFound itself.
 	ErrNotFound = errors.New("profile: not found")
-	// ErrUnavailable is wrapped by errors after which nothing was done: Redis did not answer, or
-	// who loads the value took too long. Of Update it means that write was not called.
+	// ErrUnavailable is wrapped by errors where Redis did not answer, or who loads the value took
+	// too long. Of Update it means that write was not called; of Forget and ForgetAll, that values
+	// may or may not be forgotten.
 	ErrUnavailable = errors.New("profile: unavailable")
 	// ErrNotTold is wrapped by the error of an Update whose write has succeeded, but of which Redis
 	// could not be told. What is in its text bounds how long the older value may be seen.

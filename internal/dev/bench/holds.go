@@ -117,7 +117,7 @@ var operations = []operation{
 			}
 			format, err := b.client.Eval(ctx, "return redis.call('HGET', KEYS[1], ARGV[1]):byte(1)", []string{b.key}, f).Int()
 			if err == nil && format == 2 {
-				return b.call(ctx, scripts.Get("session/end.lua"), f, "logout", 30_000_000, "", make([]byte, 9), "", 0)
+				return b.call(ctx, scripts.Get("session/end.lua"), f, "logout", 30_000_000, "", make([]byte, 9), 0)
 			}
 		}
 		return fmt.Errorf("bench: nothing rotated among %d fields", len(fields))

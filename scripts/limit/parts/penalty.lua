@@ -8,8 +8,9 @@
 -- ARGV[8]   first      length of the first ban in microseconds, each is twice the last
 -- ARGV[9]   longest    of a ban
 -- ARGV[10]  memory     until a record without a new strike is forgotten
--- ARGV[11]  impatient  "1": since it was denied the key has come early to the server that
---           asks, which has denied it by itself
+-- ARGV[11]  how        "impatient": since it was denied the key has come early to the server that
+--           asks, which has denied it by itself; "untold": the client does not learn of a denial,
+--           which is not noted; "": neither
 -- ARGV[12]  now        in microseconds; tests only, otherwise absent: TIME
 --
 -- Reply: the seven numbers of that script, as an array; the last is -1 in a ban. During a ban nothing is granted or

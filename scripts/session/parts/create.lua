@@ -1,4 +1,4 @@
--- Creates a record: the one way in which a session comes into being.
+-- Creates the record of a visitor's session, of the copy of a legacy one without a user, or of a Store.
 --
 -- KEYS[1]  the owner's hash
 -- ARGV[1]  field

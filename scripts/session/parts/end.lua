@@ -14,14 +14,13 @@
 -- ARGV[4]  revision, 8 bytes, of "retire". Of "logout" the handle of a session that goes on
 -- ARGV[5]  mark of who leaves it, 9 bytes, in the handle's place; zeros: none. Of "logout"
 --          the session's handle; zeros: that of what stands there
--- ARGV[6]  reason, at most 32 bytes
--- ARGV[7]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
+-- ARGV[6]  until when "logout" keeps the place of a copy, also if nothing is there, µs since
 --          1970; 0: it is none
--- ARGV[8]  what the caller adds to events: see parts/_happens.lua
+-- ARGV[7]  what the caller adds to events: see parts/_happens.lua
 --
 -- Reply: now, ended; -now, ended, and a sweep is due; {now, 0, there}, not ended: there
 -- stands at the field. now is Redis's time in µs.
-local call, key, field, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[2], ARGV[8]
+local call, key, field, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[2], ARGV[7]
 -- include _pack.lua
 
 -- what stands there: 0 nothing, 1 a record, 2 or 3 a tombstone in its Grace, else garbage
@@ -53,7 +52,7 @@ local function stop(field, there, copy)
     happens(act, field, there, '')
     act = 0 -- it is one session
   end
-  bury(field, there, ARGV[3], tonumber(ARGV[7]), ARGV[6], mode == 'logout' and none or ARGV[5], copy)
+  bury(field, there, ARGV[3], tonumber(ARGV[6]), '', mode == 'logout' and none or ARGV[5], copy)
 end
 
 local there = call('HGET', key, field)
@@ -75,9 +74,9 @@ elseif mode == 'logout' then
     end
   end
 end
-local kept = mode == 'logout' and ARGV[7] == '0' and (not there or there:byte(1) == 3)
+local kept = mode == 'logout' and ARGV[6] == '0' and (not there or there:byte(1) == 3)
 if not kept then
-  stop(field, there, ARGV[7] ~= '0')
+  stop(field, there, ARGV[6] ~= '0')
 end
 if last == 0 then
   return now

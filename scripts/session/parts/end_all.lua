@@ -14,9 +14,9 @@
 -- ARGV[6]  how long a fence stands, µs
 -- ARGV[7]  what the caller adds to events: see parts/_happens.lua
 --
--- Reply: {now, 1, "", {record, …}}, what was ended: the first 52 bytes of the records, up to
--- the end of the owner's box, each after its field; {now, 5, ""}, nothing was ended: no
--- session of the handle stands. now is Redis's time in µs.
+-- Reply: {now, 1, "", {field, record, …}}, what was ended, each record up to the end of the
+-- owner's box; {now, 5, ""}, nothing was ended: no session of the handle stands. now is
+-- Redis's time in µs.
 local call, key, mode, told = redis.call, KEYS[1], ARGV[1], ARGV[7]
 -- include _pack.lua
 local last = 0
@@ -60,7 +60,7 @@ if mode ~= 'one' then
     at = math.max(now, times('>I7', fence, 1) + 1) -- it always grows
     before = fence:sub(15, 22) == ARGV[5] and fence:sub(23) or fence:sub(1, 7) .. fence:sub(15, 22)
   end
-  call('HDEL', key, 'v') -- there is none: see bury
+  call('HDEL', key, 'v') -- deletes nothing; after a deletion a full Redis lets the script write
   call('HSET', key, 'f', pack('>I7I7', at, till) .. ARGV[5] .. before)
   last = math.max(last, till)
 end

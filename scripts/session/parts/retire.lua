@@ -16,9 +16,8 @@
 -- ARGV[9]  Grace, µs
 -- ARGV[10] what the caller adds to events: see parts/_happens.lua
 --
--- Reply: now, done; nothing done: {now, 0, there}, there
--- stands at the new ID, "" for nothing; {now, 3, there}, there stands at the old one,
--- which was changed or rotated. now is Redis's time in µs.
+-- Reply: now, done; nothing done: {now, 0, there}, there stands at the new ID, "" for
+-- nothing; {now, 3, there}, there stands at the old one, which was changed or rotated. now is Redis's time in µs.
 local call, key, new, old, told = redis.call, KEYS[1], ARGV[1], ARGV[7], ARGV[10]
 -- include _pack.lua
 -- include _happens.lua

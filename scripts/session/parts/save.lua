@@ -1,6 +1,7 @@
 -- Writes a record anew if it is still the one that the caller knows, or notes that it
--- was used, or gives it its own life. Born and a deadline of its own stay, no time goes back, and the others are
--- set only if a use is to be noted, or the end moves by as much.
+-- was used, or gives it its own life. Born and a deadline of its own stay. The other times are
+-- set if a use is due to be noted, a step after the last, if the end moves by a step or more, or
+-- if uses were noted less often before; none goes back.
 --
 -- KEYS[1]  the owner's hash
 -- KEYS[2]  the stream of its partition's events, if they are wanted
