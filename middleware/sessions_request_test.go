@@ -98,7 +98,7 @@ func TestTimeoutHandlerInside(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 			late <- m.Login(r.Context(), "bob")
-		}), 50*time.Millisecond, "too slow").ServeHTTP(w, r)
+		}), time.Second, "too slow").ServeHTTP(w, r)
 	}))
 	for path, want := range map[string]string{"/in-time": "ann cart=book k=", "/late": " cart=book k="} {
 		s.forget()
@@ -134,7 +134,7 @@ func TestTimeoutHandlerOutside(t *testing.T) {
 			t.Error("a login after the time")
 		}
 	})
-	s := serve(t, http.TimeoutHandler(slow, 50*time.Millisecond, "too slow"))
+	s := serve(t, http.TimeoutHandler(slow, time.Second, "too slow"))
 	for path, want := range map[string]string{"/late": " cart=book k=late", "/in-time": " cart= k="} {
 		s.forget()
 		s.get("/cart")

@@ -75,7 +75,7 @@ func TestMaxBytesHandler(t *testing.T) {
 // A place is free when http.TimeoutHandler inside of ConcurrencyLimit has answered, whatever its
 // handler goes on to do; outside, the place is held until that returns.
 func TestPlacesAndTimeoutHandler(t *testing.T) {
-	module := func(h http.Handler) http.Handler { return http.TimeoutHandler(h, 50*time.Millisecond, "too slow") }
+	module := func(h http.Handler) http.Handler { return http.TimeoutHandler(h, time.Second, "too slow") }
 	for _, tc := range []struct {
 		name  string
 		mount func(k *kit, h http.Handler) http.Handler

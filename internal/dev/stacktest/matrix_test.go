@@ -168,7 +168,7 @@ func encoding(s *site) string {
 // hasty returns a module with a timeout that only GET /hang meets.
 func hasty(timeout func(time.Duration) around) around {
 	return func(h http.Handler) http.Handler {
-		short, long := timeout(50*time.Millisecond)(h), timeout(time.Minute)(h)
+		short, long := timeout(time.Second)(h), timeout(time.Minute)(h)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/hang" {
 				short.ServeHTTP(w, r)
