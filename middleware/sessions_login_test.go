@@ -327,8 +327,12 @@ func TestLoginWhileRedisGoesAway(t *testing.T) {
 				defer client.Close()
 				hook := &faulty{}
 				client.AddHook(hook)
-				m := must(session.New(client, session.Config{Prefix: t.Name() + name + ":", Timeout: timeout, Logger: new(journal).logger()}))
-				s := serve(t, shop(t, m, func(w http.ResponseWriter, r *http.Request) {
+				cfg := session.Config{Prefix: t.Name() + name + ":", Timeout: time.Minute, Logger: new(journal).logger()}
+				h := shop(t, must(session.New(client, cfg)), nil) // what comes before waits for Redis
+				s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r) }))
+				cfg.Timeout = timeout
+				m := must(session.New(client, cfg))
+				impatient := shop(t, m, func(w http.ResponseWriter, r *http.Request) {
 					m.Put(r.Context(), "k", "1")
 					if err := m.Login(r.Context(), "ann"); err != nil {
 						if !errors.Is(err, session.ErrUnavailable) {
@@ -337,7 +341,7 @@ func TestLoginWhileRedisGoesAway(t *testing.T) {
 						m.Remove(r.Context(), "k") // as it was
 						http.Error(w, "not logged in", http.StatusInternalServerError)
 					}
-				}))
+				})
 				// The scripts are loaded, so that a fault does not hit a NOSCRIPT.
 				for _, step := range []string{"/cart", "/login?user=ann", "/login?user=ann", "/login?user=eve", "/logout"} {
 					s.get(step)
@@ -349,6 +353,7 @@ func TestLoginWhileRedisGoesAway(t *testing.T) {
 				}
 				// What Login could not do Finish tries again, and so the answer is 503 either way.
 				hook.script, hook.begin = tc.script, func() { fault(proxy) }
+				h = impatient
 				began := time.Now()
 				res := s.get("/")
 				if took := time.Since(began); took > 4*timeout+time.Second {

@@ -35,11 +35,12 @@ func TestRedisInTrouble(t *testing.T) {
 			m := must(session.New(client, session.Config{Prefix: t.Name(), Timeout: timeout}))
 			limiter := must(ratelimit.NewSlidingWindow(client, "l", ratelimit.PerHour(3), ratelimit.Config{Prefix: t.Name(), Timeout: timeout}))
 			mux := http.NewServeMux()
-			mux.HandleFunc("/login", func(w http.ResponseWriter, r *http.Request) { m.Login(r.Context(), "ann") })
-			mux.Handle("/", middleware.RateLimit{Limiter: limiter, Key: everybody}.Handler(
-				http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "user ", m.UserID(r.Context())) })))
-			h := middleware.Sessions{Manager: m}.Handler(mux)
-			user, visitor := serve(t, h), serve(t, h)
+			calm := must(session.New(client, session.Config{Prefix: t.Name(), Timeout: time.Minute}))
+			login := func(w http.ResponseWriter, r *http.Request) { calm.Login(r.Context(), "ann") }
+			mux.Handle("/login", middleware.Sessions{Manager: calm}.Handler(http.HandlerFunc(login)))
+			mux.Handle("/", middleware.Sessions{Manager: m}.Handler(middleware.RateLimit{Limiter: limiter, Key: everybody}.Handler(
+				http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "user ", m.UserID(r.Context())) }))))
+			user, visitor := serve(t, mux), serve(t, mux)
 			if res := user.get("/login"); res.StatusCode != 200 {
 				t.Fatal(res.Status)
 			}
@@ -82,9 +83,10 @@ func TestARefusedCommandIsToldOnce(t *testing.T) {
 	}
 	client := server.Client(func(o *redis.Options) { o.Username, o.Password = "service", "pw" })
 	var log journal
-	m := must(session.New(client, session.Config{Logger: log.logger()}))
-	limiter := must(ratelimit.NewFixedWindow(client, "l", ratelimit.PerHour(1000), ratelimit.Config{Logger: log.logger()}))
-	places := must(ratelimit.NewConcurrency(client, "c", 1000, ratelimit.Config{Logger: log.logger()}))
+	m := must(session.New(client, session.Config{Logger: log.logger(), Timeout: time.Minute}))
+	cfg := ratelimit.Config{Logger: log.logger(), Timeout: time.Minute}
+	limiter := must(ratelimit.NewFixedWindow(client, "l", ratelimit.PerHour(1000), cfg))
+	places := must(ratelimit.NewConcurrency(client, "c", 1000, cfg))
 	mux := http.NewServeMux()
 	mux.HandleFunc("/put", func(w http.ResponseWriter, r *http.Request) { m.Put(r.Context(), "a", 1) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {})

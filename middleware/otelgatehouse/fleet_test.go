@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -20,10 +21,11 @@ import (
 
 const childEnv = "GATEHOUSE_TEST_METRICS"
 
-// told is what a process prints: what its callers saw, and what was collected.
+// told is what a process prints in the end: what its callers saw, and what was collected. Before, it
+// prints true, once it works.
 type told struct{ Saw, Collected map[string]float64 }
 
-// TestFleetChild is a process of TestAFleetIsAddedUp.
+// TestFleetChild is a process of TestAFleetIsAddedUp. It works until its input ends.
 func TestFleetChild(t *testing.T) {
 	addr := os.Getenv(childEnv)
 	if addr == "" {
@@ -33,13 +35,20 @@ func TestFleetChild(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: addr})
 	defer client.Close()
 	m := newMetrics()
-	limit := must(ratelimit.NewSlidingWindow(client, "api", ratelimit.PerHour(40), ratelimit.Config{Logger: quiet}))
+	limit := must(ratelimit.NewSlidingWindow(client, "api", ratelimit.PerHour(10), ratelimit.Config{Logger: quiet}))
 	sessions := must(session.New(client, session.Config{Logger: quiet}))
 	defer must(Register(Config{MeterProvider: m, Limiters: []ratelimit.Limiter{limit}, Managers: []*session.Manager{sessions}}))()
+	ended, end := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		end()
+	}()
 	saw := map[string]float64{}
 	cookie := ""
-	for start, n := time.Now(), 0; time.Since(start) < 3*time.Second; n++ {
-		res, err := limit.Take(t.Context(), fmt.Sprint("k", n%20), 1)
+	out := json.NewEncoder(os.Stdout)
+	for n, works := 0, false; ended.Err() == nil; n++ {
+		// Every other time the key is one that is soon used up, else it is new, and Redis is asked.
+		res, err := limit.Take(t.Context(), fmt.Sprint(os.Getpid(), " ", n%2*n), 1)
 		switch {
 		case err != nil:
 			saw["error"]++
@@ -66,9 +75,15 @@ func TestFleetChild(t *testing.T) {
 		case out.Value != "":
 			cookie = out.Value
 		}
+		if !works && saw["allowed"] > 0 && saw["denied"] > 0 && cookie != "" {
+			works = true
+			if err := out.Encode(true); err != nil {
+				t.Error(err)
+			}
+		}
 		time.Sleep(time.Millisecond)
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(told{saw, m.values(t)}); err != nil {
+	if err := out.Encode(told{saw, m.values(t)}); err != nil {
 		t.Error(err)
 	}
 	os.Exit(0) // nothing more is printed
@@ -79,31 +94,39 @@ func TestFleetChild(t *testing.T) {
 func TestAFleetIsAddedUp(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes")
 	proxy := redistest.NewProxy(t, server.Addr())
-	type output struct {
-		text []byte
-		err  error
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	type process struct {
+		*exec.Cmd
+		in  io.Closer
+		out *json.Decoder
 	}
-	var fleet [3]chan output
+	var fleet [3]process
 	for i := range fleet {
-		fleet[i] = make(chan output, 1)
-		child := exec.Command(os.Args[0], "-test.run=^TestFleetChild$")
+		child := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestFleetChild$")
 		child.Env = append(os.Environ(), childEnv+"="+proxy.Addr())
 		child.Stderr = os.Stderr
-		go func() {
-			text, err := child.Output()
-			fleet[i] <- output{text, err}
-		}()
+		fleet[i] = process{child, must(child.StdinPipe()), json.NewDecoder(must(child.StdoutPipe()))}
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	time.Sleep(time.Second)
+	for i, p := range fleet {
+		var works bool
+		if err := p.out.Decode(&works); err != nil || !works {
+			t.Fatalf("process %d does not work: %v", i, err)
+		}
+	}
 	server.Kill()
 	time.Sleep(time.Second)
 	server.Restart()
+	time.Sleep(time.Second)
 	var redis float64
-	for i := range fleet {
-		out := <-fleet[i]
+	for i, p := range fleet {
+		p.in.Close()
 		var of told
-		if err := json.Unmarshal(out.text, &of); err != nil || out.err != nil {
-			t.Fatalf("%v, %v: %s", err, out.err, out.text)
+		if err := errors.Join(p.out.Decode(&of), p.Wait()); err != nil {
+			t.Fatalf("process %d: %v", i, err)
 		}
 		redis += of.Saw["redis"]
 		if of.Saw["error"] == 0 || of.Saw["allowed"] == 0 || of.Saw["denied"] == 0 || of.Saw["load error"] == 0 {

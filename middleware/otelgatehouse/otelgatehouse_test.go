@@ -273,6 +273,16 @@ func TestSeriesDependOnTheCodeAlone(t *testing.T) {
 // keys is how many clients TestSeriesDependOnTheCodeAlone has.
 const keys = 100_000
 
+// least returns how many allocations f makes at least. The race detector takes things from pools at
+// random, which are allocated anew then.
+func least(f func()) float64 {
+	n := testing.AllocsPerRun(1, f)
+	for range 300 {
+		n = min(n, testing.AllocsPerRun(1, f))
+	}
+	return n
+}
+
 // A decision allocates what it did without metrics, remembered or asked for.
 func TestADecisionAllocatesNoMore(t *testing.T) {
 	server := redistest.Start(t)
@@ -284,12 +294,12 @@ func TestADecisionAllocatesNoMore(t *testing.T) {
 		take := func() { must(l.Take(t.Context(), "k", 1)) }
 		take()
 		take()
-		without := testing.AllocsPerRun(1000, take)
+		without := least(take)
 		m := newMetrics()
 		unregister := must(Register(Config{MeterProvider: m, Limiters: []ratelimit.Limiter{l}}))
 		take()
 		m.values(t)
-		if with := testing.AllocsPerRun(1000, take); with > without {
+		if with := least(take); with > without {
 			t.Errorf("%s: %v allocations, %v without", l.Name(), with, without)
 		}
 		if err := unregister(); err != nil {
@@ -530,13 +540,13 @@ func TestADenialIsCountedForNothing(t *testing.T) {
 		serve := func() { w.Body.Reset(); h.ServeHTTP(w, r) }
 		serve()
 		serve()
-		return testing.AllocsPerRun(1000, serve)
+		return least(serve)
 	}
 	without := allocations(func(middleware.Decision) {})
 	if with := allocations(must(OnDecision(m))); with > without {
 		t.Errorf("%v allocations, %v without", with, without)
 	}
-	if sum(m.values(t), "http.ratelimit.requests") < 1000 {
+	if sum(m.values(t), "http.ratelimit.requests") < 600 {
 		t.Error("not counted")
 	}
 }
