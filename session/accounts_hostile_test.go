@@ -215,12 +215,12 @@ func TestWatchEndsAtTheDeadlineWithoutRedis(t *testing.T) {
 		}
 		client := rb.NewClient(t)
 		seen := countCommands(client)
-		m := managerOver(t, client, Config{Lifetime: time.Second, Timeout: 200 * time.Millisecond})
+		m := managerOver(t, client, Config{Lifetime: 2 * time.Second, Timeout: 5 * time.Second})
 		m.watches.every = 200 * time.Millisecond
 		ctx := watched(t, m, begin(t, m, "ann").cookie)
 		var asked atomic.Int64
 		seen.reset(func(int, string) fate { asked.Add(1); return fateRefused })
-		ends(t, ctx, 3*time.Second, "without Redis")
+		ends(t, ctx, 8*time.Second, "without Redis")
 		if asked.Load() == 0 {
 			t.Error("nobody was asked")
 		}

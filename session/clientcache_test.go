@@ -33,7 +33,7 @@ func cachingIn(t testing.TB, addr string, set func(*redis.Options)) *Manager {
 	set(opts)
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { client.Close() })
-	return managerOver(t, client, Config{Timeout: 500 * time.Millisecond})
+	return managerOver(t, client, Config{Timeout: 2 * time.Second})
 }
 
 // hgets is how many HGETs the server has run, those of scripts included.
@@ -117,7 +117,7 @@ func TestLogoutReachesTheOtherCache(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("a logout reached the other process's cache after %v (median), %v (worst of %d)", took[len(took)/2], took[len(took)-1], len(took))
-	if worst := took[len(took)-1]; worst > staleness+time.Second {
+	if worst := took[len(took)-1]; worst > staleness+3*time.Second {
 		t.Errorf("a revoked session was served for %v", worst)
 	}
 }
@@ -139,6 +139,7 @@ func TestChangesMeetACacheThatIsBehind(t *testing.T) {
 }
 
 func TestCacheWithoutInvalidations(t *testing.T) {
+	t.Parallel() // with others that wait
 	for name, fault := range map[string]func(*redistest.Proxy){
 		"connections break": func(p *redistest.Proxy) { p.Disconnect() },
 		"packets vanish":    func(p *redistest.Proxy) { p.BlackHole() },
@@ -155,7 +156,7 @@ func TestCacheWithoutInvalidations(t *testing.T) {
 			b.request(func(ctx context.Context) { _ = one.Logout(ctx) })
 			took := servedFor(t, two, old)
 			t.Logf("a logout was noticed after %v", took)
-			if took > staleness+time.Second {
+			if took > staleness+5*time.Second { // a read that waits for its timeout is in it
 				t.Errorf("a revoked session was served for %v", took)
 			}
 		})

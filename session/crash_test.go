@@ -85,7 +85,7 @@ func TestLostReplies(t *testing.T) {
 					t.Cleanup(func() { client.Close() })
 					hook := countCommands(client)
 					m := manager(t, b, Config{})
-					failing := sameSite(t, m, client, Config{})
+					failing := sameSite(t, m, client, Config{Timeout: 500 * time.Millisecond}) // which some wait for
 					forCrashes([]act{x}, func(x act, c crash) bool {
 						if !c.lost || !tc.all && (c.meanwhile || c.forGood) {
 							return false

@@ -549,9 +549,7 @@ type fleetWorld struct {
 
 func (f *fleet) era(e fleetEra, n int, length time.Duration) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(f.t.Context(), length)
-	defer cancel()
-	w := &fleetWorld{fleet: f, e: e, model: newFleetModel(e), ctx: ctx, prefix: fmt.Sprintf("fleet%d:", n)}
+	w := &fleetWorld{fleet: f, e: e, model: newFleetModel(e), prefix: fmt.Sprintf("fleet%d:", n)}
 	var starting sync.WaitGroup
 	for i := range fleetServers + 1 {
 		p := &fleetProc{w: w, i: i, name: fmt.Sprintf("p%d", i), pending: map[int]*fleetRequest{}}
@@ -559,6 +557,9 @@ func (f *fleet) era(e fleetEra, n int, length time.Duration) {
 		starting.Go(p.start)
 	}
 	starting.Wait()
+	var cancel context.CancelFunc
+	w.ctx, cancel = context.WithTimeout(f.t.Context(), length)
+	defer cancel()
 	w.victim, w.procs = w.all[fleetServers], w.all[:fleetServers]
 	defer func() {
 		for _, p := range w.all {

@@ -179,11 +179,12 @@ func TestPopOnceAndWhatIsPending(t *testing.T) {
 
 // When it is not known whether the value is gone, nobody has it and the caller is told.
 func TestPopOnceWhenTheReplyIsLost(t *testing.T) {
-	server := redistest.Shared(t)
+	t.Parallel() // with others that wait
+	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
 	defer client.Close()
-	m := managerOver(t, client, Config{Timeout: 300 * time.Millisecond, Prefix: t.Name() + ":"})
+	m := managerOver(t, client, Config{Timeout: 2 * time.Second, Prefix: t.Name() + ":"})
 	direct := managerOver(t, server.Client(), Config{Timeout: 10 * time.Second, Prefix: t.Name() + ":"})
 	b := begin(t, direct, "ann")
 	b.request(func(ctx context.Context) { direct.Put(ctx, "once", 1) })
@@ -270,7 +271,7 @@ func TestReload(t *testing.T) {
 // told that the session is over, and keeps what it has read. It learns of the end.
 func TestTheSessionLivesUnderAnotherID(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, rb redistest.Backend) {
-		m := managerOver(t, rb.Client, Config{Timeout: 10 * time.Second, Rotation: Rotation{Grace: 100 * time.Millisecond}})
+		m := managerOver(t, rb.Client, Config{Timeout: 10 * time.Second, Rotation: Rotation{Grace: time.Minute}})
 		for name, renew := range map[string]func(context.Context) error{"Rotate": m.Rotate, "Confirm": m.Confirm, "Login": func(ctx context.Context) error { return m.Login(ctx, "ann") }} {
 			for _, grace := range []string{"within Grace", "after it", "after it, swept"} {
 				b := begin(t, m, "ann")
@@ -285,7 +286,7 @@ func TestTheSessionLivesUnderAnotherID(t *testing.T) {
 					}
 				})
 				if grace != "within Grace" {
-					rb.Advance(t, 200*time.Millisecond)
+					rb.Advance(t, 2*time.Minute)
 				}
 				if grace == "after it, swept" {
 					m.records.sweep(t.Context(), m.state(stream).record.id)

@@ -16,7 +16,12 @@ func TestSentinelFailover(t *testing.T) {
 	client := sentinel.Client()
 	m := managerOver(t, client, Config{Secrets: [][]byte{secret}})
 	b := &browser{t: t, m: m}
-	b.request(func(ctx context.Context) { _ = m.Login(ctx, "ann"); m.Put(ctx, "cart", "book") })
+	b.request(func(ctx context.Context) {
+		if err := m.Login(ctx, "ann"); err != nil {
+			t.Fatal(err)
+		}
+		m.Put(ctx, "cart", "book")
+	})
 	if n, err := client.Wait(t.Context(), 1, 5*time.Second).Result(); n != 1 || err != nil {
 		t.Fatalf("replicated to %d: %v", n, err)
 	}

@@ -82,6 +82,9 @@ func managerOver(t testing.TB, client redis.UniversalClient, cfg Config) *Manage
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 4 * time.Second // the machine may be busy; tests take an end to be past after 10 s
+	}
 	m, err := New(client, cfg)
 	if err != nil {
 		t.Fatal(err)

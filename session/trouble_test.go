@@ -26,7 +26,7 @@ import (
 
 const troubleTimeout = 700 * time.Millisecond // a busy machine answers in less
 
-// inTime runs f until it once took at most the timeout and a tenth: a busy machine may
+// inTime runs f until it once took at most the timeout and half of it: a busy machine may
 // delay one attempt, but not each of five.
 func inTime(t *testing.T, what string, timeout time.Duration, f func()) {
 	t.Helper()
@@ -34,7 +34,7 @@ func inTime(t *testing.T, what string, timeout time.Duration, f func()) {
 	for range 5 {
 		start := time.Now()
 		f()
-		if took = time.Since(start); took <= timeout+timeout/10 {
+		if took = time.Since(start); took <= timeout+timeout/2 {
 			return
 		}
 	}
@@ -161,7 +161,7 @@ func TestRedisInTrouble(t *testing.T) {
 			if !tc.executed {
 				start := time.Now()
 				o, err := m.Finish(again)
-				if took := time.Since(start); took > 2*troubleTimeout+troubleTimeout/5 {
+				if took := time.Since(start); took > 3*troubleTimeout { // twice the timeout on an idle machine
 					t.Errorf("the Finish of a login took %v", took)
 				}
 				if !errors.Is(err, ErrUnavailable) {
@@ -224,8 +224,8 @@ func (c *clocks) age(by time.Duration) {
 	}
 }
 
-// Whatever a commit has to do: it is over within twice the timeout, though no command
-// alone takes longer than it may.
+// Whatever a commit has to do: it is over within twice the timeout, and on a busy machine
+// within three times, though no command alone takes longer than it may.
 func TestACommitAsAWholeIsBounded(t *testing.T) {
 	t.Parallel() // with others that wait
 	const slow = troubleTimeout * 8 / 10
@@ -266,7 +266,7 @@ func TestACommitAsAWholeIsBounded(t *testing.T) {
 				tr.proxy.Heal()
 				over.Store(true)
 				wg.Wait()
-				if took > 2*troubleTimeout+troubleTimeout/5 {
+				if took > 3*troubleTimeout {
 					t.Errorf("user %q: took %v with a timeout of %v: %v", user, took, troubleTimeout, err)
 				}
 				if err != nil && !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrConflict) {
@@ -618,7 +618,7 @@ func TestWrongAnswers(t *testing.T) {
 			if err := do(ctx); !errors.Is(err, ErrUnavailable) {
 				t.Errorf("%s with %.60q: %v", name, answer, err)
 			}
-			if took := time.Since(start); took > 2*troubleTimeout+troubleTimeout/5 {
+			if took := time.Since(start); took > 3*troubleTimeout { // twice the timeout on an idle machine
 				t.Errorf("%s with %.60q took %v", name, answer, took)
 			}
 			if lied.UserID(ctx) != "ann" {
@@ -715,7 +715,7 @@ func TestClientSideCache(t *testing.T) {
 	if n := stale.Load(); n > 0 {
 		t.Errorf("%d of 200 sessions were still read by the process that had logged them out", n)
 	}
-	if d := time.Duration(told.Load()); d > time.Second {
+	if d := time.Duration(told.Load()); d > 4*time.Second {
 		t.Errorf("another process saw a session for %v after its logout", d)
 	}
 	t.Logf("another process saw a session for up to %v after its logout", time.Duration(told.Load()))
@@ -735,7 +735,7 @@ func TestClientSideCache(t *testing.T) {
 // wrong, though many requests wait for the one that hangs.
 func TestOneHungNodeHoldsUpNoOtherSession(t *testing.T) {
 	t.Parallel() // with others that wait
-	const timeout = 500 * time.Millisecond
+	const timeout = 3 * time.Second
 	cluster := redistest.StartCluster(t)
 	client := cluster.Client()
 	m := managerOver(t, client, Config{Timeout: timeout})
@@ -771,7 +771,7 @@ func TestOneHungNodeHoldsUpNoOtherSession(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(timeout)
+	time.Sleep(500 * time.Millisecond) // many wait, and none has given up yet
 	for i := range 32 {
 		others.Go(func() {
 			for n := range 40 {
@@ -784,7 +784,7 @@ func TestOneHungNodeHoldsUpNoOtherSession(t *testing.T) {
 					m.Put(ctx, "n", n)
 					_, err = m.Finish(ctx)
 				}
-				if err != nil || time.Since(start) > timeout {
+				if err != nil || time.Since(start) > timeout*2/3 {
 					t.Errorf("a session of another node: %v after %v", err, time.Since(start))
 				}
 			}

@@ -221,25 +221,25 @@ func TestTouchKeepsASession(t *testing.T) {
 		if rb.Mini != nil {
 			t.Skip("its keys do not expire by themselves")
 		}
-		cfg := Config{IdleTimeout: 600 * time.Millisecond, Rotation: Rotation{Grace: 50 * time.Millisecond}}
+		cfg := Config{IdleTimeout: 2 * time.Second, Rotation: Rotation{Grace: 50 * time.Millisecond}}
 		m := managerOver(t, rb.Client, cfg)
 		kept, left := begin(t, m, "ann"), begin(t, m, "ann")
 		stream, silent := watched(t, m, kept.cookie), watched(t, m, left.cookie)
-		for i := range 10 {
-			if i%5 == 0 {
+		for i := range 6 {
+			if i%3 == 0 {
 				kept.request(func(ctx context.Context) { _ = m.Rotate(ctx) })
 			}
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(400 * time.Millisecond)
 			if err := m.Touch(stream); err != nil {
 				t.Fatalf("after %d: %v", i, err)
 			}
 		}
 		goesOn(t, stream, "touched")
-		ends(t, silent, 0, "not touched")
 		if answering(t, m, kept.cookie) != 1 {
 			t.Error("the session is over")
 		}
-		ends(t, stream, 3*time.Second, "touched no more")
+		ends(t, silent, time.Second, "not touched")
+		ends(t, stream, 8*time.Second, "touched no more")
 	})
 }
 
