@@ -89,6 +89,7 @@ func TestAccountsChild(t *testing.T) {
 	}
 	var mu sync.Mutex
 	out := json.NewEncoder(os.Stdout)
+	_ = out.Encode(accountsAnswer{}) // of no request: it is ready
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		var o accountsOrder
 		if err := json.Unmarshal(in.Bytes(), &o); err != nil {
@@ -291,6 +292,7 @@ type accountsProc struct {
 	mu      sync.Mutex
 	in      *json.Encoder
 	waiting map[int]chan accountsAnswer // nil: it is dead
+	ready   chan accountsAnswer         // one, or closed if it has died before
 }
 
 func startAccounts(t *testing.T, cfg accountsConfig) *accountsProc {
@@ -299,7 +301,8 @@ func startAccounts(t *testing.T, cfg accountsConfig) *accountsProc {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &accountsProc{cmd: exec.Command(os.Args[0], "-test.run=^TestAccountsChild$"), waiting: map[int]chan accountsAnswer{}}
+	p := &accountsProc{cmd: exec.Command(os.Args[0], "-test.run=^TestAccountsChild$"), ready: make(chan accountsAnswer, 1)}
+	p.waiting = map[int]chan accountsAnswer{0: p.ready}
 	p.cmd.Env = append(os.Environ(), accountsEnv+"="+string(text))
 	p.cmd.Stderr = os.Stderr
 	in, err := p.cmd.StdinPipe()
@@ -370,13 +373,20 @@ func accounts(t *testing.T, rb redistest.Backend, during time.Duration, browsers
 	for i := range procs {
 		procs[i] = startAccounts(t, cfg)
 	}
+	for _, p := range procs {
+		<-p.ready
+	}
 	id := 0
+	begun := new(sync.WaitGroup) // requests, since the last step of the clock
 	ask := func(o accountsOrder) (accountsAnswer, bool) {
 		mu.Lock()
 		id++
 		o.ID = id
 		p := procs[rand.IntN(len(procs))]
+		since := begun
+		since.Add(1)
 		mu.Unlock()
+		defer since.Done()
 		a, ok := p.ask(o)
 		if ok {
 			m.learn(o, a)
@@ -389,7 +399,10 @@ func accounts(t *testing.T, rb redistest.Backend, during time.Duration, browsers
 		return len(m.faults) > 0
 	}
 	until := time.Now().Add(during)
-	over := func() bool { return time.Now().After(until) || found() }
+	over := func() bool { // on a busy machine later
+		late := time.Since(until)
+		return found() || late > 30*time.Second || late > 0 && m.enough()
+	}
 	var wg sync.WaitGroup
 	for range browsers {
 		wg.Go(func() {
@@ -444,14 +457,21 @@ func accounts(t *testing.T, rb redistest.Backend, during time.Duration, browsers
 			mu.Lock()
 			i := rand.IntN(len(procs))
 			_ = procs[i].cmd.Process.Kill()
-			procs[i] = startAccounts(t, cfg)
+			p := startAccounts(t, cfg)
+			procs[i] = p
 			mu.Unlock()
+			<-p.ready
 		}
 	})
 	wg.Go(func() { // the clock of Redis steps, and comes back
+		before := new(sync.WaitGroup) // requests begun before the last step: none meets two
 		for sign := time.Duration(1); !over(); sign = -sign {
-			time.Sleep(150*time.Millisecond + rand.N(400*time.Millisecond)) // no request meets two steps
+			time.Sleep(150*time.Millisecond + rand.N(400*time.Millisecond))
+			before.Wait()
 			rb.Advance(t, sign*10*time.Minute)
+			mu.Lock()
+			before, begun = begun, new(sync.WaitGroup)
+			mu.Unlock()
 		}
 	})
 	wg.Go(func() { // audits
@@ -495,6 +515,13 @@ func accounts(t *testing.T, rb redistest.Backend, during time.Duration, browsers
 		_ = p.cmd.Process.Kill()
 	}
 	return m, quiet
+}
+
+// enough tells whether the model has seen anything to speak of.
+func (m *accountsModel) enough() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.counts["answers"] >= 50 && m.counts["login"] >= 50
 }
 
 // audit returns the handles of a user's sessions that answer, each after so many looks at all of
@@ -542,7 +569,7 @@ func TestAccountsModel(t *testing.T) {
 			t.Error(f)
 		}
 		t.Log(m.counts)
-		if m.counts["answers"] < 50 || m.counts["login"] < 50 {
+		if !m.enough() {
 			t.Errorf("too little has happened: %v", m.counts)
 		}
 	})
