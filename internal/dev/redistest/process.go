@@ -51,6 +51,7 @@ type process struct {
 	port     int
 	pid      int
 	password string
+	claim    io.Closer // of the port
 
 	guard  *exec.Cmd
 	mu     sync.Mutex // one order and its acknowledgement at a time
@@ -62,15 +63,19 @@ type process struct {
 // line from the port and the server's own, empty directory.
 func launch(password string, command func(port int, dir string) ([]string, error)) (*process, error) {
 	for attempt := 1; ; attempt++ {
-		port, err := freePort()
+		port, claim, err := freePort()
 		if err != nil {
 			return nil, err
 		}
 		p, err := launchOn(port, password, command)
-		if errors.Is(err, errPort) && attempt < 20 {
-			continue
+		if err == nil {
+			p.claim = claim
+			return p, nil
 		}
-		return p, err
+		claim.Close()
+		if !errors.Is(err, errPort) || attempt >= 20 {
+			return nil, err
+		}
 	}
 }
 
@@ -109,15 +114,21 @@ func launchOn(port int, password string, command func(port int, dir string) ([]s
 
 // freePort avoids the range from which Linux and macOS take the ports of outgoing connections,
 // so that a server can come back on its own port, and leaves room for the cluster's bus on
-// port+10000, which is where servers older than 7.0 insist on having it.
-func freePort() (int, error) {
+// port+10000, which is where servers older than 7.0 insist on having it. claim, the UDP port of the
+// same number, keeps other test binaries from it while the server is down.
+func freePort() (port int, claim io.Closer, err error) {
 	for range 1000 {
 		port := 11000 + rand.IntN(11000)
-		if vacant(port) && vacant(port+10000) {
-			return port, nil
+		claim, err := net.ListenPacket("udp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err != nil {
+			continue
 		}
+		if vacant(port) && vacant(port+10000) {
+			return port, claim, nil
+		}
+		claim.Close()
 	}
-	return 0, errors.New("redistest: no free port between 11000 and 22000")
+	return 0, nil, errors.New("redistest: no free port between 11000 and 22000")
 }
 
 func vacant(port int) bool {
@@ -210,7 +221,11 @@ func (p *process) stop() error {
 	if p.guard.ProcessState != nil {
 		return nil
 	}
-	return p.guard.Wait()
+	err := p.guard.Wait()
+	if p.claim != nil {
+		p.claim.Close()
+	}
+	return err
 }
 
 // await polls until try succeeds, and returns its last error when that takes too long.
