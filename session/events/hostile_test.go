@@ -191,16 +191,17 @@ func TestEventsLostBeforeTheFirstWasHandled(t *testing.T) {
 	login(t, m, "ann", 4)
 	var rec recorder
 	r := quick(m, &rec)
-	var away atomic.Bool
+	var away, called atomic.Bool
 	away.Store(true)
 	h := func(ctx context.Context, l []session.Event) error {
+		called.Store(true)
 		if away.Load() {
 			return events.ErrLater
 		}
 		return rec.handle(ctx, l)
 	}
 	stop := start(t, r, h)
-	time.Sleep(300 * time.Millisecond)
+	await(t, "call", called.Load)
 	server.Advance(2 * time.Minute) // the database is away for longer than Retention
 	time.Sleep(200 * time.Millisecond)
 	away.Store(false)
@@ -397,6 +398,7 @@ func TestALateTakeIsNotHandled(t *testing.T) {
 	await(t, "take", once.Load)
 	defer start(t, quick(other, &rec), rec.handle)()
 	<-handed
+	await(t, "event", func() bool { n, _ := rec.len(); return n >= 1 })
 	time.Sleep(100 * time.Millisecond)
 	if n, _ := rec.len(); n != 1 {
 		t.Errorf("an event was handled %d times", n)

@@ -27,7 +27,10 @@ import (
 
 var modelFor = flag.Duration("events.model", 4*time.Second, "how long users act and readers read, for each kind of Redis")
 
-const modelEnv = "GATEHOUSE_TEST_EVENTS"
+const (
+	modelEnv   = "GATEHOUSE_TEST_EVENTS"
+	modelLeast = 100 // acts and events, to tell anything
+)
 
 // modelConfig configures a process at its start.
 type modelConfig struct {
@@ -46,6 +49,9 @@ type report struct {
 	At           int64 // of the event, µs
 	Began, Ended int64 // of the handler, by the clock that all processes share, ns
 }
+
+// modelReady is the Kind of the first report, before any act or event.
+const modelReady = "ready"
 
 var modelUsers = []string{"ann", "bob", "cy", "dee", "eve", "fay"}
 
@@ -102,6 +108,7 @@ func TestModelChild(t *testing.T) {
 		defer mu.Unlock()
 		_ = out.Encode(r)
 	}
+	write(report{Kind: modelReady})
 	if cfg.Reads {
 		r := &events.Reader{
 			Manager: m, Group: "model", Interval: 5 * time.Millisecond, Timeout: 500 * time.Millisecond, Batch: 20, Logger: slog.New(slog.DiscardHandler),
@@ -175,8 +182,22 @@ func (m *model) take(r report) {
 	m.reports = append(m.reports, r)
 }
 
-// run starts a process, whose reports the model takes until it is killed.
-func (m *model) run(t *testing.T, cfg modelConfig, all *sync.WaitGroup) *os.Process {
+// enough tells whether the model has seen anything to speak of.
+func (m *model) enough() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	acts := 0
+	for _, r := range m.reports {
+		if r.Act {
+			acts++
+		}
+	}
+	return acts >= modelLeast && len(m.reports)-acts >= modelLeast
+}
+
+// run starts a process, whose reports the model takes until it is killed. ready is closed when it
+// is up, or has died.
+func (m *model) run(t *testing.T, cfg modelConfig, all *sync.WaitGroup) (p *os.Process, ready chan struct{}) {
 	t.Helper()
 	text, err := json.Marshal(cfg)
 	if err != nil {
@@ -192,30 +213,44 @@ func (m *model) run(t *testing.T, cfg modelConfig, all *sync.WaitGroup) *os.Proc
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	ready = make(chan struct{})
+	up := sync.OnceFunc(func() { close(ready) })
 	all.Go(func() {
+		defer up()
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			var r report
-			if json.Unmarshal(lines.Bytes(), &r) == nil {
+			if json.Unmarshal(lines.Bytes(), &r) != nil {
+				continue // what the test binary says for itself
+			}
+			if up(); r.Kind != modelReady {
 				m.take(r)
 			}
 		}
 		_ = cmd.Wait()
 	})
-	return cmd.Process
+	return cmd.Process, ready
 }
 
 // play lets processes act and read, and returns what was wrong.
 func play(t *testing.T, client redis.UniversalClient, cfg modelConfig, during time.Duration, trouble func(over <-chan struct{})) (faults []string, counts map[string]int) {
 	t.Helper()
+	start := time.Now()
 	model := &model{}
-	var mu sync.Mutex
 	var all, meanwhile sync.WaitGroup
-	start := func(reads bool) *os.Process {
+	procs := make([]*os.Process, 5)
+	run := func(i int) (ready chan struct{}) {
 		cfg := cfg
-		cfg.Reads = reads
-		return model.run(t, cfg, &all)
+		cfg.Reads = i >= 2
+		procs[i], ready = model.run(t, cfg, &all)
+		return ready
 	}
-	procs := []*os.Process{start(false), start(false), start(true), start(true), start(true)}
+	var ready []chan struct{}
+	for i := range procs {
+		ready = append(ready, run(i))
+	}
+	for _, r := range ready {
+		<-r
+	}
 	over := make(chan struct{})
 	meanwhile.Go(func() { trouble(over) })
 	meanwhile.Go(func() { // kills
@@ -229,13 +264,14 @@ func play(t *testing.T, client redis.UniversalClient, cfg modelConfig, during ti
 			if cfg.Cluster && i < 2 { // what the kill of one who acts may lose while a slot moves, is lost
 				continue
 			}
-			mu.Lock()
 			_ = procs[i].Kill()
-			procs[i] = start(i >= 2)
-			mu.Unlock()
+			<-run(i)
 		}
 	})
-	time.Sleep(during)
+	// On a busy machine longer; what an actor that was killed has left open must not expire meanwhile.
+	for began := time.Now(); time.Since(began) < during || !model.enough() && time.Since(start) < 15*time.Second; {
+		time.Sleep(50 * time.Millisecond)
+	}
 	close(over)
 	meanwhile.Wait()
 	for _, p := range procs {
@@ -403,7 +439,7 @@ func show(t *testing.T, faults []string, counts map[string]int) {
 		t.Error(f)
 	}
 	t.Log(counts)
-	if counts["events"] < 100 || counts["acts"] < 100 {
+	if counts["events"] < modelLeast || counts["acts"] < modelLeast {
 		t.Errorf("too little has happened: %v", counts)
 	}
 }
