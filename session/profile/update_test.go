@@ -336,11 +336,14 @@ func proxied(t *testing.T, db *database, cfg Config) (far, near *Cache[user], p 
 	p = redistest.NewProxy(t, server.Addr())
 	client := redis.NewClient(&redis.Options{Addr: p.Addr(), MaxRetries: -1})
 	t.Cleanup(func() { client.Close() })
-	return newCache(t, client, db.load, cfg), newCache(t, server.Client(), db.load, cfg), p
+	far = newCache(t, client, db.load, cfg)
+	cfg.Timeout = 0 // as of newCache
+	return far, newCache(t, server.Client(), db.load, cfg), p
 }
 
 // What an Update says of Redis that goes away in the middle of it is true.
 func TestUpdateWhileRedisGoesAway(t *testing.T) {
+	t.Parallel() // with others that wait
 	for name, fault := range map[string]func(*redistest.Proxy){
 		"cut":                         func(p *redistest.Proxy) { p.Cut() },
 		"black hole":                  func(p *redistest.Proxy) { p.BlackHole() },
@@ -352,7 +355,7 @@ func TestUpdateWhileRedisGoesAway(t *testing.T) {
 			t.Parallel()
 			var db database
 			db.set("ann", "old")
-			far, near, p := proxied(t, &db, Config{Timeout: 200 * time.Millisecond, LoadTimeout: 400 * time.Millisecond})
+			far, near, p := proxied(t, &db, Config{Timeout: time.Second, LoadTimeout: 400 * time.Millisecond})
 			wants(t, near, "ann", "old")
 			wants(t, far, "ann", "old")
 			var u user
@@ -431,9 +434,10 @@ func TestAnUpdateThatEndsTellsRedisAgain(t *testing.T) {
 
 // A write that takes longer than its lease is not promised more than it can be.
 func TestAWriteThatOutlivesItsLease(t *testing.T) {
+	t.Parallel() // with others that wait
 	var db database
 	db.set("ann", "old")
-	far, near, p := proxied(t, &db, Config{Timeout: 500 * time.Millisecond, LoadTimeout: 50 * time.Millisecond, TTL: time.Hour})
+	far, near, p := proxied(t, &db, Config{Timeout: 500 * time.Millisecond, LoadTimeout: 500 * time.Millisecond, TTL: time.Hour})
 	wants(t, near, "ann", "old")
 	write := func(end func()) error {
 		_, err := far.Update(t.Context(), "ann", func(ctx context.Context) (user, error) {
@@ -493,6 +497,7 @@ func TestLoadsWithoutRedisAreBounded(t *testing.T) {
 
 // Loaders that hang take their places for as long as they do.
 func TestHungLoadsWithoutRedisAreBounded(t *testing.T) {
+	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	hang := make(chan struct{})
 	defer close(hang)
@@ -501,7 +506,7 @@ func TestHungLoadsWithoutRedisAreBounded(t *testing.T) {
 		_, _ = db.load(ctx, id)
 		<-hang
 		return user{}, nil
-	}, Config{MaxLoads: 2, LoadTimeout: 50 * time.Millisecond, Timeout: 100 * time.Millisecond})
+	}, Config{MaxLoads: 2, LoadTimeout: 50 * time.Millisecond, Timeout: time.Second})
 	server.Stop()
 	for i := range 4 {
 		if _, err := c.Get(t.Context(), fmt.Sprint(i)); err == nil {
