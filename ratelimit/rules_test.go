@@ -62,7 +62,7 @@ func TestRulesHaveTheirOrder(t *testing.T) {
 		for _, secret := range [][]byte{nil, []byte(strings.Repeat("s", 32))} {
 			prefix := fmt.Sprintf("order%d:", len(secret))
 			rules := newRules(t, b.Client, RulesConfig{Prefix: prefix, KeySecret: secret})
-			cfg := Config{Prefix: prefix, KeySecret: secret, Rules: rules}
+			cfg := Config{Prefix: prefix, KeySecret: secret, Timeout: 10 * time.Second, Rules: rules}
 			hour := PerHour(10)
 			for name, l := range map[string]interface {
 				Limiter
@@ -74,7 +74,7 @@ func TestRulesHaveTheirOrder(t *testing.T) {
 				"bucket":  must(NewTokenBucket(b.Client, "bucket", hour, cfg)),
 				"quota":   must(NewQuota(b.Client, "quota", 10, Day, time.UTC, cfg)),
 				"local":   must(NewLocal("local", hour, Config{KeySecret: secret, Rules: rules})),
-				"banning": must(NewFixedWindow(b.Client, "banning", hour, Config{Prefix: prefix, KeySecret: secret, Rules: rules, Penalty: Penalty{Strikes: 3}})),
+				"banning": must(NewFixedWindow(b.Client, "banning", hour, Config{Prefix: prefix, KeySecret: secret, Timeout: 10 * time.Second, Rules: rules, Penalty: Penalty{Strikes: 3}})),
 			} {
 				planned := Limit{20, l.Limit().Window}
 				var with Limiter
@@ -147,7 +147,7 @@ func TestRulesHaveTheirOrder(t *testing.T) {
 func TestRulesInsideAll(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		rules := newRules(t, b.Client, RulesConfig{})
-		cfg := Config{Rules: rules}
+		cfg := Config{Timeout: 10 * time.Second, Rules: rules}
 		minute, day := must(NewTokenBucket(b.Client, "minute", PerMinute(5), cfg)), must(NewFixedWindow(b.Client, "day", PerDay(100), cfg))
 		both := must(All(minute, day))
 		rules.set(t, Rule{Policy: "minute", Key: "k", Mode: Exempt})
@@ -189,7 +189,7 @@ func TestRulesInsideAll(t *testing.T) {
 func TestConcurrencyObeysRules(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		rules := newRules(t, b.Client, RulesConfig{})
-		c := must(NewConcurrency(b.Client, "jobs", 1, Config{Rules: rules}))
+		c := must(NewConcurrency(b.Client, "jobs", 1, Config{Timeout: 10 * time.Second, Rules: rules}))
 		acquire := func(key string) (*Lease, Result) {
 			t.Helper()
 			l, res, err := c.Acquire(t.Context(), key)
@@ -234,7 +234,7 @@ func TestConcurrencyObeysRules(t *testing.T) {
 func TestWaitObeysRules(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, b redistest.Backend) {
 		rules := newRules(t, b.Client, RulesConfig{})
-		l := must(NewTokenBucket(b.Client, "jobs", PerHour(1), Config{Rules: rules}))
+		l := must(NewTokenBucket(b.Client, "jobs", PerHour(1), Config{Timeout: 10 * time.Second, Rules: rules}))
 		rules.set(t, Rule{Policy: "jobs", Key: "k", Requests: 360_000})
 		for range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -376,7 +376,7 @@ func TestRulesStatsWaitForNobody(t *testing.T) {
 func TestTogglingRulesGivesNoQuota(t *testing.T) {
 	server := redistest.Start(t)
 	rules := newRules(t, server.Client(), RulesConfig{})
-	cfg := Config{Rules: rules}
+	cfg := Config{Timeout: 10 * time.Second, Rules: rules}
 	for name, l := range map[string]Limiter{
 		"sliding": must(NewSlidingWindow(server.Client(), "sliding", PerHour(100), cfg)),
 		"fixed":   must(NewFixedWindow(server.Client(), "fixed", PerHour(100), cfg)),
@@ -427,7 +427,7 @@ func TestBansUnderRules(t *testing.T) {
 	t.Parallel() // with others that wait
 	server := redistest.Start(t)
 	rules := newRules(t, server.Client(), RulesConfig{})
-	l := must(NewFixedWindow(server.Client(), "api", PerHour(1), Config{Rules: rules, Penalty: Penalty{Strikes: 1, First: 10 * time.Hour}}))
+	l := must(NewFixedWindow(server.Client(), "api", PerHour(1), Config{Timeout: 10 * time.Second, Rules: rules, Penalty: Penalty{Strikes: 1, First: 10 * time.Hour}}))
 	takes(t, l, "k")
 	takes(t, l, "k")
 	eventually(t, "a ban", func() bool { server.Advance(time.Second); return takes(t, l, "k").Banned })
@@ -456,7 +456,7 @@ func TestRulesReachAll(t *testing.T) {
 		}
 		client := redis.NewClient(&redis.Options{Addr: addr})
 		t.Cleanup(func() { _ = client.Close() })
-		limiters = append(limiters, must(NewFixedWindow(client, "api", PerHour(1000), Config{Rules: newRules(t, client, RulesConfig{})})))
+		limiters = append(limiters, must(NewFixedWindow(client, "api", PerHour(1000), Config{Timeout: 10 * time.Second, Rules: newRules(t, client, RulesConfig{})})))
 	}
 	must(NewFixedWindow(server.Client(), "api", PerHour(1000), Config{Rules: admin}))
 	see := func(what string, n int) {
@@ -605,7 +605,7 @@ func TestRulesHistory(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client()
 	rules := newRules(t, client, RulesConfig{})
-	cfg := Config{Rules: rules}
+	cfg := Config{Timeout: 10 * time.Second, Rules: rules}
 	minute, day := must(NewFixedWindow(client, "minute", PerMinute(1), cfg)), must(NewFixedWindow(client, "day", PerDay(1), cfg))
 	both := must(All(minute, Keyed(day, func(key string) string { return "all of " + key })))
 	takes(t, both, "k")
@@ -668,7 +668,7 @@ func TestTenThousandRules(t *testing.T) {
 	if n := client.HLen(t.Context(), rules.keys()[0]).Val(); n != maxRules+1 {
 		t.Errorf("%d entries", n)
 	}
-	remote := must(NewFixedWindow(client, "api", PerHour(1), Config{Rules: rules}))
+	remote := must(NewFixedWindow(client, "api", PerHour(1), Config{Timeout: 10 * time.Second, Rules: rules}))
 	for _, key := range []string{"user:1", "nobody"} {
 		for range 5 {
 			takes(t, remote, key)
@@ -750,7 +750,7 @@ func (l preceded) Take(ctx context.Context, key string, cost int) (Result, error
 func TestRulesThatChangeWithinAll(t *testing.T) {
 	client := redistest.Start(t).Client()
 	rules := newRules(t, client, RulesConfig{})
-	l := must(NewFixedWindow(client, "api", PerHour(10), Config{Rules: rules}))
+	l := must(NewFixedWindow(client, "api", PerHour(10), Config{Timeout: 10 * time.Second, Rules: rules}))
 	rules.set(t, Rule{Policy: "api", Key: "*", Requests: 1000})
 	rules.set(t, Rule{Policy: "api", Key: "k", Requests: 500})
 	first := preceded{must(NewLocal("first", PerHour(1e6), Config{})), func() {

@@ -184,7 +184,7 @@ func TestMissingTTLIsHealed(t *testing.T) {
 // again, or is kept for long after. A key is to last until the end of the ten seconds
 // in which the bucket is full, so that it does whenever the clock enters others.
 func outlives(client redis.UniversalClient, name, script string) error {
-	widest := must(NewTokenBucket(client, name, PerMinute(60), Config{}))
+	widest := must(NewTokenBucket(client, name, PerMinute(60), Config{Timeout: 10 * time.Second}))
 	SetScript(widest, script)
 	limits := []Limiter{widest}
 	for _, l := range []Limit{PerSecond(5), {Requests: 7, Window: 3 * time.Second}, {Requests: 10, Window: 10 * time.Second},
