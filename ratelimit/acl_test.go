@@ -95,12 +95,12 @@ func TestEachLimiterUnderTheLeastACL(t *testing.T) {
 		},
 		"`NewConcurrency`": {
 			use: func(t *testing.T, c redis.UniversalClient) {
-				places := must(NewConcurrency(c, "acl", 2, Config{Timeout: 10 * time.Second, Lease: 300 * time.Millisecond}))
+				places := must(NewConcurrency(c, "acl", 2, Config{Timeout: 10 * time.Second, Lease: 2 * time.Second}))
 				lease, res, err := places.Acquire(ctx, "k")
 				if err != nil || !res.Allowed {
 					t.Fatal(res, err)
 				}
-				time.Sleep(200 * time.Millisecond) // it is renewed
+				time.Sleep(time.Second) // it is renewed
 				if err := lease.Release(); err != nil {
 					t.Error(err)
 				}
