@@ -123,11 +123,16 @@ func migrate(t *testing.T, nodes []*redistest.Server, from, to int, key string) 
 func TestClusterDown(t *testing.T) {
 	t.Parallel() // with others that wait
 	cluster := redistest.StartCluster(t)
-	l, err := ratelimit.NewFixedWindow(cluster.Client(), "down", ratelimit.PerHour(5), ratelimit.Config{Timeout: 500 * time.Millisecond})
+	client := cluster.Client()
+	l, err := ratelimit.NewFixedWindow(client, "down", ratelimit.PerHour(5), ratelimit.Config{Timeout: 500 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Take(t.Context(), "k", 1); err != nil {
+	patient, err := ratelimit.NewFixedWindow(client, "down", ratelimit.PerHour(5), ratelimit.Config{Timeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := patient.Take(t.Context(), "k", 1); err != nil {
 		t.Fatal(err)
 	}
 	nodes := cluster.Nodes()
@@ -150,7 +155,7 @@ func TestClusterDown(t *testing.T) {
 // wrong, though many wait for the one that hangs.
 func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 	t.Parallel() // with others that wait
-	cluster := redistest.StartCluster(t)
+	cluster := redistest.StartCluster(t, "--cluster-node-timeout", "60000") // which does not take the node that hangs for dead
 	client := cluster.Client()
 	timeout := 400 * time.Millisecond
 	if redistest.RaceDetector {
@@ -161,6 +166,7 @@ func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 			continue
 		}
 		l := n.must(t, client, "hung", ratelimit.PerHour(1000), ratelimit.Config{Timeout: timeout})
+		patient := n.must(t, client, "hung", ratelimit.PerHour(1000), ratelimit.Config{Timeout: 10 * time.Second})
 		hung := cluster.Nodes()[1]
 		var there, elsewhere []string
 		for i := range 200 {
@@ -174,7 +180,7 @@ func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 			} else {
 				elsewhere = append(elsewhere, key)
 			}
-			if _, err := l.Take(t.Context(), key, 1); err != nil {
+			if _, err := patient.Take(t.Context(), key, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -230,7 +236,7 @@ func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 // flight: those of the two are decided by Redis, and exactly.
 func TestOneHungNodeWhileSlotsMove(t *testing.T) {
 	t.Parallel() // with others that wait
-	cluster := redistest.StartCluster(t)
+	cluster := redistest.StartCluster(t, "--cluster-node-timeout", "60000") // which does not take the node that hangs for dead
 	client := cluster.Client()
 	const timeout, limit, moves = 2 * time.Second, 3000, 6
 	l, err := ratelimit.NewSlidingWindow(client, "hung", ratelimit.PerHour(limit), ratelimit.Config{Timeout: timeout})
@@ -313,8 +319,12 @@ func TestSentinelFailover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	patient, err := ratelimit.NewSlidingWindow(client, "failover", ratelimit.PerHour(5), ratelimit.Config{Timeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 3 {
-		if res, err := l.Take(t.Context(), "k", 1); err != nil || !res.Allowed {
+		if res, err := patient.Take(t.Context(), "k", 1); err != nil || !res.Allowed {
 			t.Fatalf("%+v, %v", res, err)
 		}
 	}

@@ -281,20 +281,21 @@ func TestMemoryPerKey(t *testing.T) {
 
 // A remembered denial costs no command, counts down, and is over when it says.
 func TestRememberedDenials(t *testing.T) {
+	t.Parallel() // with others that wait
 	client := redistest.Start(t).Client()
 	for _, a := range algorithms {
 		t.Run(a.String(), func(t *testing.T) {
-			l := newLimiter(t, a, client, "remember "+a.String(), Limit{2, 400 * time.Millisecond})
+			l := newLimiter(t, a, client, "remember "+a.String(), Limit{2, 2 * time.Second})
 			must(l.Take(ctx, "k", 2))
 			first := must(l.Take(ctx, "k", 1))
 			if first.Allowed || first.Source != FromRedis {
 				t.Fatalf("%+v", first)
 			}
-			start, last := time.Now(), first
+			start, last, late := time.Now(), first, false
 			n := commands(t, client, func() {
 				for range 1000 {
 					res := must(l.Take(ctx, "k", 1))
-					if time.Since(start) > 100*time.Millisecond {
+					if late = time.Since(start) > 500*time.Millisecond; late {
 						break // a busy machine
 					}
 					if res.Allowed || res.Source != FromCache || res.RetryAfter > last.RetryAfter || res.ResetAfter > last.ResetAfter {
@@ -306,7 +307,7 @@ func TestRememberedDenials(t *testing.T) {
 					last = res
 				}
 			})
-			if n != 0 {
+			if n != 0 && !late {
 				t.Errorf("%d scripts for remembered denials", n)
 			}
 			if res := must(l.Take(ctx, "k", 2)); res.Source != FromCache || res.RetryAfter < last.RetryAfter-time.Second {
@@ -315,12 +316,12 @@ func TestRememberedDenials(t *testing.T) {
 			if first.RetryAfter > 5*time.Second {
 				return // a quota ends with its day
 			}
-			for time.Since(start) < 5*time.Second {
+			for time.Since(start) < 10*time.Second {
 				if res := must(l.Take(ctx, "k", 1)); res.Allowed {
 					break
 				}
 			}
-			if d := time.Since(start); d > first.RetryAfter+200*time.Millisecond {
+			if d := time.Since(start); d > first.RetryAfter+2*time.Second {
 				t.Errorf("allowed after %v, RetryAfter was %v", d, first.RetryAfter)
 			}
 		})
@@ -491,8 +492,9 @@ func TestSilenceIsTold(t *testing.T) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
 	defer slog.SetDefault(before)
 	server := redistest.Start(t)
-	l := must(NewFixedWindow(server.Client(), "silent", PerHour(5), Config{Timeout: 50 * time.Millisecond}))
-	must(l.Take(ctx, "k", 1))
+	client := server.Client()
+	l := must(NewFixedWindow(client, "silent", PerHour(5), Config{Timeout: 50 * time.Millisecond}))
+	must(newLimiter(t, fixed, client, "patient", PerHour(5)).Take(ctx, "k", 1))
 	server.Pause()
 	defer server.Resume()
 	for range 5 {

@@ -38,7 +38,7 @@ func TestASilentServerIsNotAsked(t *testing.T) {
 	proxy, client := overProxy(t)
 	const timeout = 200 * time.Millisecond
 	s := roundtrip.New(client, timeout, slog.New(slog.NewTextHandler(&log, nil)))
-	if _, err := run(t.Context(), s, "silent", "0"); err != nil {
+	if _, err := run(t.Context(), roundtrip.New(client, 20*time.Second, nil), "silent", "0"); err != nil {
 		t.Fatal(err)
 	}
 	proxy.BlackHole()
@@ -51,7 +51,7 @@ func TestASilentServerIsNotAsked(t *testing.T) {
 			t.Fatalf("error = %v", err)
 		}
 	}
-	if d := time.Since(start); d > timeout {
+	if d := time.Since(start); d > roundtrip.Period*9/10 { // after a Period one would be asked
 		t.Errorf("a thousand refusals took %v", d)
 	}
 	if n := s.Silent(); n != 1 {
@@ -169,8 +169,8 @@ func TestForgottenConnections(t *testing.T) {
 		} else {
 			row++
 		}
-		if time.Since(start) > 2*time.Second {
-			t.Fatal("no answers after two seconds")
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("no answers after five seconds")
 		}
 	}
 	t.Logf("100 answers in a row after %v", time.Since(start))
@@ -203,7 +203,7 @@ func TestSlowConnections(t *testing.T) {
 				wg.Go(func() {
 					start := time.Now()
 					_, err := run(t.Context(), s, "slow", "0")
-					if d := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || d > 2*timeout {
+					if d := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || d > 2*time.Second {
 						t.Errorf("%v after %v", err, d)
 					}
 				})
@@ -229,7 +229,7 @@ func TestAPoolThatOthersHold(t *testing.T) {
 			t.Fatal("the pool is not held")
 		}
 	}
-	s := roundtrip.New(client, 200*time.Millisecond, nil)
+	s := roundtrip.New(client, time.Second, nil)
 	late := 0
 	for range 200 {
 		_, err := run(t.Context(), s, "held", "0")
