@@ -183,11 +183,11 @@ func ExampleKeyed() {
 // A worker that keeps to the limit of the service it calls.
 func ExampleWait() {
 	client, _ := embedded()
-	calls, err := ratelimit.NewTokenBucket(client, "calls", ratelimit.PerSecond(2), ratelimit.Config{})
+	calls, err := ratelimit.NewTokenBucket(client, "calls", ratelimit.PerMinute(2), ratelimit.Config{})
 	if err != nil {
 		log.Fatal(err)
 	}
-	soon, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	soon, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for range 3 {
 		res, err := ratelimit.Wait(soon, calls, "partner", 1)

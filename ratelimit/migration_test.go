@@ -155,7 +155,8 @@ func TestClusterDown(t *testing.T) {
 // wrong, though many wait for the one that hangs.
 func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 	t.Parallel() // with others that wait
-	cluster := redistest.StartCluster(t, "--cluster-node-timeout", "60000") // which does not take the node that hangs for dead
+	// The node that hangs is not taken for dead.
+	cluster := redistest.StartCluster(t, "--cluster-node-timeout", "60000")
 	client := cluster.Client()
 	timeout := 400 * time.Millisecond
 	if redistest.RaceDetector {
@@ -236,7 +237,8 @@ func TestOneHungNodeDecidesForNoOther(t *testing.T) {
 // flight: those of the two are decided by Redis, and exactly.
 func TestOneHungNodeWhileSlotsMove(t *testing.T) {
 	t.Parallel() // with others that wait
-	cluster := redistest.StartCluster(t, "--cluster-node-timeout", "60000") // which does not take the node that hangs for dead
+	// The node that hangs is not taken for dead.
+	cluster := redistest.StartCluster(t, "--cluster-node-timeout", "60000")
 	client := cluster.Client()
 	const timeout, limit, moves = 2 * time.Second, 3000, 6
 	l, err := ratelimit.NewSlidingWindow(client, "hung", ratelimit.PerHour(limit), ratelimit.Config{Timeout: timeout})

@@ -20,7 +20,8 @@ import (
 func TestOneHungNodeHoldsUpNoOther(t *testing.T) {
 	t.Parallel() // with others that wait
 	const timeout = 500 * time.Millisecond
-	cluster := redistest.StartCluster(t, "--cluster-node-timeout", "60000") // which does not take the node that hangs for dead
+	// The node that hangs is not taken for dead.
+	cluster := redistest.StartCluster(t, "--cluster-node-timeout", "60000")
 	client := cluster.Client()
 	s := roundtrip.New(client, timeout, nil)
 	hung := cluster.Nodes()[1]

@@ -227,7 +227,7 @@ func testCost(t *testing.T, s Subject) {
 	allowed(t, l, k, 2, 0)
 	denied(t, l, k, 1, 0)
 	// More than fits into one call of a script.
-	l, k = s.New(t, ratelimit.PerHour(20_000)), key()
+	l, k = s.New(t, ratelimit.PerDay(20_000)), key()
 	allowed(t, l, k, 9_999, 10_001)
 	allowed(t, l, k, 10_000, 1)
 	denied(t, l, k, 2, 1)
@@ -580,7 +580,7 @@ func testRefund(t *testing.T, s Subject) {
 
 func testSettle(t *testing.T, s Subject) {
 	ctx := context.Background()
-	l := s.New(t, ratelimit.PerHour(5000))
+	l := s.New(t, ratelimit.PerDay(5000))
 	settle := func(k string, r ratelimit.Result, cost int) {
 		t.Helper()
 		if err := settler(t, l).Settle(ctx, k, r, cost); err != nil {

@@ -56,7 +56,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		"return", "fatal", "panic", "panic in a goroutine", "exit", "SIGKILL", "SIGKILL of the process group", "timeout",
 	} {
 		t.Run(end, func(t *testing.T) {
-			cmd := exec.Command(os.Args[0], "-test.run=^TestChild$", "-test.timeout=5s")
+			cmd := exec.Command(os.Args[0], "-test.run=^TestChild$", "-test.timeout=15s")
 			if end != "timeout" {
 				cmd.Args[2] = "-test.timeout=1m"
 			}
