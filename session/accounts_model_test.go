@@ -517,7 +517,7 @@ func accounts(t *testing.T, rb redistest.Backend, during time.Duration, browsers
 	return m, quiet
 }
 
-// enough tells whether the model has seen anything to speak of.
+// enough reports whether the model has seen enough to judge by.
 func (m *accountsModel) enough() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

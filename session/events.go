@@ -117,7 +117,7 @@ func (s *records) used() told {
 	return told{}
 }
 
-// toldArg is what is told, as scripts take it.
+// toldArg encodes t as an argument of a script, with a random ID.
 func (s *records) toldArg(t told) string {
 	b := make([]byte, 8, 8+2*timeLen+1+len(t.actor))
 	_, _ = rand.Read(b)

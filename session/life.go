@@ -93,8 +93,7 @@ func (l life) touchDue(r *record, now int64) bool { return l.kept(0).moves(r, no
 
 // moves reports whether a write at now sets the times of a record: each idle/touchShare,
 // when the configured life would move its end by as much, or when uses were noted less often
-// before. It is the script's own rule
-// (save.lua), of a life that is kept.
+// before. It is the script's own rule (save.lua), of a life that is kept.
 func (l life) moves(r *record, now int64) bool {
 	end := l.deadline(r)
 	if l.idle > 0 {

@@ -2,9 +2,9 @@
 // fleet.
 //
 // All sessions of a user, or of one visitor, are fields of one hash in Redis, so that
-// every change is one script on one key, and the stream of events where they are wanted. github.com/alexedwards/scs holds the values of a
-// request; the way of a request from [Manager.Load] through the values to
-// [Manager.Finish] is this package's own. A session that was ended stays ended whatever
+// every change is one script on one key, and the stream of events where they are wanted.
+// github.com/alexedwards/scs holds the values of a request; the way of a request from
+// [Manager.Load] through the values to [Manager.Finish] is this package's own. A session that was ended stays ended whatever
 // runs at the same time, concurrent changes are merged key by key, an ID is replaced at
 // login, and records can be sealed so that Redis holds nothing readable.
 //

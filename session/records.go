@@ -219,8 +219,8 @@ func (r *record) written(now int64, l life) {
 	r.times.step = power(l.step)
 }
 
-// save writes r over old, if that still has its revision. short, if not 0, is how long it stands
-// unless it is written again. t is told if by it a use is noted.
+// save writes r over old, if that still has its revision. short, if not 0, is how long r stands
+// unless it is written again. t becomes an event if the write notes a use.
 func (s *records) save(ctx context.Context, r, old *record, short time.Duration, t told) (reply, error) {
 	l := s.lives[r.head.kind].kept(short)
 	out, err := s.sealer.seal(r)

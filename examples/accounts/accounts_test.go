@@ -24,10 +24,6 @@ import (
 
 func TestMain(m *testing.M) { redistest.Main(m) }
 
-// pause lets some time pass between an end of all sessions and a login: one that follows within a
-// round trip of its own may be refused.
-const pause = 500 * time.Millisecond
-
 // browser is one on one of the servers.
 type browser struct {
 	t    *testing.T
@@ -165,7 +161,7 @@ func TestDevicesOverTwoServers(t *testing.T) {
 		t.Errorf("the other device: %s", page)
 	}
 	phone.do(403, "POST", "/login", url.Values{"user": {"ann"}, "password": {"ann"}})
-	time.Sleep(pause)
+	servicetest.Pause()
 	phone.login("ann", "correct horse")
 	laptop.do(200, "POST", "/end-others", url.Values{})
 	if list := laptop.devices(); len(list) != 1 || !list[0].Current {
@@ -212,6 +208,6 @@ func TestAnotherDeviceWasFaster(t *testing.T) {
 			t.Errorf("%s: %s", path, page)
 		}
 		users.Set("ann", "ann")
-		time.Sleep(pause)
+		servicetest.Pause()
 	}
 }

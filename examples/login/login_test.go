@@ -30,10 +30,6 @@ const (
 	password = "correct horse"
 )
 
-// pause lets some time pass between an end of all sessions and a login: one that follows within a
-// round trip of its own may be refused.
-const pause = 500 * time.Millisecond
-
 // site is two servers over one Redis and one database.
 type site struct {
 	t       *testing.T
@@ -343,7 +339,7 @@ func TestChangeOfPasswordEndsTheOthers(t *testing.T) {
 	b.get("/").at("/").shows(200, "this device")
 	half.post("/totp", "code", s.code()).at("/login").shows(200, "your password was changed")
 	half.password("ann@example.com", password).shows(200, "not right")
-	time.Sleep(pause)
+	servicetest.Pause()
 	half.password("ann@example.com", "battery staple").at("/totp")
 	half.post("/totp", "code", s.code()).at("/")
 }
@@ -365,7 +361,7 @@ func TestResetEndsAllAndLogsIn(t *testing.T) {
 	for _, used := range []string{token, second, "", "made up"} {
 		phone.post("/reset", "token", used, "new", "a third password").shows(200, "has been used")
 	}
-	time.Sleep(pause)
+	servicetest.Pause()
 	phone.password("bob@example.com", "battery staple").at("/")
 
 	late := s.link(phone, "bob@example.com")
@@ -386,7 +382,7 @@ func TestResetNeedsTheCodeAndRefusesLoginsFromBefore(t *testing.T) {
 	owner.get("/").at("/")
 
 	// And so is one whose code is being checked.
-	time.Sleep(pause)
+	servicetest.Pause()
 	thief.password("ann@example.com", "battery staple").at("/totp")
 	token, code := s.link(owner, "ann@example.com"), s.code()
 	s.meanwhile = func() {
@@ -394,7 +390,7 @@ func TestResetNeedsTheCodeAndRefusesLoginsFromBefore(t *testing.T) {
 	}
 	thief.post("/totp", "code", code).shows(200, "Your password was changed while you logged in")
 	thief.get("/").at("/login")
-	time.Sleep(pause)
+	servicetest.Pause()
 	thief.password("ann@example.com", "a third password").at("/totp")
 }
 

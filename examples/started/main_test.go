@@ -86,10 +86,6 @@ func TestService(t *testing.T) {
 	}
 }
 
-// pause lets some time pass between an end of all sessions and a login: one that follows within a
-// round trip of its own may be refused.
-const pause = 500 * time.Millisecond
-
 func walk(t *testing.T, redis *redistest.Server, browser *servicetest.Client) {
 	const right, wrong = "email=ann@example.com&password=correct+horse", "email=ann@example.com&password=guess"
 	to := func(path string) func(_ string, header http.Header) {
@@ -153,7 +149,7 @@ func walk(t *testing.T, redis *redistest.Server, browser *servicetest.Client) {
 		t.Error(page)
 	}
 	phone.Do(403, "POST", "/login", right)
-	time.Sleep(pause)
+	servicetest.Pause()
 	phone.Do(303, "POST", "/login", "email=ann@example.com&password=battery+staple")
 	to("/")(laptop.Do(303, "POST", "/end-others", ""))
 	to("/login")(phone.Do(303, "GET", "/", ""))

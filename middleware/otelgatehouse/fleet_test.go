@@ -86,6 +86,9 @@ func TestFleetChild(t *testing.T) {
 	if err := out.Encode(told{saw, m.values(t)}); err != nil {
 		t.Error(err)
 	}
+	if t.Failed() {
+		os.Exit(1)
+	}
 	os.Exit(0) // nothing more is printed
 }
 

@@ -182,7 +182,7 @@ func (m *model) take(r report) {
 	m.reports = append(m.reports, r)
 }
 
-// enough tells whether the model has seen anything to speak of.
+// enough reports whether the model has seen enough to judge by.
 func (m *model) enough() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -19,6 +19,10 @@ import (
 	"github.com/gatehouse-go/gatehouse/internal/roundtrip"
 )
 
+// Pause is for between an end of all sessions of a user and their login: one that follows within a
+// round trip of its own may be refused.
+func Pause() { time.Sleep(500 * time.Millisecond) }
+
 // Patiently sends a request of a service whose Redis is there: a busy machine may still take longer
 // than it waits for an answer, and then the request is sent again.
 func Patiently(browser *http.Client, r *http.Request) (*http.Response, error) {
